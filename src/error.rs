@@ -1,0 +1,116 @@
+//! What can go wrong, in the words of the wire: an error travels as one string
+//! whose first word says which of these it is.
+
+use std::fmt;
+
+/// What kind of trouble it is: the stable first word of every error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// No majority answered, or a node could not be reached. Nothing was written.
+    Unavailable,
+    /// This node has started a moment ago and does not yet know what it missed.
+    Joining,
+    /// It was asked and not answered in time: it may have happened, and it may not.
+    UnknownOutcome,
+    /// A key, a value or a message is over its limit.
+    TooLarge,
+    /// The node's memory limit is reached; nothing was evicted, nothing was written.
+    Full,
+    /// Asker and node do not have the same `cluster.toml`, or this key is not kept there.
+    WrongRing,
+    /// The request makes no sense: wrong parameters, wrong types, wrong shape.
+    BadRequest,
+    /// There is no such method.
+    NoSuchMethod,
+}
+
+const WORDS: [(Kind, &str); 8] = [
+    (Kind::Unavailable, "unavailable"),
+    (Kind::Joining, "joining"),
+    (Kind::UnknownOutcome, "unknown-outcome"),
+    (Kind::TooLarge, "too-large"),
+    (Kind::Full, "full"),
+    (Kind::WrongRing, "wrong-ring"),
+    (Kind::BadRequest, "bad-request"),
+    (Kind::NoSuchMethod, "no-such-method"),
+];
+
+impl Kind {
+    /// The first word of such an error, as the wire has it.
+    pub fn word(self) -> &'static str {
+        WORDS
+            .iter()
+            .find(|(kind, _)| *kind == self)
+            .map_or("", |(_, word)| word)
+    }
+
+    /// Whether asking again cannot help: the node heard the question and said no for good.
+    pub fn is_refusal(self) -> bool {
+        !matches!(
+            self,
+            Kind::Unavailable | Kind::Joining | Kind::UnknownOutcome
+        )
+    }
+}
+
+/// An error of kv54, printed and sent as `kind: why`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    /// What kind of trouble it is.
+    pub kind: Kind,
+    /// One line that names the key, the node or the address.
+    pub why: String,
+}
+
+impl Error {
+    /// An error of this kind, for this reason.
+    pub fn new(kind: Kind, why: impl Into<String>) -> Self {
+        Error {
+            kind,
+            why: why.into(),
+        }
+    }
+
+    /// The error that this text from the wire stands for. A first word that this
+    /// version does not know is taken as a node that cannot help.
+    pub fn parse(text: &str) -> Self {
+        let (word, why) = text.split_once(": ").unwrap_or(("", text));
+        match WORDS.iter().find(|(_, known)| *known == word) {
+            Some((kind, _)) => Error::new(*kind, why),
+            None => Error::new(Kind::Unavailable, text),
+        }
+    }
+
+    /// The error of a method that there is not, or not with so many parameters.
+    pub fn not_a_request(method: &str, params: usize) -> Self {
+        let usage = match method {
+            "get" | "delete" => "[key]",
+            "set" => "[key, value]",
+            "load" => "[ring, key] or [ring, key, known stamp]",
+            "store" => "[ring, key, [counter, writer, value]]",
+            "status" => "[]",
+            _ => return Error::new(Kind::NoSuchMethod, format!("{method:?}")),
+        };
+        Error::new(
+            Kind::BadRequest,
+            format!("{method} takes {usage}, not {params} parameters"),
+        )
+    }
+
+    /// What this error means to somebody who only reads: what is unknown did not happen for them.
+    #[must_use]
+    pub fn of_read(mut self) -> Self {
+        if self.kind == Kind::UnknownOutcome {
+            self.kind = Kind::Unavailable;
+        }
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.kind.word(), self.why)
+    }
+}
+
+impl std::error::Error for Error {}

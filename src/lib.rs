@@ -1,0 +1,10 @@
+//! kv54: a distributed key-value store in 54 lines, and what stands beside them.
+//!
+//! | file | what lives there |
+//! | --- | --- |
+//! | [`cluster`] | `cluster.toml` → sorted names → `crc32 % N`, next, next |
+//! | [`error`] | what can go wrong, as the wire says it |
+//!
+
+pub mod cluster;
+pub mod error;

@@ -3,8 +3,10 @@
 //! | file | what lives there |
 //! | --- | --- |
 //! | [`cluster`] | `cluster.toml` → sorted names → `crc32 % N`, next, next |
+//! | [`rpc`] | MessagePack-RPC: codec, server loop, connections |
 //! | [`error`] | what can go wrong, as the wire says it |
 //!
 
 pub mod cluster;
 pub mod error;
+pub mod rpc;

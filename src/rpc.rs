@@ -1,0 +1,78 @@
+//! MessagePack-RPC over any stream of bytes: `[0, msgid, method, [params]]` is
+//! answered by `[1, msgid, error, result]`, in any order, on one connection.
+//!
+//! The crate `msgpack-rpc` gives the messages and values. Its endpoint is not
+//! used: it spawns a task for every request, writes every answer by itself and
+//! bounds nothing. Here are a [`codec`] with limits, a loop that [`serve`]s, and
+//! a [`Peer`] that asks.
+
+use std::future::Future;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use msgpack_rpc::Value;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::error::Error;
+
+pub mod codec;
+mod peer;
+mod serve;
+
+pub use peer::{Call, HEDGE, Peer};
+pub use serve::{Limits, serve};
+
+/// A connection: TCP here, a simulated or an encrypted one elsewhere.
+pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection for S {}
+
+/// How a peer is reached: an address `host:port` to a connection.
+pub type Dial =
+    Arc<dyn Fn(&str) -> BoxFuture<'static, io::Result<Box<dyn Connection>>> + Send + Sync>;
+
+/// What answers requests.
+pub trait Service: Sync {
+    /// The answer to one request. An answer that is ready at once is sent in order, at once.
+    fn answer(
+        &self,
+        method: &str,
+        params: &[Value],
+    ) -> impl Future<Output = Result<Value, Error>> + Send;
+}
+
+/// Dials over TCP.
+pub fn tcp() -> Dial {
+    Arc::new(|address| {
+        let address = address.to_owned();
+        Box::pin(async move {
+            let stream = TcpStream::connect(address).await?;
+            tune(&stream)?;
+            Ok(Box::new(stream) as Box<dyn Connection>)
+        })
+    })
+}
+
+/// The next connection to a TCP listener.
+pub async fn accept(listener: &TcpListener) -> io::Result<Box<dyn Connection>> {
+    let (stream, _) = listener.accept().await?;
+    tune(&stream)?;
+    Ok(Box::new(stream))
+}
+
+/// Without `TCP_NODELAY`, answers wait 40 ms for company; without keepalive, a vanished host is never noticed.
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let every = Duration::from_secs(10);
+    SockRef::from(stream)
+        .set_tcp_keepalive(&TcpKeepalive::new().with_time(every).with_interval(every))
+}
+
+/// Locks for a few instructions. What panicked elsewhere has been answered there; the data is whole.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,378 @@
+//! One connection to one node, shared by everybody here who asks it something.
+//! It is made when the first question comes and made again after it broke.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use msgpack_rpc::Value;
+use msgpack_rpc::message::{Message, Response};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::codec::{Codec, MESSAGE, write_request};
+use super::{Dial, lock};
+use crate::error::{Error, Kind};
+
+/// A question unanswered for this long wakes its asker, which may ask somebody else too.
+pub const HEDGE: Duration = Duration::from_millis(10);
+/// How long a node that did not answer in time is asked last.
+const SUSPICION: Duration = Duration::from_secs(1);
+/// How long a node that could not be dialled is not dialled again.
+const REDIAL: Duration = Duration::from_millis(50);
+/// Unsent questions, in bytes; more are refused.
+const MAX_OUTBOX: usize = 64 << 20;
+
+/// A node that can be asked. Cloning it gives another handle on the same connection.
+#[derive(Clone)]
+pub struct Peer(Arc<Shared>);
+
+struct Shared {
+    address: String,
+    dial: Dial,
+    patience: Duration,
+    state: Mutex<State>,
+    to_write: Notify,
+    to_watch: Notify,
+}
+
+struct State {
+    connected: bool,
+    outbox: Vec<u8>,
+    first: u32, // the msgid of the question at the front
+    next: u32,
+    questions: VecDeque<Question>,
+    suspect_until: Instant,
+    down: Option<(Instant, Error)>, // not dialled before then, and why
+}
+
+/// A question's place in the queue. It is kept until the answer or the end of the
+/// connection, also where the asker has gone: that is how a silent peer is noticed.
+enum Question {
+    Asked(Instant, Option<Waker>),
+    Forgotten(Instant),
+    Answered(Instant, Result<Value, Error>),
+    Done,
+}
+
+impl Peer {
+    /// The node at `address` (`host:port`). A dial takes `patience` at most, and a
+    /// connection that leaves a question unanswered for that long is given up.
+    pub fn new(address: &str, patience: Duration, dial: Dial) -> Self {
+        let state = State {
+            connected: false,
+            outbox: Vec::new(),
+            first: 0,
+            next: 0,
+            questions: VecDeque::new(),
+            suspect_until: Instant::now(),
+            down: None,
+        };
+        Peer(Arc::new(Shared {
+            address: address.to_owned(),
+            dial,
+            patience,
+            state: Mutex::new(state),
+            to_write: Notify::new(),
+            to_watch: Notify::new(),
+        }))
+    }
+
+    /// Asks. The question is on its way when this returns; the answer, or an error, comes
+    /// within `patience` of it. `params` are encoded MessagePack values, 15 at most.
+    pub fn call(&self, method: &str, params: &[&[u8]]) -> Call {
+        let mut state = lock(&self.0.state);
+        let now = Instant::now();
+        let id = state.next;
+        state.next = id.wrapping_add(1);
+        let refused = match &state.down {
+            Some((until, why)) if now < *until => Some(why.clone()),
+            _ => self.0.too_much(&state, params),
+        };
+        if let Some(error) = refused {
+            state
+                .questions
+                .push_back(Question::Answered(now, Err(error)));
+            return Call {
+                peer: self.0.clone(),
+                id,
+            };
+        }
+        if state.questions.iter().all(|question| !question.is_open()) {
+            self.0.to_watch.notify_one();
+        }
+        if state.outbox.is_empty() {
+            self.0.to_write.notify_one();
+        }
+        write_request(&mut state.outbox, id, method, params);
+        state.questions.push_back(Question::Asked(now, None));
+        if !std::mem::replace(&mut state.connected, true) {
+            tokio::spawn(self.0.clone().run());
+        }
+        Call {
+            peer: self.0.clone(),
+            id,
+        }
+    }
+
+    /// Whether this node was late or out of reach a moment ago: better ask the others first.
+    pub fn is_suspect(&self) -> bool {
+        Instant::now() < lock(&self.0.state).suspect_until
+    }
+
+    /// Whether a question is still on its way.
+    pub fn is_busy(&self) -> bool {
+        lock(&self.0.state).questions.iter().any(Question::is_open)
+    }
+}
+
+impl Shared {
+    fn too_much(&self, state: &State, params: &[&[u8]]) -> Option<Error> {
+        let size = params.iter().map(|param| param.len()).sum::<usize>() + 64;
+        if size > MESSAGE.bytes {
+            let why = format!(
+                "a request of {size} bytes, at most {} are taken",
+                MESSAGE.bytes
+            );
+            return Some(Error::new(Kind::TooLarge, why));
+        }
+        (state.outbox.len() + size > MAX_OUTBOX)
+            .then(|| self.trouble(Kind::Unavailable, "takes nothing any more"))
+    }
+
+    fn trouble(&self, kind: Kind, why: impl std::fmt::Display) -> Error {
+        Error::new(kind, format!("{}: {why}", self.address))
+    }
+
+    /// Dials, reads, writes and watches the clock until something breaks.
+    async fn run(self: Arc<Self>) {
+        let (redial, why) = tokio::select! {
+            biased;
+            broken = self.converse() => broken,
+            silent = self.watch() => (None, silent),
+        };
+        // What was never sent was not carried out; for the rest, nobody knows.
+        let kind = if redial.is_some() {
+            Kind::Unavailable
+        } else {
+            Kind::UnknownOutcome
+        };
+        self.end(redial, self.trouble(kind, explain(&why)));
+    }
+
+    async fn converse(&self) -> (Option<Duration>, io::Error) {
+        let dialled = timeout(self.patience, (self.dial)(&self.address)).await;
+        let (from, to) = match dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+            Ok(stream) => tokio::io::split(stream),
+            Err(error) => return (Some(REDIAL), error),
+        };
+        let Err(broken) = tokio::select! {
+            biased;
+            broken = self.read(from) => broken,
+            broken = self.write(to) => broken,
+        };
+        (None, broken)
+    }
+
+    async fn write(&self, mut to: impl AsyncWrite + Unpin) -> io::Result<Infallible> {
+        let mut batch = Vec::new();
+        loop {
+            batch.clear();
+            std::mem::swap(&mut batch, &mut lock(&self.state).outbox);
+            if batch.is_empty() {
+                self.to_write.notified().await;
+                continue;
+            }
+            to.write_all(&batch).await?;
+            to.flush().await?;
+            batch.shrink_to(MESSAGE.bytes);
+        }
+    }
+
+    async fn read(&self, mut from: impl AsyncRead + Unpin) -> io::Result<Infallible> {
+        let (mut codec, mut input) = (Codec::default(), BytesMut::new());
+        loop {
+            input.reserve(16 << 10);
+            if from.read_buf(&mut input).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let arrived = Instant::now(); // after the bytes: the window must not count them early
+            loop {
+                match codec.decode(&mut input) {
+                    Ok(Some(Message::Response(response))) => self.answered(arrived, response),
+                    Ok(None) => break,
+                    Ok(Some(_)) => return Err(io::Error::other("it asks where it should answer")),
+                    Err(malformed) => return Err(io::Error::other(malformed.error)),
+                }
+            }
+        }
+    }
+
+    /// Wakes askers whose answer is late, and returns once one is too late for this connection.
+    async fn watch(&self) -> io::Error {
+        loop {
+            let now = Instant::now();
+            match self.wake_late(now) {
+                None => self.to_watch.notified().await,
+                Some(oldest) if now - oldest >= self.patience => {
+                    return io::ErrorKind::TimedOut.into();
+                }
+                Some(_) => sleep(HEDGE).await,
+            }
+        }
+    }
+
+    /// Wakes whoever has waited longer than [`HEDGE`]; says when the oldest open question was asked.
+    fn wake_late(&self, now: Instant) -> Option<Instant> {
+        let mut state = lock(&self.state);
+        let mut oldest = None;
+        let mut late = Vec::new();
+        for question in &mut state.questions {
+            let (Question::Asked(at, _) | Question::Forgotten(at)) = *question else {
+                continue;
+            };
+            oldest = oldest.or(Some(at));
+            if now - at < HEDGE {
+                break;
+            }
+            if let Question::Asked(_, waker) = question {
+                late.extend(waker.take());
+            }
+        }
+        if oldest.is_some_and(|at| now - at >= HEDGE) {
+            state.suspect_until = now + SUSPICION;
+        }
+        drop(state);
+        late.into_iter().for_each(Waker::wake);
+        oldest
+    }
+
+    fn answered(&self, arrived: Instant, response: Response) {
+        let mut state = lock(&self.state);
+        let place = response.id.wrapping_sub(state.first) as usize;
+        let answer = response.result.map_err(|error| match error.as_str() {
+            Some(text) => Error::parse(text),
+            None => self.trouble(Kind::UnknownOutcome, error),
+        });
+        let waker = match state.questions.get_mut(place) {
+            Some(question @ Question::Asked(..)) => question.answer(arrived, answer),
+            Some(question @ Question::Forgotten(_)) => {
+                *question = Question::Done;
+                None
+            }
+            _ => return, // an answer to nothing, or a second one
+        };
+        state.suspect_until = arrived;
+        state.tidy();
+        drop(state);
+        waker.into_iter().for_each(Waker::wake);
+    }
+
+    /// Nothing that was asked on this connection will be answered any more.
+    fn end(&self, redial: Option<Duration>, why: Error) {
+        let mut state = lock(&self.state);
+        let now = Instant::now();
+        let mut wakers = Vec::new();
+        for question in &mut state.questions {
+            match question {
+                Question::Asked(..) => wakers.extend(question.answer(now, Err(why.clone()))),
+                Question::Forgotten(_) => *question = Question::Done,
+                _ => {}
+            }
+        }
+        state.tidy();
+        state.connected = false;
+        state.outbox = Vec::new();
+        state.suspect_until = now + SUSPICION;
+        state.down = redial.map(|pause| (now + pause, why));
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl State {
+    fn tidy(&mut self) {
+        while let Some(Question::Done) = self.questions.front() {
+            self.questions.pop_front();
+            self.first = self.first.wrapping_add(1);
+        }
+    }
+}
+
+impl Question {
+    fn is_open(&self) -> bool {
+        matches!(self, Question::Asked(..) | Question::Forgotten(_))
+    }
+
+    fn answer(&mut self, arrived: Instant, answer: Result<Value, Error>) -> Option<Waker> {
+        match std::mem::replace(self, Question::Answered(arrived, answer)) {
+            Question::Asked(_, waker) => waker,
+            _ => None,
+        }
+    }
+}
+
+/// A question on its way. Ready with the moment when the answer had arrived, and the
+/// answer. Wakes its task too when the answer is late. Dropping it forgets the answer, not the question.
+pub struct Call {
+    peer: Arc<Shared>,
+    id: u32,
+}
+
+impl Future for Call {
+    type Output = (Instant, Result<Value, Error>);
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = lock(&self.peer.state);
+        let place = self.id.wrapping_sub(state.first) as usize;
+        let Some(question) = state.questions.get_mut(place) else {
+            return Poll::Pending;
+        };
+        if let Question::Asked(_, waker) = question {
+            match waker {
+                Some(waker) => waker.clone_from(context.waker()),
+                None => *waker = Some(context.waker().clone()),
+            }
+            return Poll::Pending;
+        }
+        match std::mem::replace(question, Question::Done) {
+            Question::Answered(arrived, answer) => {
+                state.tidy();
+                Poll::Ready((arrived, answer))
+            }
+            _ => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let mut state = lock(&self.peer.state);
+        let place = self.id.wrapping_sub(state.first) as usize;
+        if let Some(question) = state.questions.get_mut(place) {
+            *question = match question {
+                Question::Asked(at, _) => Question::Forgotten(*at),
+                _ => Question::Done,
+            };
+            state.tidy();
+        }
+    }
+}
+
+/// The cause of a broken connection in a person's words, without the system's error numbers.
+fn explain(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused".into(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "connection reset".into(),
+        io::ErrorKind::UnexpectedEof => "connection closed".into(),
+        io::ErrorKind::TimedOut => "no answer in time".into(),
+        _ => error.to_string(),
+    }
+}

@@ -1,0 +1,363 @@
+//! The loop that answers. All connections of a node live in one task, and all
+//! requests of a connection in its own small set: nothing is spawned. What is
+//! ready at once is answered in place, and what a batch of requests produced
+//! leaves in one write.
+
+use std::future::Future;
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, Stream, StreamExt as _};
+use futures::task::AtomicWaker;
+use futures::{FutureExt as _, future};
+use msgpack_rpc::Value;
+use msgpack_rpc::message::{Message, Notification, Request};
+use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
+use tokio::time::{Sleep, sleep, timeout};
+use tokio_util::io::poll_read_buf;
+use tokio_util::sync::CancellationToken;
+
+use super::codec::{Codec, Malformed, write_response};
+use super::{Connection, Service, lock};
+use crate::error::{Error, Kind};
+
+/// Requests in flight on one connection; the next one waits in the socket.
+const MAX_IN_FLIGHT: usize = 1024;
+/// Unsent answers, in bytes, beyond which a connection is not read any further.
+const MAX_UNSENT: usize = 1 << 20;
+/// The time an unfinished message may take.
+const MAX_DRIP: Duration = Duration::from_secs(10);
+/// The time that requests in flight have when the node stops.
+const MAX_FAREWELL: Duration = Duration::from_secs(2);
+/// The time a connection that was refused has to read why.
+const MAX_LINGER: Duration = Duration::from_secs(1);
+
+/// What a server takes from all its connections together.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once; one more is closed at once.
+    pub connections: usize,
+    /// Unfinished input, requests in flight and unsent answers, in bytes. At the
+    /// limit the connection that holds the most of it is closed.
+    pub buffers: usize,
+}
+
+/// Answers every request on every connection until `stop`, then finishes what is in flight.
+pub async fn serve<L, S>(mut incoming: L, service: &S, limits: Limits, stop: CancellationToken)
+where
+    L: Stream<Item = io::Result<Box<dyn Connection>>> + Unpin,
+    S: Service,
+{
+    let buffers = Buffers {
+        limit: limits.buffers,
+        total: AtomicUsize::new(0),
+        shares: Mutex::default(),
+    };
+    let mut connections = FuturesUnordered::new();
+    let mut stopped = pin!(stop.cancelled());
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut stopped => break,
+            Some(()) = connections.next() => {}
+            Some(accepted) = incoming.next() => match accepted {
+                Ok(stream) if connections.len() < limits.connections => {
+                    connections.push(connection(stream, service, &buffers, stop.clone()));
+                }
+                Ok(_) => log::warn!("a connection is refused: {} are open", limits.connections),
+                Err(error) => {
+                    log::warn!("a connection could not be accepted: {error}");
+                    sleep(Duration::from_millis(10)).await; // out of files: those that close are a relief
+                }
+            },
+            else => break,
+        }
+    }
+    let farewell = async { while connections.next().await.is_some() {} };
+    if timeout(MAX_FAREWELL, farewell).await.is_err() {
+        log::warn!("stopped with requests in flight");
+    }
+}
+
+async fn connection<S: Service>(
+    stream: Box<dyn Connection>,
+    service: &S,
+    buffers: &Buffers,
+    stop: CancellationToken,
+) {
+    let mut session = Session {
+        stream,
+        service,
+        codec: Codec::default(),
+        input: BytesMut::new(),
+        ended: false,
+        in_flight: FuturesUnordered::new(),
+        weight: 0,
+        output: Vec::new(),
+        sent: 0,
+        drip: None,
+        share: buffers.join(),
+    };
+    let mut stopped = pin!(stop.cancelled());
+    let end = future::poll_fn(|context| {
+        session.ended |= stopped.as_mut().poll(context).is_ready();
+        session.poll(context)
+    });
+    // An answer that cannot be delivered is nobody's any more.
+    if end.await.is_ok() {
+        let _ = timeout(MAX_LINGER, session.linger()).await;
+    }
+}
+
+/// One connection: what came in, what is being answered, what goes out.
+struct Session<'a, S> {
+    stream: Box<dyn Connection>,
+    service: &'a S,
+    codec: Codec,
+    input: BytesMut,
+    ended: bool, // nothing more is read
+    in_flight: FuturesUnordered<BoxFuture<'a, Answer>>,
+    weight: usize, // of the requests in flight, in bytes
+    output: Vec<u8>,
+    sent: usize, // of the output, in bytes
+    drip: Option<Pin<Box<Sleep>>>,
+    share: Share<'a>,
+}
+
+struct Answer {
+    id: Option<u32>,
+    weight: usize,
+    result: Result<Value, Error>,
+}
+
+impl<'a, S: Service> Session<'a, S> {
+    /// Reads until the input runs dry, then writes all that it gave rise to in one go. Ready
+    /// when nothing more will be read and everything is answered.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            self.take_requests(context);
+            let full = self.is_full();
+            while let Poll::Ready(Some(answer)) = self.in_flight.poll_next_unpin(context) {
+                self.weight -= answer.weight;
+                self.reply(&answer);
+            }
+            self.share
+                .hold(self.input.len() + self.weight + self.output.len(), context)?;
+            self.poll_drip(full, context);
+            if !self.ended && !self.is_full() {
+                self.input
+                    .reserve(self.input.len().clamp(16 << 10, 256 << 10));
+                let read = poll_read_buf(Pin::new(&mut self.stream), context, &mut self.input);
+                if let Poll::Ready(count) = read {
+                    self.ended = count? == 0;
+                    continue;
+                }
+            }
+            let written = self.poll_write(context)?;
+            if full && !self.is_full() {
+                continue; // requests may still stand in the input
+            }
+            ready!(written);
+            return if self.ended && self.in_flight.is_empty() {
+                Poll::Ready(Ok(()))
+            } else {
+                Poll::Pending
+            };
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.in_flight.len() >= MAX_IN_FLIGHT || self.output.len() - self.sent >= MAX_UNSENT
+    }
+
+    fn take_requests(&mut self, context: &mut Context<'_>) {
+        while !self.is_full() {
+            let (id, method, params) = match self.codec.decode(&mut self.input) {
+                Ok(Some(Message::Request(Request { id, method, params }))) => {
+                    (Some(id), method, params)
+                }
+                Ok(Some(Message::Notification(Notification { method, params }))) => {
+                    (None, method, params)
+                }
+                Ok(Some(Message::Response(_))) => {
+                    return self.refuse("an answer, and nothing was asked");
+                }
+                Ok(None) => break,
+                Err(Malformed { id, in_step, error }) => {
+                    self.reply(&Answer {
+                        id,
+                        weight: 0,
+                        result: Err(error.clone()),
+                    });
+                    match in_step {
+                        true => continue,
+                        false => return self.refuse(error),
+                    }
+                }
+            };
+            self.drip = None;
+            let (service, weight) = (self.service, self.codec.weight());
+            let mut answer: BoxFuture<'a, Answer> = Box::pin(async move {
+                let answer = AssertUnwindSafe(service.answer(&method, &params))
+                    .catch_unwind()
+                    .await;
+                Answer {
+                    id,
+                    weight,
+                    result: answer.unwrap_or_else(|_| Err(panicked(&method))),
+                }
+            });
+            match answer.as_mut().poll(context) {
+                Poll::Ready(answer) => self.reply(&answer),
+                Poll::Pending => {
+                    self.weight += weight;
+                    self.in_flight.push(answer);
+                }
+            }
+        }
+        if self.input.is_empty() && self.codec.weight() > 64 << 10 {
+            self.input = BytesMut::new(); // a large message's buffer is not kept for small ones
+        }
+    }
+
+    fn reply(&mut self, answer: &Answer) {
+        if let Some(id) = answer.id {
+            write_response(&mut self.output, id, &answer.result);
+        }
+    }
+
+    /// Nothing more is read here: the stream cannot be trusted. What is in flight is still answered.
+    fn refuse(&mut self, why: impl std::fmt::Display) {
+        log::debug!("a connection is closed: {why}");
+        self.ended = true;
+        self.input = BytesMut::new();
+        self.codec = Codec::default();
+    }
+
+    /// Gives up on a message that takes longer than [`MAX_DRIP`] to arrive.
+    fn poll_drip(&mut self, full: bool, context: &mut Context<'_>) {
+        if full || self.input.is_empty() || self.ended {
+            self.drip = None;
+        } else {
+            let drip = self.drip.get_or_insert_with(|| Box::pin(sleep(MAX_DRIP)));
+            if drip.as_mut().poll(context).is_ready() {
+                self.refuse(format!("a message was unfinished for {MAX_DRIP:?}"));
+            }
+        }
+    }
+
+    fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(unsent @ [_, ..]) = self.output.get(self.sent..) {
+            match ready!(Pin::new(&mut self.stream).poll_write(context, unsent))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => self.sent += count,
+            }
+        }
+        if self.sent > 0 {
+            self.output.clear();
+            self.output.shrink_to(64 << 10);
+            self.sent = 0;
+        }
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    /// Lets the peer read the last answers: closing on unread input would reset the connection.
+    async fn linger(&mut self) -> io::Result<()> {
+        self.stream.shutdown().await?;
+        let mut unread = [0; 4096];
+        while self.stream.read(&mut unread).await? > 0 {}
+        Ok(())
+    }
+}
+
+fn panicked(method: &str) -> Error {
+    Error::new(
+        Kind::UnknownOutcome,
+        format!("{method} failed inside the node; its log says where"),
+    )
+}
+
+/// What all connections of a server hold together, in bytes.
+struct Buffers {
+    limit: usize,
+    total: AtomicUsize,
+    shares: Mutex<Vec<Arc<Held>>>,
+}
+
+/// What one connection holds of it.
+struct Share<'a> {
+    buffers: &'a Buffers,
+    held: Arc<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    bytes: AtomicUsize,
+    over: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Buffers {
+    fn join(&self) -> Share<'_> {
+        let held = Arc::new(Held::default());
+        lock(&self.shares).push(held.clone());
+        Share {
+            buffers: self,
+            held,
+        }
+    }
+
+    /// Marks the largest connections until the rest of them fits.
+    fn make_room(&self) {
+        let mut shares = lock(&self.shares);
+        shares.sort_by_key(|held| held.bytes.load(Relaxed));
+        let mut total = self.total.load(Relaxed);
+        for held in shares.iter().rev() {
+            if total <= self.limit {
+                break;
+            }
+            total = total.saturating_sub(held.bytes.load(Relaxed));
+            if !held.over.swap(true, Relaxed) {
+                held.waker.wake();
+            }
+        }
+    }
+}
+
+impl Share<'_> {
+    /// Says how much this connection holds now; fails if it is the one to be closed.
+    fn hold(&self, bytes: usize, context: &Context<'_>) -> io::Result<()> {
+        let before = self.held.bytes.swap(bytes, Relaxed);
+        let total = self
+            .buffers
+            .total
+            .fetch_add(bytes.wrapping_sub(before), Relaxed);
+        if bytes > before && total + bytes - before > self.buffers.limit {
+            self.buffers.make_room();
+        }
+        self.held.waker.register(context.waker());
+        if self.held.over.load(Relaxed) {
+            log::warn!(
+                "a connection is closed: its {bytes} bytes are the most of all buffers, which are full"
+            );
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        self.buffers
+            .total
+            .fetch_sub(self.held.bytes.load(Relaxed), Relaxed);
+        lock(&self.buffers.shares).retain(|held| !Arc::ptr_eq(held, &self.held));
+    }
+}

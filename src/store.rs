@@ -1,0 +1,422 @@
+//! What a replica keeps in memory: for each part of the ring that it holds, a map
+//! from key to the newest entry that it has been told. Entries are never removed, so
+//! the place at which a key was first inserted is its number for good.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use indexmap::IndexMap;
+use msgpack_rpc::Value;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::cluster::{Cluster, MAX_KEY, MAX_VALUE};
+use crate::error::{Error, Kind};
+use crate::rpc::{codec, lock};
+
+/// When a write happened, in an order that all nodes agree on: by counter, then by writer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stamp {
+    /// One more than the highest that the writer saw at a majority.
+    pub counter: u64,
+    /// Drawn at random for each write: no two writes share a stamp.
+    pub writer: u64,
+}
+
+impl Stamp {
+    /// Above every stamp of a write: who knows it asks for stamps alone.
+    pub const MAX: Stamp = Stamp {
+        counter: u64::MAX,
+        writer: u64::MAX,
+    };
+
+    /// The stamp of a new write over this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Stamp {
+            counter: self.counter.saturating_add(1),
+            writer: fastrand::u64(..),
+        }
+    }
+}
+
+/// A value and when it was written. A nil value is an absent key.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// When it was written.
+    pub stamp: Stamp,
+    /// What was written.
+    pub value: Value,
+}
+
+/// What a replica answers to `load`: its stamp, and the value unless the asker has it already.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loaded {
+    /// The stamp of what the replica has; zero where it has nothing.
+    pub stamp: Stamp,
+    /// The value, if its stamp is above the one that the asker knows.
+    pub value: Option<Value>,
+}
+
+/// How much one value may be. It must fit into every message that carries it, a page of a scan too.
+const VALUE: codec::Bounds = codec::Bounds {
+    bytes: MAX_VALUE + 5,
+    values: 60_000,
+    depth: 10,
+};
+/// What an entry takes beside its key and value, in bytes: its place in the map, and two allocations.
+const OVERHEAD: usize = 100;
+
+/// The memory of one node.
+pub struct Store {
+    cluster: Arc<Cluster>,
+    me: usize,
+    started: Instant,
+    kept: Mutex<Kept>,
+}
+
+struct Kept {
+    bytes: usize,
+    parts: BTreeMap<usize, Part>,
+}
+
+#[derive(Default)]
+struct Part {
+    entries: IndexMap<Box<[u8]>, Packed>,
+    tombstones: usize,
+    digest: u64,
+}
+
+/// An entry as it is kept: its value as MessagePack, no bytes at all where it is nil.
+struct Packed {
+    stamp: Stamp,
+    value: Box<[u8]>,
+}
+
+impl Store {
+    /// An empty store for the node at place `me`.
+    pub fn new(cluster: Arc<Cluster>, me: usize) -> Self {
+        let mine = |part: &usize| cluster.replicas(*part).any(|node| node == me);
+        let parts = (0..cluster.nodes().len())
+            .filter(mine)
+            .map(|part| (part, Part::default()))
+            .collect();
+        Store {
+            cluster,
+            me,
+            started: Instant::now(),
+            kept: Mutex::new(Kept { bytes: 0, parts }),
+        }
+    }
+
+    /// This store, for who asks on the same `ring`.
+    pub fn on(&self, ring: &Value) -> Result<&Self, Error> {
+        let (name, ours) = (self.name(), self.cluster.fingerprint(self.name()));
+        if ring.as_u64() == Some(ours.into()) {
+            return Ok(self);
+        }
+        let names: Vec<&str> = self
+            .cluster
+            .nodes()
+            .iter()
+            .map(|node| node.name.as_str())
+            .collect();
+        Err(Error::new(
+            Kind::WrongRing,
+            format!(
+                "{name}'s ring is {ours} ({}, window {:?}), yours is {ring}: use the same cluster.toml",
+                names.join(" "),
+                self.cluster.window,
+            ),
+        ))
+    }
+
+    /// What is kept under this key, without the value where `known` is as new.
+    pub fn load(&self, key: &[u8], known: Option<Stamp>) -> Result<Loaded, Error> {
+        let kept = lock(&self.kept);
+        let part = self.part(key)?;
+        let packed = kept.parts.get(&part).and_then(|part| part.entries.get(key));
+        let stamp = packed.map_or(Stamp::default(), |packed| packed.stamp);
+        let value = match packed {
+            _ if known.is_some_and(|known| known >= stamp) => None,
+            Some(packed) if !packed.value.is_empty() => Some(unpack(&packed.value)?),
+            _ => Some(Value::Nil),
+        };
+        Ok(Loaded { stamp, value })
+    }
+
+    /// Keeps the entry if it is newer than what is kept under this key; answers nil either way.
+    pub fn store(&self, key: &[u8], entry: &Entry) -> Result<Value, Error> {
+        if entry.stamp.counter >= 1 << 63 {
+            return Err(Error::new(
+                Kind::BadRequest,
+                "a stamp's counter is below 2^63",
+            ));
+        }
+        let packed = Packed {
+            stamp: entry.stamp,
+            value: pack(&entry.value)?,
+        };
+        let number = self.part(key)?;
+        let mut kept = lock(&self.kept);
+        let Kept { bytes, parts } = &mut *kept;
+        let part = parts.entry(number).or_default();
+        let old = part.entries.get_mut(key);
+        if old.as_ref().is_some_and(|old| old.stamp >= packed.stamp) {
+            return Ok(Value::Nil);
+        }
+        let freed = old.as_ref().map_or(0, |old| old.value.len());
+        let taken = packed.value.len()
+            + if old.is_some() {
+                0
+            } else {
+                key.len() + OVERHEAD
+            };
+        if taken > freed && *bytes + taken - freed > self.cluster.memory {
+            let why = format!(
+                "{} keeps {bytes} bytes, at most {}",
+                self.name(),
+                self.cluster.memory
+            );
+            return Err(Error::new(Kind::Full, why));
+        }
+        *bytes = *bytes + taken - freed;
+        part.digest ^= digest(key, packed.stamp);
+        part.tombstones += usize::from(packed.value.is_empty());
+        match old {
+            Some(old) => {
+                part.digest ^= digest(key, old.stamp);
+                part.tombstones -= usize::from(old.value.is_empty());
+                *old = packed;
+            }
+            None => drop(part.entries.insert(key.into(), packed)),
+        }
+        Ok(Value::Nil)
+    }
+
+    /// What there is to say about this node.
+    pub fn status(&self) -> Status {
+        let kept = lock(&self.kept);
+        let sum = |count: fn(&Part) -> usize| kept.parts.values().map(count).sum();
+        let tombstones = sum(|part| part.tombstones);
+        let digests = kept.parts.iter().map(|(part, content)| {
+            let owner = self
+                .cluster
+                .nodes()
+                .get(*part)
+                .map_or("", |node| &node.name);
+            (owner.to_owned(), format!("{:016x}", content.digest))
+        });
+        Status {
+            name: self.name().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: "ready".to_owned(),
+            waiting_for: Vec::new(),
+            ring: self.cluster.fingerprint(self.name()),
+            keys: sum(|part| part.entries.len()) - tombstones,
+            tombstones,
+            bytes: kept.bytes,
+            digests: digests.collect(),
+            uptime_s: self.started.elapsed().as_secs(),
+        }
+    }
+
+    /// The ring that this node is part of.
+    pub fn cluster(&self) -> &Arc<Cluster> {
+        &self.cluster
+    }
+
+    /// This node's place in the ring.
+    pub fn place(&self) -> usize {
+        self.me
+    }
+
+    /// This node's name.
+    pub fn name(&self) -> &str {
+        self.cluster
+            .nodes()
+            .get(self.me)
+            .map_or("", |node| &node.name)
+    }
+
+    /// The part of this key, if it is one that this node holds.
+    fn part(&self, key: &[u8]) -> Result<usize, Error> {
+        check_key(key)?;
+        let part = self.cluster.owner(key);
+        if self.cluster.replicas(part).any(|node| node == self.me) {
+            return Ok(part);
+        }
+        let why = format!(
+            "{:?} is not a key of {}",
+            String::from_utf8_lossy(key),
+            self.name()
+        );
+        Err(Error::new(Kind::WrongRing, why))
+    }
+}
+
+/// What a node answers to `status`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Status {
+    /// The node's name.
+    pub name: String,
+    /// The version of kv54 that runs there.
+    pub version: String,
+    /// `joining` or `ready`.
+    pub state: String,
+    /// The nodes that it must hear from before it is ready.
+    pub waiting_for: Vec<String>,
+    /// The fingerprint that `load`, `store` and `scan` to this node must carry.
+    pub ring: u32,
+    /// Keys with a value.
+    pub keys: usize,
+    /// Keys that were deleted: their stamps stay, so that no old copy comes back.
+    pub tombstones: usize,
+    /// Keys, values and overhead, in bytes.
+    pub bytes: usize,
+    /// For the parts that it holds, by owner: equal where two nodes keep the same.
+    pub digests: BTreeMap<String, String>,
+    /// Seconds since the node started.
+    pub uptime_s: u64,
+}
+
+impl From<Status> for Value {
+    fn from(status: Status) -> Self {
+        rmpv::ext::to_value(status).unwrap_or(Value::Nil) // it has no part that MessagePack lacks
+    }
+}
+
+/// The bytes of a key. Str, bin and old raw with the same bytes are the same key.
+pub fn key(value: &Value) -> Result<&[u8], Error> {
+    value.as_slice().ok_or_else(|| {
+        Error::new(
+            Kind::BadRequest,
+            format!("a key is a string or bytes, not {value}"),
+        )
+    })
+}
+
+/// The stamp that the asker knows, if the request names one.
+pub fn stamp(known: &[Value]) -> Result<Option<Stamp>, Error> {
+    match known {
+        [] => Ok(None),
+        [stamp] => stamp.try_into().map(Some),
+        _ => Err(Error::not_a_request("load", known.len() + 2)),
+    }
+}
+
+/// Refuses a key that is too long.
+pub fn check_key(key: &[u8]) -> Result<(), Error> {
+    match key.len() {
+        ..=MAX_KEY => Ok(()),
+        len => Err(Error::new(
+            Kind::TooLarge,
+            format!("a key of {len} bytes, at most {MAX_KEY} are taken"),
+        )),
+    }
+}
+
+/// The value as it is kept; refuses one that is too large to be.
+fn pack(value: &Value) -> Result<Box<[u8]>, Error> {
+    if value.is_nil() {
+        return Ok(Box::default());
+    }
+    let mut packed = Vec::with_capacity(value.as_slice().map_or(16, |bytes| bytes.len() + 5));
+    codec::write_value(&mut packed, value);
+    codec::check(&packed, VALUE)
+        .map_err(|e| Error::new(e.kind, format!("a value of {}", e.why)))?;
+    Ok(packed.into_boxed_slice())
+}
+
+fn unpack(mut packed: &[u8]) -> Result<Value, Error> {
+    rmpv::decode::read_value(&mut packed).map_err(|e| Error::new(Kind::Unavailable, e.to_string()))
+}
+
+/// One entry's share of a part's digest. The writer is random, which does most of the
+/// work; the rest is the finalizer of `SplitMix64` (Steele, Lea, Flood 2014).
+fn digest(key: &[u8], stamp: Stamp) -> u64 {
+    let mut hash =
+        stamp.writer ^ stamp.counter.rotate_left(32) ^ u64::from(crc32fast::hash(key)) << 16;
+    hash = (hash ^ hash >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    hash = (hash ^ hash >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^ hash >> 31
+}
+
+fn numbers(stamp: Stamp) -> Vec<Value> {
+    vec![stamp.counter.into(), stamp.writer.into()]
+}
+
+impl From<Stamp> for Value {
+    fn from(stamp: Stamp) -> Self {
+        Value::Array(numbers(stamp))
+    }
+}
+
+impl From<Loaded> for Value {
+    fn from(loaded: Loaded) -> Self {
+        Value::Array(
+            numbers(loaded.stamp)
+                .into_iter()
+                .chain(loaded.value)
+                .collect(),
+        )
+    }
+}
+
+impl From<&Entry> for Value {
+    fn from(entry: &Entry) -> Self {
+        Loaded {
+            stamp: entry.stamp,
+            value: Some(entry.value.clone()),
+        }
+        .into()
+    }
+}
+
+impl TryFrom<&Value> for Stamp {
+    type Error = Error;
+
+    fn try_from(value: &Value) -> Result<Self, Error> {
+        let numbers = match value.as_array().map(Vec::as_slice) {
+            Some([counter, writer, ..]) => counter.as_u64().zip(writer.as_u64()),
+            _ => None,
+        };
+        let (counter, writer) = numbers.ok_or_else(|| {
+            Error::new(
+                Kind::BadRequest,
+                "a stamp is [counter, writer], both from 0 to 2^64-1",
+            )
+        })?;
+        Ok(Stamp { counter, writer })
+    }
+}
+
+impl TryFrom<Value> for Loaded {
+    type Error = Error;
+
+    fn try_from(value: Value) -> Result<Self, Error> {
+        let stamp = Stamp::try_from(&value)?;
+        let value = match value {
+            Value::Array(mut items) if items.len() == 3 => items.pop(),
+            Value::Array(items) if items.len() == 2 => None,
+            _ => {
+                return Err(Error::new(
+                    Kind::BadRequest,
+                    "an entry is [counter, writer, value]",
+                ));
+            }
+        };
+        Ok(Loaded { stamp, value })
+    }
+}
+
+impl TryFrom<&Value> for Entry {
+    type Error = Error;
+
+    fn try_from(value: &Value) -> Result<Self, Error> {
+        let Loaded { stamp, value } = Loaded::try_from(value.clone())?;
+        let value = value
+            .ok_or_else(|| Error::new(Kind::BadRequest, "an entry is [counter, writer, value]"))?;
+        Ok(Entry { stamp, value })
+    }
+}

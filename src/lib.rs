@@ -2,13 +2,20 @@
 //!
 //! | file | what lives there |
 //! | --- | --- |
+//! | [`server`] | **a node**: what it answers to each method |
+//! | [`client`] | **any two of three**: get, set, delete |
 //! | [`cluster`] | `cluster.toml` → sorted names → `crc32 % N`, next, next |
 //! | [`store`] | the newest entry of each key, in memory |
+//! | [`replicas`] | asking a key's replicas: whom first, how many, for how long |
 //! | [`rpc`] | MessagePack-RPC: codec, server loop, connections |
 //! | [`error`] | what can go wrong, as the wire says it |
 //!
+//! Start with [`server`] and [`client`]: they are the 54 lines.
 
+pub mod client;
 pub mod cluster;
 pub mod error;
+pub mod replicas;
 pub mod rpc;
+pub mod server;
 pub mod store;

@@ -1,0 +1,44 @@
+//! Any two of three: what a majority has answered, every later majority knows,
+//! since any two of them share a replica. Each key is a register in the way of
+//! Attiya, Bar-Noy and Dolev ("Sharing memory robustly in message-passing
+//! systems", 1995), with many writers as in Lynch and Shvartsman (1997).
+//!
+//! Whoever has `cluster.toml` can do this: a command, and every node for its guests.
+
+use crate::{error::Error, replicas::Replicas, store::Entry};
+use msgpack_rpc::Value;
+
+/// Whoever asks a key's replicas and believes what two of three say.
+pub struct Client {
+    /// The nodes of the ring, and how to ask them.
+    pub replicas: Replicas,
+}
+
+impl Client {
+    /// The newest value of the key; nil where there is none.
+    pub async fn get(&self, key: &[u8]) -> Result<Value, Error> {
+        let replicas = self.replicas.of(key)?;
+        let newest = replicas.load().await?;
+        if !newest.agreed {
+            // Before answering: else a later get could miss what this one saw.
+            replicas.repair(&newest.entry).await?;
+        }
+        Ok(newest.entry.value)
+    }
+
+    /// Writes the value and answers nil. An error says whether it was not written, or
+    /// (`unknown-outcome:`) may have been.
+    pub async fn set(&self, key: &[u8], value: Value) -> Result<Value, Error> {
+        let replicas = self.replicas.of(key)?;
+        let stamp = replicas.load_stamp().await?.next();
+        replicas.store(&Entry { stamp, value }).await
+    }
+
+    /// Writes nil, which is an absent key, unless a majority agrees that it is one.
+    pub async fn delete(&self, key: &[u8]) -> Result<Value, Error> {
+        match self.replicas.of(key)?.load().await? {
+            newest if newest.agreed && newest.entry.value.is_nil() => Ok(Value::Nil),
+            _ => self.set(key, Value::Nil).await,
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! Asking a key's replicas: oneself first and by a function call, as few as are
+//! needed, the next one when one fails or is slow, and all of it within one window.
+
+use std::future::{self, Future as _};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use msgpack_rpc::Value;
+use tokio::time::{Instant, sleep};
+
+use crate::cluster::{Cluster, Node};
+use crate::error::{Error, Kind};
+use crate::rpc::codec::encode;
+use crate::rpc::{Call, Dial, HEDGE, Peer};
+use crate::store::{Entry, Loaded, Stamp, Store, check_key};
+
+/// Between two attempts of one operation.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The nodes of a ring, as one coordinator reaches them.
+pub struct Replicas {
+    cluster: Arc<Cluster>,
+    home: Option<Arc<Store>>,
+    here: Option<usize>,
+    peers: Vec<Peer>,
+    rings: Vec<Vec<u8>>, // what each node wants to hear as `ring`, encoded
+    timeout: Duration,
+}
+
+/// One operation on one key.
+pub struct Operation<'a> {
+    replicas: &'a Replicas,
+    key: &'a [u8],
+    part: usize,
+    encoded: Vec<u8>,
+    deadline: Instant,
+}
+
+/// What a majority knows of a key.
+pub struct Newest {
+    /// The entry with the highest stamp.
+    pub entry: Entry,
+    /// Whether every replica of the majority had it.
+    pub agreed: bool,
+}
+
+/// One replica, asked.
+enum Asked<T> {
+    Answered(Option<(Instant, Result<T, Error>)>),
+    Calling(Call, fn(Value) -> Result<T, Error>),
+}
+
+/// Which replicas are asked at once.
+#[derive(Clone, Copy, PartialEq)]
+enum First {
+    Majority,
+    All,
+}
+
+impl Replicas {
+    /// The nodes of `cluster`, asked by a coordinator that is none of them. An operation is
+    /// tried again until `timeout`; what one attempt may take is the ring's window.
+    pub fn new(cluster: Arc<Cluster>, timeout: Duration, dial: &Dial) -> Self {
+        let nodes = cluster.nodes();
+        let peer = |node: &Node| Peer::new(&node.address, cluster.window, dial.clone());
+        let ring = |node: &Node| encode(&cluster.fingerprint(&node.name).into());
+        Replicas {
+            home: None,
+            here: None,
+            peers: nodes.iter().map(peer).collect(),
+            rings: nodes.iter().map(ring).collect(),
+            timeout,
+            cluster,
+        }
+    }
+
+    /// The same, asked by the node that this store belongs to.
+    pub fn at_home(home: &Arc<Store>, timeout: Duration, dial: &Dial) -> Self {
+        let replicas = Replicas::new(home.cluster().clone(), timeout, dial);
+        Replicas {
+            home: Some(home.clone()),
+            here: Some(home.place()),
+            ..replicas
+        }
+    }
+
+    /// The ring.
+    pub fn cluster(&self) -> &Arc<Cluster> {
+        &self.cluster
+    }
+
+    /// Begins an operation on a key.
+    pub fn of<'a>(&'a self, key: &'a [u8]) -> Result<Operation<'a>, Error> {
+        check_key(key)?;
+        Ok(Operation {
+            replicas: self,
+            key,
+            part: self.cluster.owner(key),
+            encoded: encode(&Value::from(key)),
+            deadline: Instant::now() + self.timeout,
+        })
+    }
+
+    /// The node at this place of the ring, to be asked directly.
+    pub fn peer(&self, place: usize) -> Option<&Peer> {
+        self.peers.get(place)
+    }
+
+    /// Asks one node for what it keeps under a key: its stamp alone.
+    pub async fn stamp_at(&self, place: usize, key: &[u8]) -> Result<Stamp, Error> {
+        let known = encode(&Stamp::MAX.into());
+        let (peer, ring) = self
+            .peers
+            .get(place)
+            .zip(self.rings.get(place))
+            .ok_or_else(nowhere)?;
+        let (_, answer) = peer
+            .call("load", &[ring, &encode(&Value::from(key)), &known])
+            .await;
+        Stamp::try_from(&answer?)
+    }
+
+    /// Waits until what was told in the background has arrived, for a moment at most.
+    pub async fn settle(&self) {
+        let until = Instant::now() + 10 * HEDGE;
+        while Instant::now() < until && self.peers.iter().any(Peer::is_busy) {
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// The places of a part's replicas in the order of asking: oneself, then along the ring
+    /// (from the owner, where one is none of the nodes), and whoever was late a moment ago last.
+    fn order(&self, part: usize) -> Vec<usize> {
+        let nodes = self.peers.len();
+        let from = self.here.unwrap_or(part);
+        let mut order: Vec<usize> = self.cluster.replicas(part).collect();
+        order.sort_by_cached_key(|&place| {
+            let suspect =
+                self.here != Some(place) && self.peers.get(place).is_some_and(Peer::is_suspect);
+            (suspect, (place + nodes - from) % nodes)
+        });
+        order
+    }
+}
+
+impl Operation<'_> {
+    /// The newest entry that a majority has, and whether all of it has it.
+    pub async fn load(&self) -> Result<Newest, Error> {
+        // What is at home need not be sent: the others are told its stamp.
+        let own = self
+            .home()
+            .and_then(|store| store.load(self.key, None).ok());
+        let mut answers = self.load_above(own.as_ref().map(|own| own.stamp)).await?;
+        let stamp = highest(&answers);
+        let agreed = answers.iter().all(|answer| answer.stamp == stamp);
+        answers.extend(own);
+        let value = answers
+            .into_iter()
+            .find_map(|answer| answer.value.filter(|_| answer.stamp == stamp));
+        let value =
+            value.ok_or_else(|| Error::new(Kind::Unavailable, "a replica left the value out"))?;
+        Ok(Newest {
+            entry: Entry { stamp, value },
+            agreed,
+        })
+    }
+
+    /// The highest stamp that a majority has.
+    pub async fn load_stamp(&self) -> Result<Stamp, Error> {
+        Ok(highest(&self.load_above(Some(Stamp::MAX)).await?))
+    }
+
+    /// Has a majority keep the entry, and tells the others too; answers nil.
+    pub async fn store(&self, entry: &Entry) -> Result<Value, Error> {
+        let encoded = encode(&entry.into());
+        let ask = |place| match self.home_at(place) {
+            Some(store) => Asked::now(store.store(self.key, entry)),
+            None => self.call(place, "store", Some(&encoded), Ok),
+        };
+        self.majority(First::All, ask).await.map(|_| Value::Nil)
+    }
+
+    /// The same for an entry that somebody else wrote.
+    pub async fn repair(&self, entry: &Entry) -> Result<Value, Error> {
+        self.store(entry).await.map_err(Error::of_read)
+    }
+
+    async fn load_above(&self, known: Option<Stamp>) -> Result<Vec<Loaded>, Error> {
+        let encoded = known.map(|known| encode(&known.into()));
+        let ask = |place| match self.home_at(place) {
+            Some(store) => Asked::now(store.load(self.key, known)),
+            None => self.call(place, "load", encoded.as_deref(), Loaded::try_from),
+        };
+        self.majority(First::Majority, ask).await
+    }
+
+    /// What a majority of different replicas answered, all within one window of the moment
+    /// before the first was asked. An attempt that fails is made again, and counts afresh.
+    async fn majority<T>(
+        &self,
+        first: First,
+        ask: impl Fn(usize) -> Asked<T>,
+    ) -> Result<Vec<T>, Error> {
+        let mut heard = false; // whether a replica may have stored what the majority did not
+        loop {
+            let (answers, errors) = self.attempt(first, &ask).await;
+            if answers.len() >= self.replicas.cluster.majority() {
+                return Ok(answers);
+            }
+            let unknown = errors
+                .iter()
+                .any(|(_, error)| error.kind == Kind::UnknownOutcome);
+            heard |= first == First::All && (unknown || !answers.is_empty());
+            let refusals = errors
+                .iter()
+                .filter(|(_, error)| error.kind.is_refusal())
+                .count();
+            let hopeless =
+                refusals > self.replicas.cluster.copies() - self.replicas.cluster.majority();
+            if hopeless || Instant::now() + PAUSE >= self.deadline {
+                return Err(self.no_majority(answers.len(), &errors, hopeless, heard));
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn attempt<T>(
+        &self,
+        first: First,
+        ask: impl Fn(usize) -> Asked<T>,
+    ) -> (Vec<T>, Vec<(usize, Error)>) {
+        let cluster = &self.replicas.cluster;
+        let opened = Instant::now();
+        let closes = self.deadline.min(opened + cluster.window);
+        let at_once = if first == First::All {
+            cluster.copies()
+        } else {
+            cluster.majority()
+        };
+        let mut order = self.replicas.order(self.part).into_iter();
+        let mut asked: Vec<_> = order
+            .by_ref()
+            .take(at_once)
+            .map(|place| (place, ask(place)))
+            .collect();
+        let (mut answers, mut errors) = (Vec::new(), Vec::new());
+        future::poll_fn(|context| {
+            loop {
+                asked.retain_mut(|(place, asked)| match asked.poll(context) {
+                    Poll::Pending => true,
+                    Poll::Ready((arrived, _)) if arrived > closes => true, // counted as no answer below
+                    Poll::Ready((_, Ok(answer))) => {
+                        answers.push(answer);
+                        false
+                    }
+                    Poll::Ready((_, Err(error))) => {
+                        errors.push((*place, error));
+                        false
+                    }
+                });
+                let now = Instant::now();
+                if answers.len() >= cluster.majority() || now > closes {
+                    break Poll::Ready(());
+                }
+                let wanting = answers.len() + asked.len() < cluster.majority();
+                let more = wanting || now - opened >= HEDGE;
+                match order.by_ref().take(usize::from(more)).next() {
+                    Some(place) => asked.push((place, ask(place))),
+                    None if asked.is_empty() => break Poll::Ready(()),
+                    None => break Poll::Pending,
+                }
+            }
+        })
+        .await;
+        let late = || Error::new(Kind::UnknownOutcome, "no answer in time");
+        errors.extend(asked.into_iter().map(|(place, _)| (place, late())));
+        (answers, errors)
+    }
+
+    fn call<T>(
+        &self,
+        place: usize,
+        method: &str,
+        last: Option<&[u8]>,
+        read: fn(Value) -> Result<T, Error>,
+    ) -> Asked<T> {
+        match self
+            .replicas
+            .peers
+            .get(place)
+            .zip(self.replicas.rings.get(place))
+        {
+            Some((peer, ring)) => {
+                let params: Vec<&[u8]> = [&**ring, &self.encoded].into_iter().chain(last).collect();
+                Asked::Calling(peer.call(method, &params), read)
+            }
+            None => Asked::now(Err(nowhere())),
+        }
+    }
+
+    /// The store of this coordinator's own node, if that is at `place`.
+    fn home_at(&self, place: usize) -> Option<&Store> {
+        self.replicas
+            .home
+            .as_deref()
+            .filter(|_| self.replicas.here == Some(place))
+    }
+
+    /// The same, if that is one of the key's replicas.
+    fn home(&self) -> Option<&Store> {
+        self.replicas
+            .cluster
+            .replicas(self.part)
+            .find_map(|place| self.home_at(place))
+    }
+
+    /// Why there is no majority: what each replica said, or the refusal that most of them mean.
+    fn no_majority(
+        &self,
+        answered: usize,
+        errors: &[(usize, Error)],
+        refused: bool,
+        heard: bool,
+    ) -> Error {
+        let cluster = &self.replicas.cluster;
+        let name = |place: usize| cluster.nodes().get(place).map_or("?", |node| &node.name);
+        let key = String::from_utf8_lossy(self.key);
+        let refusal = errors.iter().find(|(_, error)| error.kind.is_refusal());
+        if let (true, false, Some((place, error))) = (refused, heard, refusal) {
+            return Error::new(
+                error.kind,
+                format!("key {key:?}: {}: {}", name(*place), error.why),
+            );
+        }
+        let said = errors.iter().map(|(place, error)| match error.kind {
+            Kind::Unavailable | Kind::UnknownOutcome => format!("{}: {}", name(*place), error.why),
+            _ => format!("{}: {error}", name(*place)),
+        });
+        let said = said.collect::<Vec<_>>().join("; ");
+        let (copies, needed) = (cluster.copies(), cluster.majority());
+        let why = format!(
+            "key {key:?}: {answered} of {copies} replicas answered, {needed} needed ({said})"
+        );
+        Error::new(
+            if heard {
+                Kind::UnknownOutcome
+            } else {
+                Kind::Unavailable
+            },
+            why,
+        )
+    }
+}
+
+impl<T> Asked<T> {
+    fn now(answer: Result<T, Error>) -> Self {
+        Asked::Answered(Some((Instant::now(), answer)))
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<(Instant, Result<T, Error>)> {
+        match self {
+            Asked::Answered(answer) => answer.take().map_or(Poll::Pending, Poll::Ready),
+            Asked::Calling(call, read) => Pin::new(call)
+                .poll(context)
+                .map(|(arrived, answer)| (arrived, answer.and_then(*read))),
+        }
+    }
+}
+
+fn highest(answers: &[Loaded]) -> Stamp {
+    answers
+        .iter()
+        .map(|answer| answer.stamp)
+        .max()
+        .unwrap_or_default()
+}
+
+fn nowhere() -> Error {
+    Error::new(Kind::BadRequest, "the ring has no such place")
+}

@@ -2,6 +2,7 @@
 //!
 //! | file | what lives there |
 //! | --- | --- |
+//! | `main.rs` | the door: reads the arguments, runs a server or a client |
 //! | [`server`] | **a node**: what it answers to each method |
 //! | [`client`] | **any two of three**: get, set, delete |
 //! | [`cluster`] | `cluster.toml` → sorted names → `crc32 % N`, next, next |
@@ -9,11 +10,13 @@
 //! | [`replicas`] | asking a key's replicas: whom first, how many, for how long |
 //! | [`rpc`] | MessagePack-RPC: codec, server loop, connections |
 //! | [`error`] | what can go wrong, as the wire says it |
+//! | [`commands`] | what a person types |
 //!
 //! Start with [`server`] and [`client`]: they are the 54 lines.
 
 pub mod client;
 pub mod cluster;
+pub mod commands;
 pub mod error;
 pub mod replicas;
 pub mod rpc;

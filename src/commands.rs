@@ -1,0 +1,174 @@
+//! What a person types: `serve` runs nodes, the others ask them.
+
+use std::fmt::Display;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::client::Client;
+use crate::cluster::{Cluster, Invalid};
+use crate::error::{Error, Kind};
+use crate::replicas::Replicas;
+use crate::rpc::tcp;
+
+mod keys;
+mod serve;
+mod status;
+mod text;
+
+/// A distributed key-value store in 54 lines: any two of three.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes:
+  0  done (status: every node is ready)
+  1  the key is absent (get)
+  2  wrong usage or configuration; wrong-ring, too-large, bad-request
+  3  no majority, unreachable, timed out or full (status: some node is not ready)";
+
+#[derive(Args)]
+struct Options {
+    /// The cluster's file, the same on every host
+    #[arg(
+        long,
+        global = true,
+        env = "KV54_CONFIG",
+        default_value = "cluster.toml",
+        value_name = "FILE"
+    )]
+    config: PathBuf,
+    /// How long an operation is tried again [default: 5s; status --wait: no limit]
+    #[arg(long, global = true, value_name = "TIME", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
+    /// What nodes log: off, error, warn, info or debug
+    #[arg(
+        long,
+        global = true,
+        env = "KV54_LOG",
+        default_value = "info",
+        value_name = "LEVEL"
+    )]
+    log: log::LevelFilter,
+    /// Answer with one JSON object
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a node, or all of them
+    Serve(serve::Serve),
+    /// Write a value
+    Set(keys::Set),
+    /// Print a value
+    Get(keys::Get),
+    /// Delete a key
+    #[command(alias = "del")]
+    Delete(keys::Delete),
+    /// Show on which nodes a key lives, and what each of them holds
+    Where(keys::Where),
+    /// Show how the nodes are
+    Status(status::Show),
+}
+
+/// Why a command did not do what it was told.
+pub struct Failure {
+    /// The process's exit code.
+    pub code: u8,
+    /// One line that names what it is about.
+    pub why: String,
+}
+
+type Outcome = Result<ExitCode, Failure>;
+
+/// Runs one command.
+pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
+    let Cli { options, command } = cli;
+    match command {
+        Command::Serve(serve) => serve.run(&options),
+        Command::Set(set) => block_on(set.run(&options)),
+        Command::Get(get) => block_on(get.run(&options)),
+        Command::Delete(delete) => block_on(delete.run(&options)),
+        Command::Where(locate) => block_on(locate.run(&options)),
+        Command::Status(show) => block_on(show.run(&options)),
+    }
+}
+
+impl Options {
+    fn cluster(&self) -> Result<Arc<Cluster>, Failure> {
+        Ok(Arc::new(Cluster::read(&self.config)?))
+    }
+
+    fn timeout(&self) -> Duration {
+        self.timeout.unwrap_or(Duration::from_secs(5))
+    }
+
+    fn client(&self) -> Result<Client, Failure> {
+        Ok(Client {
+            replicas: Replicas::new(self.cluster()?, self.timeout(), &tcp()),
+        })
+    }
+}
+
+impl Failure {
+    fn usage(why: impl Display) -> Self {
+        Failure {
+            code: 2,
+            why: why.to_string(),
+        }
+    }
+}
+
+impl From<Invalid> for Failure {
+    fn from(invalid: Invalid) -> Self {
+        Failure::usage(invalid)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let refused = error.kind.is_refusal() && error.kind != Kind::Full;
+        Failure {
+            code: if refused { 2 } else { 3 },
+            why: error.to_string(),
+        }
+    }
+}
+
+/// One thread is enough for a client and for a node; both are faster without others.
+fn block_on(command: impl Future<Output = Outcome>) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.map_err(Failure::usage)?.block_on(command)
+}
+
+/// Writes a result to standard output, byte for byte.
+fn print(bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
+    write(io::stdout(), bytes.as_ref())
+}
+
+/// The same for text with colours, which stay only on a terminal that wants them.
+fn print_coloured(text: &str) -> Result<(), Failure> {
+    write(anstream::stdout(), text.as_bytes())
+}
+
+fn write(mut out: impl io::Write, bytes: &[u8]) -> Result<(), Failure> {
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        // Whoever has read enough may close it.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::usage(format!("standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}

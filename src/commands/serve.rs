@@ -1,0 +1,221 @@
+//! `serve`: runs a node, or every node of the file, each in a thread of its own.
+
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use clap::Args;
+use futures::StreamExt as _;
+use futures::stream::{self, FuturesUnordered};
+use tokio::net::{TcpListener, lookup_host};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::{Failure, Options, Outcome, block_on};
+use crate::client::Client;
+use crate::cluster::Cluster;
+use crate::replicas::Replicas;
+use crate::rpc::{self, Limits};
+use crate::server::Node;
+use crate::store::Store;
+
+/// What all connections of a node may have in their buffers, in bytes.
+const BUFFERS: usize = 256 << 20;
+/// How long an operation is tried again for a guest of the node.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Files that a node needs beside its connections: to its peers, and its own.
+const OTHER_FILES: u64 = 64;
+
+/// Run a node, or all of them.
+#[derive(Args)]
+pub(super) struct Serve {
+    /// The node's name in the file [default: this machine's host name]
+    #[arg(conflicts_with = "all")]
+    name: Option<String>,
+    /// Run every node of the file in this one process
+    #[arg(long)]
+    all: bool,
+    /// Listen here, not on the address in the file, which the others dial
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "all")]
+    listen: Option<String>,
+}
+
+impl Serve {
+    pub(super) fn run(self, options: &Options) -> Outcome {
+        let _ = log::set_logger(&Log).map(|()| log::set_max_level(options.log));
+        let cluster = options.cluster()?;
+        let places = if self.all {
+            (0..cluster.nodes().len()).collect()
+        } else {
+            vec![self.place(&cluster, options)?]
+        };
+        let files = places.len() as u64 * (cluster.connections as u64 + OTHER_FILES);
+        if let Err(error) = rlimit::increase_nofile_limit(files) {
+            log::warn!("the limit on open files could not be raised to {files}: {error}");
+        }
+        block_on(self.run_all(&cluster, &places))
+    }
+
+    /// A thread for each node, until a signal says stop.
+    async fn run_all(&self, cluster: &Arc<Cluster>, places: &[usize]) -> Outcome {
+        let mut terminate = signal(SignalKind::terminate()).map_err(Failure::usage)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::usage)?;
+        let stop = CancellationToken::new();
+        let mut ends = FuturesUnordered::new();
+        for &place in places {
+            let name = cluster
+                .nodes()
+                .get(place)
+                .map_or("", |node| &node.name)
+                .to_owned();
+            let (cluster, listen, stop) = (cluster.clone(), self.listen.clone(), stop.clone());
+            let (end, ended) = oneshot::channel();
+            let run = move || end.send(block_on(node(cluster, place, listen, stop)));
+            thread::Builder::new()
+                .name(name)
+                .spawn(run)
+                .map_err(Failure::usage)?;
+            ends.push(ended);
+        }
+        let mut outcome = Ok(ExitCode::SUCCESS);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => stop.cancel(),
+                _ = interrupt.recv() => stop.cancel(),
+                ended = ends.next() => match ended {
+                    None => return outcome,
+                    Some(end) => {
+                        let end = end.unwrap_or_else(|_| Err(Failure::usage("a node has panicked")));
+                        outcome = outcome.and(end);
+                        stop.cancel(); // one node of --all without the others is not what was asked for
+                    }
+                },
+            }
+        }
+    }
+
+    /// The place of the node that is named, or that this machine is named after.
+    fn place(&self, cluster: &Cluster, options: &Options) -> Result<usize, Failure> {
+        let (name, said) = if let Some(name) = &self.name {
+            (name.clone(), "")
+        } else {
+            let host = hostname::get().map_err(|e| Failure::usage(format!("no host name: {e}")))?;
+            let host = host.to_string_lossy();
+            let short = host.split('.').next().unwrap_or(&host);
+            let name = if cluster.place(&host).is_some() {
+                &host
+            } else {
+                short
+            };
+            (
+                name.to_owned(),
+                ", which is this machine's name; kv54 serve NAME runs another",
+            )
+        };
+        cluster.place(&name).ok_or_else(|| {
+            let names: Vec<&str> = cluster.nodes().iter().map(|node| &*node.name).collect();
+            let path = options.config.display();
+            Failure::usage(format!(
+                "{path}: there is no node {name:?} in {}{said}",
+                names.join(", ")
+            ))
+        })
+    }
+}
+
+/// Runs one node in this thread until `stop`.
+async fn node(
+    cluster: Arc<Cluster>,
+    place: usize,
+    listen: Option<String>,
+    stop: CancellationToken,
+) -> Outcome {
+    let listener = bind(&cluster, place, listen).await?;
+    log::info!(
+        "listening on {}",
+        listener.local_addr().map_err(Failure::usage)?
+    );
+    let limits = Limits {
+        connections: cluster.connections,
+        buffers: BUFFERS,
+    };
+    let store = Arc::new(Store::new(cluster, place));
+    let replicas = Replicas::at_home(&store, TIMEOUT, &rpc::tcp());
+    let node = Node {
+        store,
+        client: Client { replicas },
+    };
+    // The listener stays bound while anything is answered here, so that no successor is.
+    let incoming = pin!(stream::unfold(&listener, async |listener| {
+        Some((rpc::accept(listener).await, listener))
+    }));
+    rpc::serve(incoming, &node, limits, stop).await;
+    log::info!("stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn bind(
+    cluster: &Cluster,
+    place: usize,
+    listen: Option<String>,
+) -> Result<TcpListener, Failure> {
+    let Some(node) = cluster.nodes().get(place) else {
+        return Err(Failure::usage("no such node"));
+    };
+    let address = listen.as_ref().unwrap_or(&node.address);
+    let failed = |error: io::Error| Failure::usage(format!("{}: {address}: {error}", node.name));
+    let found: Vec<SocketAddr> = lookup_host(address).await.map_err(failed)?.collect();
+    if listen.is_none() && found.iter().all(|address| address.ip().is_loopback()) {
+        if let Some(other) = off_loopback(cluster).await {
+            return Err(Failure::usage(format!(
+                "{}: {address} is loopback on this machine, where {other} cannot reach it; \
+                 --listen 0.0.0.0:PORT listens on the network",
+                node.name,
+            )));
+        }
+    }
+    TcpListener::bind(&*found).await.map_err(failed)
+}
+
+/// The first node of the file that is not on this machine's loopback.
+async fn off_loopback(cluster: &Cluster) -> Option<&str> {
+    for node in cluster.nodes() {
+        let found = lookup_host(&node.address).await;
+        if found.is_ok_and(|mut found| found.any(|address| !address.ip().is_loopback())) {
+            return Some(&node.name);
+        }
+    }
+    None
+}
+
+/// Log lines on standard error, each with its node's name, which is its thread's.
+struct Log;
+
+impl log::Log for Log {
+    fn enabled(&self, _: &log::Metadata) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record) {
+        let thread = thread::current();
+        let name = thread
+            .name()
+            .filter(|name| *name != "main")
+            .unwrap_or("kv54");
+        let level = match record.level() {
+            log::Level::Info => "",
+            log::Level::Error => "error: ",
+            log::Level::Warn => "warning: ",
+            log::Level::Debug | log::Level::Trace => "debug: ",
+        };
+        // One write for one line, and a log that nobody reads is no reason to stop.
+        let _ = io::stderr().write_all(format!("{name}: {level}{}\n", record.args()).as_bytes());
+    }
+
+    fn flush(&self) {}
+}

@@ -58,9 +58,9 @@ pub struct Loaded {
     pub value: Option<Value>,
 }
 
-/// How much one value may be. It must fit into every message that carries it, a page of a scan too.
-const VALUE: codec::Bounds = codec::Bounds {
-    bytes: MAX_VALUE + 5,
+/// How much a value that is no string may be. It must fit into every message that carries it.
+const NESTED: codec::Bounds = codec::Bounds {
+    bytes: MAX_VALUE,
     values: 60_000,
     depth: 10,
 };
@@ -318,13 +318,21 @@ pub fn check_key(key: &[u8]) -> Result<(), Error> {
 
 /// The value as it is kept; refuses one that is too large to be.
 fn pack(value: &Value) -> Result<Box<[u8]>, Error> {
-    if value.is_nil() {
-        return Ok(Box::default());
+    let length = value.as_slice().map_or(0, <[u8]>::len);
+    if length > MAX_VALUE {
+        let why = format!("a value of {length} bytes, at most {MAX_VALUE} are taken");
+        return Err(Error::new(Kind::TooLarge, why));
     }
-    let mut packed = Vec::with_capacity(value.as_slice().map_or(16, |bytes| bytes.len() + 5));
-    codec::write_value(&mut packed, value);
-    codec::check(&packed, VALUE)
-        .map_err(|e| Error::new(e.kind, format!("a value of {}", e.why)))?;
+    let mut packed = Vec::with_capacity(length + 5);
+    match value {
+        Value::Nil => {}
+        Value::String(_) | Value::Binary(_) => codec::write_value(&mut packed, value),
+        nested => {
+            codec::write_value(&mut packed, nested);
+            let checked = codec::check(&packed, NESTED);
+            checked.map_err(|e| Error::new(e.kind, format!("a value of {}", e.why)))?;
+        }
+    }
     Ok(packed.into_boxed_slice())
 }
 

@@ -153,18 +153,17 @@ impl Shared {
 
     /// Dials, reads, writes and watches the clock until something breaks.
     async fn run(self: Arc<Self>) {
-        let (redial, why) = tokio::select! {
+        let gone = io::Error::other("the runtime that kept this connection is gone");
+        let mut end = End {
+            peer: self.clone(),
+            redial: None,
+            why: gone,
+        };
+        (end.redial, end.why) = tokio::select! {
             biased;
             broken = self.converse() => broken,
             silent = self.watch() => (None, silent),
         };
-        // What was never sent was not carried out; for the rest, nobody knows.
-        let kind = if redial.is_some() {
-            Kind::Unavailable
-        } else {
-            Kind::UnknownOutcome
-        };
-        self.end(redial, self.trouble(kind, explain(&why)));
     }
 
     async fn converse(&self) -> (Option<Duration>, io::Error) {
@@ -274,10 +273,26 @@ impl Shared {
         drop(state);
         waker.into_iter().for_each(Waker::wake);
     }
+}
 
-    /// Nothing that was asked on this connection will be answered any more.
-    fn end(&self, redial: Option<Duration>, why: Error) {
-        let mut state = lock(&self.state);
+/// The end of a connection: nothing that was asked on it will be answered any more.
+/// It is told to the askers however the end comes, also when a runtime drops its tasks.
+struct End {
+    peer: Arc<Shared>,
+    redial: Option<Duration>,
+    why: io::Error,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        // What was never sent was not carried out; for the rest, nobody knows.
+        let kind = if self.redial.is_some() {
+            Kind::Unavailable
+        } else {
+            Kind::UnknownOutcome
+        };
+        let why = self.peer.trouble(kind, explain(&self.why));
+        let mut state = lock(&self.peer.state);
         let now = Instant::now();
         let mut wakers = Vec::new();
         for question in &mut state.questions {
@@ -291,7 +306,7 @@ impl Shared {
         state.connected = false;
         state.outbox = Vec::new();
         state.suspect_until = now + SUSPICION;
-        state.down = redial.map(|pause| (now + pause, why));
+        state.down = self.redial.map(|pause| (now + pause, why));
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
     }

@@ -1,0 +1,502 @@
+//! Stories of a real cluster: five processes, their sockets, and what befalls them.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use common::{Cluster, FIVE};
+use futures::future::join_all;
+use futures::stream;
+use kv54::error::{Error, Kind};
+use kv54::rpc::codec::encode;
+use kv54::rpc::{self, Limits, Peer, Service, tcp};
+use kv54::store::{Entry, Loaded, Stamp};
+use msgpack_rpc::Value;
+use tokio_util::sync::CancellationToken;
+
+#[test]
+fn what_is_set_at_one_node_is_got_at_every_other() {
+    let cluster = Cluster::five();
+    for via in FIVE {
+        let value = format!("set at {via}");
+        cluster.kv54(["set", "tea", &value, "--via", via]).exits(0);
+        for node in FIVE {
+            let got = cluster.kv54(["get", "tea", "--via", node]).exits(0);
+            assert_eq!(got.text(), format!("{value}\n"), "at {node}");
+        }
+        assert_eq!(
+            cluster.kv54(["get", "tea"]).exits(0).text(),
+            format!("{value}\n")
+        );
+    }
+    cluster.kv54(["delete", "tea", "--via", "bob"]).exits(0);
+    for node in FIVE {
+        cluster.kv54(["get", "tea", "--via", node]).exits(1);
+    }
+}
+
+#[test]
+fn any_bytes_are_a_value_and_a_megabyte_is_fine() {
+    let cluster = Cluster::five();
+    let binary: Vec<u8> = (0..=255).cycle().take(5_000).collect();
+    let megabyte: Vec<u8> = (0..=255).cycle().take(1 << 20).collect();
+    let text = "grün ".repeat(100_000).into_bytes();
+    for (key, value) in [
+        ("empty", &vec![]),
+        ("binary", &binary),
+        ("megabyte", &megabyte),
+        ("text", &text),
+    ] {
+        cluster.kv54_with(["set", key, "-"], value).exits(0);
+        for via in FIVE {
+            let got = cluster.kv54(["get", key, "--raw", "--via", via]).exits(0);
+            assert!(got.out == *value, "{key} differs at {via}");
+        }
+        assert!(
+            cluster.kv54(["get", key, "--raw"]).exits(0).out == *value,
+            "{key} differs"
+        );
+    }
+    let said = cluster
+        .kv54_with(["set", "toolarge"], &vec![0xff; (1 << 20) + 1])
+        .exits(2);
+    said.says(&["set failed", "too-large", "toolarge", "1048577 bytes"]);
+    cluster.kv54(["get", "toolarge"]).exits(1);
+}
+
+#[test]
+fn every_key_lands_where_the_arithmetic_says_and_nowhere_else() {
+    let cluster = Cluster::five();
+    let client = cluster.client();
+    for (place, owner) in FIVE.iter().enumerate() {
+        let holders: Vec<&str> = (0..3).map(|next| FIVE[(place + next) % 5]).collect();
+        let owned = |key: &String| crc32fast::hash(key.as_bytes()) as usize % 5 == place;
+        let keys: Vec<String> = (0..)
+            .map(|n| format!("{owner}{n}"))
+            .filter(owned)
+            .take(5)
+            .collect();
+        for key in keys {
+            cluster.kv54(["set", &key, "here"]).exits(0);
+            block_on(async {
+                for (place, node) in FIVE.iter().enumerate() {
+                    match client.replicas.stamp_at(place, key.as_bytes()).await {
+                        Ok(stamp) => {
+                            assert!(holders.contains(node), "{key} is on {node}");
+                            assert_eq!(stamp.counter, 1, "{key} on {node}");
+                        }
+                        Err(error) => {
+                            assert!(!holders.contains(node), "{key} is not on {node}: {error}");
+                            assert_eq!(error.kind, Kind::WrongRing);
+                        }
+                    }
+                }
+            });
+            let told = cluster.kv54(["where", &key, "--json"]).exits(0).json();
+            let names: Vec<_> = told["replicas"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|r| &r["name"])
+                .collect();
+            assert_eq!(names, holders);
+        }
+    }
+}
+
+#[test]
+fn killing_any_node_costs_a_writer_no_error_and_no_wait() {
+    let mut cluster = Cluster::five();
+    let hiccups = Hiccups::watch();
+    for victim in FIVE {
+        let client = cluster.client();
+        let (killed, done) = (AtomicBool::new(false), AtomicUsize::new(0));
+        // Several writers at once, so that some are waiting for the victim when it dies.
+        let writers = (0..8).map(|writer| {
+            let (client, killed, done, cluster) = (&client, &killed, &done, &cluster);
+            async move {
+                let mut slowest = [Duration::ZERO; 2];
+                for n in 0..100 {
+                    let key = format!("{victim}{writer}-{n}");
+                    let (gone, start) = (killed.load(Relaxed), Instant::now());
+                    client.set(key.as_bytes(), Value::from(n)).await.unwrap();
+                    assert_eq!(client.get(key.as_bytes()).await.unwrap(), Value::from(n));
+                    let slowest = &mut slowest[usize::from(gone)];
+                    *slowest = start.elapsed().max(*slowest);
+                    if done.fetch_add(1, Relaxed) == 400 {
+                        cluster.signal(victim, "KILL");
+                        killed.store(true, Relaxed);
+                    }
+                }
+                slowest
+            }
+        });
+        let slowest = block_on(join_all(writers));
+        let [before, after] =
+            [0, 1].map(|gone| slowest.iter().map(|both| both[gone]).max().unwrap());
+        // What the machine itself does to a thread that only sleeps is not the store's doing.
+        let allowed = before + Duration::from_millis(100) + hiccups.longest();
+        assert!(
+            after <= allowed,
+            "{victim} killed: {before:?} before, {after:?} after"
+        );
+        cluster.kill(victim);
+        cluster.start(victim);
+    }
+}
+
+#[test]
+fn five_processes_any_one_killed_every_key_still_reads_and_writes() {
+    let mut cluster = Cluster::five();
+    let keys: Vec<String> = (0..20).map(|n| format!("key{n}")).collect();
+    for key in &keys {
+        cluster.kv54(["set", key, "before"]).exits(0);
+    }
+    cluster.kill("carol");
+    for key in &keys {
+        assert_eq!(cluster.kv54(["get", key]).exits(0).text(), "before\n");
+        cluster.kv54(["set", key, "after"]).exits(0);
+        for via in ["alice", "bob", "dave", "erin"] {
+            assert_eq!(
+                cluster.kv54(["get", key, "--via", via]).exits(0).text(),
+                "after\n"
+            );
+        }
+    }
+    let status = cluster.kv54(["status", "--json"]).exits(3).json();
+    assert_eq!(status["nodes"][2]["state"], "down");
+    assert_eq!(status["nodes"][0]["state"], "ready");
+}
+
+#[test]
+fn two_of_three_gone_is_refused_and_other_keys_go_on() {
+    let mut cluster = Cluster::five();
+    let hurt = cluster.key_on(&["bob", "carol", "dave"]);
+    let sound = cluster.key_on(&["dave", "erin", "alice"]);
+    cluster.kv54(["set", &hurt, "kept"]).exits(0);
+    cluster.kv54(["set", &sound, "kept"]).exits(0);
+    cluster.kill("bob");
+    cluster.signal("carol", "STOP"); // one is dead, one silent
+    let start = Instant::now();
+    let get = cluster.kv54(["get", &hurt, "--timeout", "1500ms"]).exits(3);
+    assert!(
+        start.elapsed() < Duration::from_secs(10),
+        "it waited for {:?}",
+        start.elapsed()
+    );
+    get.says(&[
+        "unavailable:",
+        &hurt,
+        "1 of 3",
+        "bob: ",
+        "connection refused",
+        "carol: ",
+        "no answer",
+    ]);
+    let set = cluster
+        .kv54(["set", &hurt, "new", "--timeout", "1500ms"])
+        .exits(3);
+    set.says(&["set failed", "unavailable:", &hurt]);
+    let set = cluster
+        .kv54(["set", &hurt, "new", "--via", "erin", "--timeout", "20s"])
+        .exits(3);
+    set.says(&["set failed", "unavailable:", "erin: "]);
+    assert_eq!(cluster.kv54(["get", &sound]).exits(0).text(), "kept\n");
+    cluster.kv54(["set", &sound, "new"]).exits(0);
+    cluster.signal("carol", "CONT");
+    assert_eq!(cluster.kv54(["get", &hurt]).exits(0).text(), "kept\n");
+}
+
+#[test]
+fn a_silent_node_is_not_waited_for() {
+    let cluster = Cluster::five();
+    let key = cluster.key_on(&["bob", "carol", "dave"]);
+    let hiccups = Hiccups::watch();
+    block_on(async {
+        let client = cluster.client();
+        client
+            .set(key.as_bytes(), Value::from("warm"))
+            .await
+            .unwrap();
+        cluster.signal(&cluster.replicas(&key)[0], "STOP");
+        for n in 0..50 {
+            let start = Instant::now();
+            client.set(key.as_bytes(), Value::from(n)).await.unwrap();
+            assert_eq!(client.get(key.as_bytes()).await.unwrap(), Value::from(n));
+            let allowed = Duration::from_millis(200) + hiccups.longest();
+            assert!(
+                start.elapsed() < allowed,
+                "turn {n} took {:?}",
+                start.elapsed()
+            );
+        }
+    });
+}
+
+#[test]
+fn a_get_repairs_the_old_copy_that_it_meets() {
+    let cluster = Cluster::five();
+    let key = cluster.key_on(&["bob", "carol", "dave"]);
+    let replicas = cluster.replicas(&key);
+    cluster.kv54(["set", &key, "old"]).exits(0);
+    block_on(async {
+        // A newer entry that reached two of three, as when a writer dies half-way.
+        let entry = Entry {
+            stamp: Stamp {
+                counter: 9,
+                writer: 9,
+            },
+            value: "new".into(),
+        };
+        for node in &replicas[..2] {
+            told(&cluster, node, "store", &key, Some((&entry).into()))
+                .await
+                .unwrap();
+        }
+        let stale = told(&cluster, &replicas[2], "load", &key, None)
+            .await
+            .unwrap();
+        assert_eq!(Loaded::try_from(stale).unwrap().value, Some("old".into()));
+        let got = cluster.kv54(["get", &key, "--via", &replicas[2]]).exits(0);
+        assert_eq!(got.text(), "new\n");
+        let repaired = told(&cluster, &replicas[2], "load", &key, None)
+            .await
+            .unwrap();
+        assert_eq!(
+            Loaded::try_from(repaired).unwrap(),
+            Loaded {
+                stamp: entry.stamp,
+                value: Some("new".into())
+            }
+        );
+        // One that reached a single replica: who has seen it makes sure that the next one will.
+        let entry = Entry {
+            stamp: Stamp {
+                counter: 10,
+                writer: 1,
+            },
+            value: "newer".into(),
+        };
+        told(&cluster, &replicas[0], "store", &key, Some((&entry).into()))
+            .await
+            .unwrap();
+        assert_eq!(
+            cluster
+                .kv54(["get", &key, "--via", &replicas[0]])
+                .exits(0)
+                .text(),
+            "newer\n"
+        );
+        for via in FIVE {
+            assert_eq!(
+                cluster.kv54(["get", &key, "--via", via]).exits(0).text(),
+                "newer\n",
+                "at {via}"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_client_with_another_file_is_refused_and_writes_nothing() {
+    let cluster = Cluster::five();
+    let file = std::fs::read_to_string(cluster.dir.join("cluster.toml")).unwrap();
+    cluster.file(
+        "six.toml",
+        &file.replace("[nodes]", "[nodes]\nfrank = \"127.0.0.1:1\""),
+    );
+    cluster.file(
+        "slow.toml",
+        &file.replace("[limits]", "[limits]\nwindow = \"2s\""),
+    );
+    // Two names that have changed their addresses: each answers in the other's place.
+    let (alice, bob) = (cluster.address("alice"), cluster.address("bob"));
+    let swapped = file
+        .replace(&alice, "?")
+        .replace(&bob, &alice)
+        .replace('?', &bob);
+    cluster.file("swapped.toml", &swapped);
+    for other in ["six.toml", "slow.toml", "swapped.toml"] {
+        let key = cluster.key_on(&["erin", "alice", "bob"]);
+        let set = cluster
+            .kv54(["set", &key, "lost", "--config", other])
+            .exits(2);
+        set.says(&[
+            "set failed",
+            "wrong-ring:",
+            "alice bob carol dave erin",
+            "cluster.toml",
+        ]);
+        cluster
+            .kv54(["get", &key, "--config", other])
+            .exits(2)
+            .says(&["wrong-ring:"]);
+        let status = cluster
+            .kv54(["status", "--json", "--config", other])
+            .exits(3)
+            .json();
+        let nodes = status["nodes"].as_array().unwrap();
+        assert!(nodes.iter().any(|node| node["state"] == "wrong-ring"), "{status}");
+        cluster.kv54(["get", &key]).exits(1);
+    }
+    let keys = cluster.kv54(["status", "--json"]).exits(0).json();
+    for node in keys["nodes"].as_array().unwrap() {
+        assert_eq!(
+            (&node["keys"], &node["tombstones"]),
+            (&0.into(), &0.into()),
+            "{node}"
+        );
+    }
+}
+
+#[test]
+fn a_set_that_no_majority_has_confirmed_is_unknown_not_failed() {
+    // Two replicas that say what they have and then never confirm a write.
+    let cluster = Cluster::of(&["alice", "bob", "carol"]);
+    block_on(async {
+        let stop = CancellationToken::new();
+        for name in &cluster.names {
+            let listener = tokio::net::TcpListener::bind(cluster.address(name))
+                .await
+                .unwrap();
+            tokio::spawn(pretend(listener, stop.clone()));
+        }
+        let set = ["set", "tea", "green", "--timeout", "300ms"].map(String::from);
+        let command = cluster.command();
+        let said = tokio::task::spawn_blocking(move || {
+            let mut command = command;
+            command.args(set).output().unwrap()
+        });
+        let said = said.await.unwrap();
+        let err = String::from_utf8(said.stderr).unwrap();
+        assert_eq!(said.status.code(), Some(3), "{err}");
+        assert!(
+            err.contains("set has an unknown outcome: unknown-outcome:"),
+            "{err}"
+        );
+        stop.cancel();
+    });
+}
+
+#[test]
+fn a_full_node_refuses_what_grows_and_keeps_what_it_has() {
+    let mut cluster = Cluster::with_limits(&["alice"], "memory = \"1MiB\"");
+    cluster.start("alice");
+    let value = vec![b'x'; 300_000];
+    for key in ["one", "two", "three"] {
+        cluster.kv54_with(["set", key], &value).exits(0);
+    }
+    let full = cluster.kv54_with(["set", "four"], &value).exits(3);
+    full.says(&["set failed", "full:", "four", "alice", "1048576"]);
+    assert!(cluster.kv54(["get", "one", "--raw"]).exits(0).out == value);
+    cluster.kv54_with(["set", "one"], &value).exits(0);
+    cluster.kv54(["delete", "one"]).exits(0);
+    cluster.kv54_with(["set", "four"], &value).exits(0);
+    cluster.kv54(["get", "one"]).exits(1);
+}
+
+#[test]
+fn a_ring_of_one_two_or_three_is_a_ring() {
+    for names in [&["solo"][..], &["left", "right"], &["a", "b", "c"]] {
+        let mut cluster = Cluster::running(names);
+        for via in names {
+            cluster.kv54(["set", "tea", via, "--via", via]).exits(0);
+            assert_eq!(
+                cluster.kv54(["get", "tea"]).exits(0).text(),
+                format!("{via}\n")
+            );
+        }
+        let told = cluster.kv54(["where", "tea", "--json"]).exits(0).json();
+        assert_eq!(told["replicas"].as_array().unwrap().len(), names.len());
+        cluster.kill(names[0]);
+        let survives = cluster.kv54(["get", "tea", "--timeout", "200ms"]).code == 0;
+        assert_eq!(
+            survives,
+            names.len() == 3,
+            "{names:?} with one of them gone"
+        );
+    }
+}
+
+/// How long this machine has kept a thread from running that asked for a millisecond's sleep.
+struct Hiccups(Arc<std::sync::Mutex<Duration>>, Arc<AtomicBool>);
+
+impl Hiccups {
+    fn watch() -> Self {
+        let watch = Hiccups(Arc::default(), Arc::default());
+        let (longest, done) = (watch.0.clone(), watch.1.clone());
+        std::thread::spawn(move || {
+            while !done.load(Relaxed) {
+                let start = Instant::now();
+                std::thread::sleep(Duration::from_millis(1));
+                let mut longest = longest.lock().unwrap();
+                *longest = longest.max(start.elapsed());
+            }
+        });
+        watch
+    }
+
+    fn longest(&self) -> Duration {
+        *self.0.lock().unwrap()
+    }
+}
+
+impl Drop for Hiccups {
+    fn drop(&mut self) {
+        self.1.store(true, Relaxed);
+    }
+}
+
+fn block_on<T>(story: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(story)
+}
+
+/// Asks one node as another node would.
+async fn told(
+    cluster: &Cluster,
+    node: &str,
+    method: &str,
+    key: &str,
+    last: Option<Value>,
+) -> Result<Value, Error> {
+    let peer = Peer::new(&cluster.address(node), Duration::from_secs(5), tcp());
+    let ring = encode(&cluster.ring().fingerprint(node).into());
+    let (key, last) = (encode(&key.into()), last.map(|last| encode(&last)));
+    let params: Vec<&[u8]> = [&*ring, &key].into_iter().chain(last.as_deref()).collect();
+    peer.call(method, &params).await.1
+}
+
+async fn pretend(listener: tokio::net::TcpListener, stop: CancellationToken) {
+    struct Pretender;
+
+    impl Service for Pretender {
+        async fn answer(&self, method: &str, _: &[Value]) -> Result<Value, Error> {
+            match method {
+                "load" => Ok(Stamp::default().into()),
+                _ => std::future::pending().await,
+            }
+        }
+    }
+
+    let incoming: Pin<Box<_>> = Box::pin(stream::unfold(listener, async |listener| {
+        Some((rpc::accept(&listener).await, listener))
+    }));
+    rpc::serve(
+        incoming,
+        &Pretender,
+        Limits {
+            connections: 10,
+            buffers: 1 << 20,
+        },
+        stop,
+    )
+    .await;
+}

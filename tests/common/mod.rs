@@ -1,0 +1,368 @@
+//! A real cluster for a test: processes of their own, on ports of their own.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use kv54::client::Client;
+use kv54::cluster;
+use kv54::replicas::Replicas;
+use kv54::rpc::tcp;
+
+pub const FIVE: [&str; 5] = ["alice", "bob", "carol", "dave", "erin"];
+
+/// Long enough for anything that will happen at all.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A directory with a `cluster.toml`, and the nodes that run from it.
+pub struct Cluster {
+    pub dir: PathBuf,
+    pub names: Vec<String>,
+    ports: Ports,
+    nodes: Vec<(String, Node)>,
+}
+
+/// A block of free ports below those that the system hands out. Its first one stays
+/// bound for as long as the block is used, so no other test takes the same.
+pub struct Ports {
+    base: u16,
+    _guard: TcpListener,
+}
+
+/// One running process and what it has logged.
+pub struct Node {
+    child: Child,
+    log: Arc<Log>,
+}
+
+#[derive(Default)]
+struct Log {
+    lines: Mutex<Vec<String>>,
+    grown: Condvar,
+}
+
+/// What a command printed, and its exit code.
+#[derive(Debug)]
+pub struct Said {
+    pub code: i32,
+    pub out: Vec<u8>,
+    pub err: String,
+}
+
+impl Ports {
+    pub fn block() -> Ports {
+        let start = u16::try_from(std::process::id() % 1000).unwrap();
+        for block in (0..1000).map(|n| (start + n * 7) % 1000) {
+            let base = 12_000 + block * 20;
+            let Ok(guard) = TcpListener::bind(("127.0.0.1", base)) else {
+                continue;
+            };
+            if (1..20).all(|n| TcpListener::bind(("127.0.0.1", base + n)).is_ok()) {
+                return Ports {
+                    base,
+                    _guard: guard,
+                };
+            }
+        }
+        panic!("no block of 20 free ports");
+    }
+
+    /// The `n`th port of the block, from 1 to 19.
+    pub fn port(&self, n: usize) -> u16 {
+        assert!((1..20).contains(&n));
+        self.base + u16::try_from(n).unwrap()
+    }
+}
+
+impl Cluster {
+    /// A file that names these nodes; none is running yet.
+    pub fn of(names: &[&str]) -> Cluster {
+        Cluster::with_limits(names, "")
+    }
+
+    /// The same with lines for `[limits]`.
+    pub fn with_limits(names: &[&str], limits: &str) -> Cluster {
+        let ports = Ports::block();
+        let dir =
+            PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("cluster-{}", ports.base));
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(&dir).unwrap();
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let cluster = Cluster {
+            dir,
+            names,
+            ports,
+            nodes: Vec::new(),
+        };
+        let nodes = cluster
+            .names
+            .iter()
+            .map(|name| format!("{name} = {:?}\n", cluster.address(name)));
+        let file = format!(
+            "[nodes]\n{}\n[limits]\n{limits}\n",
+            nodes.collect::<String>()
+        );
+        cluster.file("cluster.toml", &file);
+        cluster
+    }
+
+    /// Five nodes, running.
+    pub fn five() -> Cluster {
+        Cluster::running(&FIVE)
+    }
+
+    /// These nodes, running.
+    pub fn running(names: &[&str]) -> Cluster {
+        let mut cluster = Cluster::of(names);
+        for name in names {
+            cluster.start(name);
+        }
+        cluster
+    }
+
+    /// Starts a node and waits until it listens.
+    pub fn start(&mut self, name: &str) {
+        let node = self.spawn(["serve", name]);
+        node.wait_for("listening on");
+        self.nodes.push((name.to_owned(), node));
+    }
+
+    /// Runs a command of kv54 in the background.
+    pub fn spawn<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Node {
+        Node::spawn(self.command().args(args))
+    }
+
+    /// A command of kv54 in this cluster's directory, without this process's own settings.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kv54"));
+        command
+            .current_dir(&self.dir)
+            .env_remove("KV54_CONFIG")
+            .env_remove("KV54_LOG");
+        command
+    }
+
+    /// Runs a command of kv54 to its end.
+    pub fn kv54<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Said {
+        self.kv54_with(args, b"")
+    }
+
+    /// The same with this standard input.
+    pub fn kv54_with<A: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = A>,
+        input: &[u8],
+    ) -> Said {
+        let mut command = self.command();
+        command
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let output = std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let _ = stdin.write_all(input); // a command that does not read it may be gone
+            });
+            child.wait_with_output().unwrap()
+        });
+        let err = String::from_utf8(output.stderr).unwrap();
+        Said {
+            code: output.status.code().unwrap_or(-1),
+            out: output.stdout,
+            err,
+        }
+    }
+
+    /// `kill -9`: the node's memory is gone.
+    pub fn kill(&mut self, name: &str) {
+        let place = self
+            .nodes
+            .iter()
+            .position(|(node, _)| node == name)
+            .unwrap();
+        drop(self.nodes.remove(place));
+    }
+
+    /// Sends a signal (`STOP`, `CONT`, `TERM`) to a node's process.
+    pub fn signal(&self, name: &str, signal: &str) {
+        self.node(name).signal(signal);
+    }
+
+    pub fn node(&self, name: &str) -> &Node {
+        &self.nodes.iter().find(|(node, _)| node == name).unwrap().1
+    }
+
+    /// Where a node listens.
+    pub fn address(&self, name: &str) -> String {
+        let place = self.names.iter().position(|node| node == name).unwrap();
+        format!("127.0.0.1:{}", self.ports.port(place + 1))
+    }
+
+    /// A port of this test's own that no node uses.
+    pub fn spare_port(&self, n: usize) -> u16 {
+        self.ports.port(19 - n)
+    }
+
+    /// Writes a file beside `cluster.toml`.
+    pub fn file(&self, name: &str, text: &str) {
+        std::fs::write(self.dir.join(name), text).unwrap();
+    }
+
+    pub fn ring(&self) -> Arc<cluster::Cluster> {
+        Arc::new(cluster::Cluster::read(&self.dir.join("cluster.toml")).unwrap())
+    }
+
+    /// A client of this process.
+    pub fn client(&self) -> Client {
+        Client {
+            replicas: Replicas::new(self.ring(), Duration::from_secs(5), &tcp()),
+        }
+    }
+
+    /// The names of a key's replicas, the owner first.
+    pub fn replicas(&self, key: &str) -> Vec<String> {
+        let ring = self.ring();
+        let places = ring.replicas(ring.owner(key.as_bytes()));
+        places
+            .map(|place| ring.nodes()[place].name.clone())
+            .collect()
+    }
+
+    /// The first of `name0`, `name1`, … whose replicas are these, in any order.
+    pub fn key_on(&self, nodes: &[&str]) -> String {
+        let on = |key: &String| {
+            self.replicas(key)
+                .iter()
+                .all(|node| nodes.contains(&node.as_str()))
+        };
+        (0..10_000).map(|n| format!("key{n}")).find(on).unwrap()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for (name, node) in &self.nodes {
+                eprintln!(
+                    "-- the log of {name}:\n{}",
+                    node.log.lines.lock().unwrap().join("\n")
+                );
+            }
+        }
+        self.nodes.clear();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Node {
+    pub fn spawn(command: &mut Command) -> Node {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let log = Arc::new(Log::default());
+        let growing = log.clone();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                growing.lines.lock().unwrap().push(line);
+                growing.grown.notify_all();
+            }
+        });
+        Node { child, log }
+    }
+
+    /// Waits for a log line with this text in it, and gives it back.
+    pub fn wait_for(&self, text: &str) -> String {
+        let lines = self.log.lines.lock().unwrap();
+        let missing = |lines: &mut Vec<String>| !lines.iter().any(|line| line.contains(text));
+        let (lines, late) = self
+            .log
+            .grown
+            .wait_timeout_while(lines, PATIENCE, missing)
+            .unwrap();
+        assert!(
+            !late.timed_out(),
+            "no {text:?} in the log:\n{}",
+            lines.join("\n")
+        );
+        lines
+            .iter()
+            .find(|line| line.contains(text))
+            .unwrap()
+            .clone()
+    }
+
+    pub fn log(&self) -> Vec<String> {
+        self.log.lines.lock().unwrap().clone()
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let kill = format!("kill -{signal} {}", self.child.id());
+        assert!(
+            Command::new("sh")
+                .args(["-c", &kill])
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+
+    /// Waits for the process to end; its exit code.
+    pub fn wait(&mut self) -> i32 {
+        self.child.wait().unwrap().code().unwrap_or(-1)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Said {
+    /// Standard output as text.
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.out).unwrap()
+    }
+
+    /// Asserts the exit code; the message shows everything.
+    #[track_caller]
+    pub fn exits(self, code: i32) -> Said {
+        assert_eq!(self.code, code, "{self:?}");
+        self
+    }
+
+    /// Asserts that standard error is one line with all of these in it.
+    #[track_caller]
+    pub fn says(self, parts: &[&str]) -> Said {
+        assert_eq!(self.err.trim_end().lines().count(), 1, "one line: {self:?}");
+        for part in parts {
+            assert!(self.err.contains(part), "{part:?} is missing: {self:?}");
+        }
+        self
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.out).unwrap()
+    }
+}

@@ -88,6 +88,7 @@ impl Error {
             "set" => "[key, value]",
             "load" => "[ring, key] or [ring, key, known stamp]",
             "store" => "[ring, key, [counter, writer, value]]",
+            "scan" => "[ring, part, cursor]",
             "status" => "[]",
             _ => return Error::new(Kind::NoSuchMethod, format!("{method:?}")),
         };

@@ -7,6 +7,7 @@
 //! | [`client`] | **any two of three**: get, set, delete |
 //! | [`cluster`] | `cluster.toml` → sorted names → `crc32 % N`, next, next |
 //! | [`store`] | the newest entry of each key, in memory |
+//! | [`join`] | catching up after a restart or a cut |
 //! | [`replicas`] | asking a key's replicas: whom first, how many, for how long |
 //! | [`rpc`] | MessagePack-RPC: codec, server loop, connections |
 //! | [`error`] | what can go wrong, as the wire says it |
@@ -18,6 +19,7 @@ pub mod client;
 pub mod cluster;
 pub mod commands;
 pub mod error;
+pub mod join;
 pub mod replicas;
 pub mod rpc;
 pub mod server;

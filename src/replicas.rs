@@ -14,7 +14,7 @@ use crate::cluster::{Cluster, Node};
 use crate::error::{Error, Kind};
 use crate::rpc::codec::encode;
 use crate::rpc::{Call, Dial, HEDGE, Peer};
-use crate::store::{Entry, Loaded, Stamp, Store, check_key};
+use crate::store::{Entry, Loaded, Stamp, Status, Store, check_key};
 
 /// Between two attempts of one operation.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -103,23 +103,26 @@ impl Replicas {
         })
     }
 
-    /// The node at this place of the ring, to be asked directly.
-    pub fn peer(&self, place: usize) -> Option<&Peer> {
-        self.peers.get(place)
-    }
-
-    /// Asks one node for what it keeps under a key: its stamp alone.
-    pub async fn stamp_at(&self, place: usize, key: &[u8]) -> Result<Stamp, Error> {
-        let known = encode(&Stamp::MAX.into());
+    /// Asks one node, on the ring that this coordinator knows.
+    pub async fn ask(&self, place: usize, method: &str, params: &[Value]) -> Result<Value, Error> {
         let (peer, ring) = self
             .peers
             .get(place)
             .zip(self.rings.get(place))
             .ok_or_else(nowhere)?;
-        let (_, answer) = peer
-            .call("load", &[ring, &encode(&Value::from(key)), &known])
-            .await;
-        Stamp::try_from(&answer?)
+        let encoded: Vec<Vec<u8>> = params.iter().map(encode).collect();
+        let params: Vec<&[u8]> = [ring]
+            .into_iter()
+            .chain(&encoded)
+            .map(Vec::as_slice)
+            .collect();
+        peer.call(method, &params).await.1
+    }
+
+    /// Asks one node how it is.
+    pub async fn status(&self, place: usize) -> Result<Status, Error> {
+        let peer = self.peers.get(place).ok_or_else(nowhere)?;
+        Status::try_from(peer.call("status", &[]).await.1?)
     }
 
     /// Waits until what was told in the background has arrived, for a moment at most.

@@ -1,5 +1,5 @@
 //! A node: what it answers to each method. It is a replica of its own parts (`load`,
-//! `store`), and a client of the whole ring for guests that know one address.
+//! `store`, `scan`), and a client of the whole ring for guests that know one address.
 
 use crate::store::{Store, key, stamp};
 use crate::{client::Client, error::Error, rpc::Service};
@@ -24,6 +24,7 @@ impl Service for Node {
                 Ok(self.store.on(ring)?.load(key(k)?, stamp(known)?)?.into())
             }
             ("store", [ring, k, entry]) => self.store.on(ring)?.store(key(k)?, &entry.try_into()?),
+            ("scan", [ring, part, cursor]) => self.store.on(ring)?.scan(part, cursor),
             ("status", []) => Ok(self.store.status().into()),
             _ => Err(Error::not_a_request(method, params.len())),
         }

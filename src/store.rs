@@ -2,7 +2,7 @@
 //! from key to the newest entry that it has been told. Entries are never removed, so
 //! the place at which a key was first inserted is its number for good.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use indexmap::IndexMap;
@@ -67,11 +67,16 @@ const NESTED: codec::Bounds = codec::Bounds {
 /// What an entry takes beside its key and value, in bytes: its place in the map, and two allocations.
 const OVERHEAD: usize = 100;
 
+/// What one page of a scan may take, in bytes, unless it is a single entry: little enough to
+/// be made while others wait, and for its values to fit into one message.
+const PAGE: usize = 48 << 10;
+
 /// The memory of one node.
 pub struct Store {
     cluster: Arc<Cluster>,
     me: usize,
     started: Instant,
+    start_id: u64,
     kept: Mutex<Kept>,
 }
 
@@ -85,6 +90,14 @@ struct Part {
     entries: IndexMap<Box<[u8]>, Packed>,
     tombstones: usize,
     digest: u64,
+    missing: BTreeMap<usize, Progress>, // its replicas that have not been read to the end
+}
+
+/// How far another replica's entries of a part have been read.
+#[derive(Clone, Copy, Debug, Default)]
+struct Progress {
+    read: usize,
+    of: usize,
 }
 
 /// An entry as it is kept: its value as MessagePack, no bytes at all where it is nil.
@@ -94,17 +107,32 @@ struct Packed {
 }
 
 impl Store {
-    /// An empty store for the node at place `me`.
+    /// An empty store for the node at place `me`. It knows nothing of what the node may have
+    /// answered before it started, and must hear from the other replicas first.
     pub fn new(cluster: Arc<Cluster>, me: usize) -> Self {
-        let mine = |part: &usize| cluster.replicas(*part).any(|node| node == me);
-        let parts = (0..cluster.nodes().len())
-            .filter(mine)
-            .map(|part| (part, Part::default()))
-            .collect();
+        let mut parts = BTreeMap::new();
+        for part in 0..cluster.nodes().len() {
+            let (mine, others): (Vec<usize>, _) =
+                cluster.replicas(part).partition(|node| *node == me);
+            if !mine.is_empty() {
+                let missing = others
+                    .into_iter()
+                    .map(|node| (node, Progress::default()))
+                    .collect();
+                parts.insert(
+                    part,
+                    Part {
+                        missing,
+                        ..Part::default()
+                    },
+                );
+            }
+        }
         Store {
             cluster,
             me,
             started: Instant::now(),
+            start_id: fastrand::u64(..),
             kept: Mutex::new(Kept { bytes: 0, parts }),
         }
     }
@@ -131,16 +159,21 @@ impl Store {
         ))
     }
 
-    /// What is kept under this key, without the value where `known` is as new.
+    /// What is kept under this key, without the value where `known` is as new. Refused
+    /// while another replica may know of a write that was here before this node's start.
     pub fn load(&self, key: &[u8], known: Option<Stamp>) -> Result<Loaded, Error> {
         let kept = lock(&self.kept);
-        let part = self.part(key)?;
-        let packed = kept.parts.get(&part).and_then(|part| part.entries.get(key));
+        let part = kept.part(self.part(key)?)?;
+        if !part.missing.is_empty() {
+            let names = self.names(part.missing.keys()).join(", ");
+            return Err(Error::new(Kind::Joining, format!("waiting for {names}")));
+        }
+        let packed = part.entries.get(key);
         let stamp = packed.map_or(Stamp::default(), |packed| packed.stamp);
         let value = match packed {
             _ if known.is_some_and(|known| known >= stamp) => None,
-            Some(packed) if !packed.value.is_empty() => Some(unpack(&packed.value)?),
-            _ => Some(Value::Nil),
+            Some(packed) => Some(unpack(&packed.value)?),
+            None => Some(Value::Nil),
         };
         Ok(Loaded { stamp, value })
     }
@@ -194,29 +227,106 @@ impl Store {
         Ok(Value::Nil)
     }
 
+    /// One page of a part: `[start id, next cursor or nil, [[key, entry] …]]`. A cursor is the
+    /// number of entries before it, from 0; it holds for as long as the start id stays the same.
+    pub fn scan(&self, part: &Value, cursor: &Value) -> Result<Value, Error> {
+        let place = |value: &Value| {
+            value
+                .as_u64()
+                .and_then(|number| usize::try_from(number).ok())
+        };
+        let (number, cursor) = place(part).zip(place(cursor)).ok_or_else(|| {
+            Error::new(Kind::BadRequest, "a part and a cursor are integers from 0")
+        })?;
+        let kept = lock(&self.kept);
+        let entries = &kept.part(number)?.entries;
+        let (mut page, mut size) = (Vec::new(), 0);
+        for (key, packed) in entries.get_range(cursor..).into_iter().flatten() {
+            size += key.len() + packed.value.len() + OVERHEAD;
+            if size > PAGE && !page.is_empty() {
+                break;
+            }
+            let entry = Entry {
+                stamp: packed.stamp,
+                value: unpack(&packed.value)?,
+            };
+            page.push(Value::Array(vec![Value::from(&**key), (&entry).into()]));
+        }
+        let next = cursor.saturating_add(page.len());
+        let next = if next < entries.len() {
+            next.into()
+        } else {
+            Value::Nil
+        };
+        Ok(Value::Array(vec![self.start_id.into(), next, page.into()]))
+    }
+
+    /// The parts that this node holds together with each other node.
+    pub fn shared(&self) -> BTreeMap<usize, Vec<usize>> {
+        let mut shared = BTreeMap::<_, Vec<_>>::new();
+        for part in lock(&self.kept).parts.keys() {
+            for node in self.cluster.replicas(*part).filter(|node| *node != self.me) {
+                shared.entry(node).or_default().push(*part);
+            }
+        }
+        shared
+    }
+
+    /// Notes how many of a part's entries at another replica have been read.
+    pub fn has_read(&self, part: usize, place: usize, read: usize, of: usize) {
+        if let Some(part) = lock(&self.kept).parts.get_mut(&part) {
+            part.missing
+                .entry(place)
+                .and_modify(|progress| *progress = Progress { read, of });
+        }
+    }
+
+    /// Notes that another replica of a part has been read to the end.
+    pub fn has_all(&self, part: usize, place: usize) {
+        if let Some(part) = lock(&self.kept).parts.get_mut(&part) {
+            part.missing.remove(&place);
+        }
+    }
+
+    /// When this node started.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
     /// What there is to say about this node.
     pub fn status(&self) -> Status {
         let kept = lock(&self.kept);
-        let sum = |count: fn(&Part) -> usize| kept.parts.values().map(count).sum();
-        let tombstones = sum(|part| part.tombstones);
-        let digests = kept.parts.iter().map(|(part, content)| {
-            let owner = self
-                .cluster
-                .nodes()
-                .get(*part)
-                .map_or("", |node| &node.name);
-            (owner.to_owned(), format!("{:016x}", content.digest))
-        });
+        let parts = || kept.parts.values();
+        let tombstones = parts().map(|part| part.tombstones).sum();
+        let missing: BTreeSet<usize> = parts()
+            .flat_map(|part| part.missing.keys().copied())
+            .collect();
+        let owner = |number| self.names([number]).concat();
         Status {
             name: self.name().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            state: "ready".to_owned(),
-            waiting_for: Vec::new(),
+            state: if missing.is_empty() {
+                "ready"
+            } else {
+                "joining"
+            }
+            .to_owned(),
+            waiting_for: self.names(&missing).into_iter().map(String::from).collect(),
+            progress: kept.progress(self.cluster.copies()),
             ring: self.cluster.fingerprint(self.name()),
-            keys: sum(|part| part.entries.len()) - tombstones,
+            keys: parts().map(|part| part.entries.len()).sum::<usize>() - tombstones,
             tombstones,
             bytes: kept.bytes,
-            digests: digests.collect(),
+            entries: kept
+                .parts
+                .iter()
+                .map(|(n, part)| (owner(n), part.entries.len()))
+                .collect(),
+            digests: kept
+                .parts
+                .iter()
+                .map(|(n, part)| (owner(n), part.digest()))
+                .collect(),
             uptime_s: self.started.elapsed().as_secs(),
         }
     }
@@ -239,6 +349,16 @@ impl Store {
             .map_or("", |node| &node.name)
     }
 
+    fn names<'a>(&self, places: impl IntoIterator<Item = &'a usize>) -> Vec<&str> {
+        let name = |place: &usize| {
+            self.cluster
+                .nodes()
+                .get(*place)
+                .map_or("?", |node| &*node.name)
+        };
+        places.into_iter().map(name).collect()
+    }
+
     /// The part of this key, if it is one that this node holds.
     fn part(&self, key: &[u8]) -> Result<usize, Error> {
         check_key(key)?;
@@ -255,6 +375,37 @@ impl Store {
     }
 }
 
+impl Part {
+    fn digest(&self) -> String {
+        format!("{:016x}", self.digest)
+    }
+}
+
+impl Kept {
+    fn part(&self, number: usize) -> Result<&Part, Error> {
+        let missing = || Error::new(Kind::WrongRing, format!("part {number} is not kept here"));
+        self.parts.get(&number).ok_or_else(missing)
+    }
+
+    /// How much of what the other replicas keep has been read, in percent.
+    fn progress(&self, copies: usize) -> usize {
+        let of_part = |part: &Part| {
+            let reading = part.missing.values().map(|reading| match reading.of {
+                0 => 0,
+                of => (reading.read * 100 / of).min(99),
+            });
+            (copies - 1 - part.missing.len()) * 100 + reading.sum::<usize>()
+        };
+        let whole = self.parts.len() * (copies - 1);
+        self.parts
+            .values()
+            .map(of_part)
+            .sum::<usize>()
+            .checked_div(whole)
+            .unwrap_or(100)
+    }
+}
+
 /// What a node answers to `status`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Status {
@@ -266,6 +417,8 @@ pub struct Status {
     pub state: String,
     /// The nodes that it must hear from before it is ready.
     pub waiting_for: Vec<String>,
+    /// How much it has heard of what it must hear, in percent.
+    pub progress: usize,
     /// The fingerprint that `load`, `store` and `scan` to this node must carry.
     pub ring: u32,
     /// Keys with a value.
@@ -274,7 +427,9 @@ pub struct Status {
     pub tombstones: usize,
     /// Keys, values and overhead, in bytes.
     pub bytes: usize,
-    /// For the parts that it holds, by owner: equal where two nodes keep the same.
+    /// How many entries it holds of each part, by the part's owner: keys and tombstones.
+    pub entries: BTreeMap<String, usize>,
+    /// A digest of each part, by its owner: equal where two nodes hold the same.
     pub digests: BTreeMap<String, String>,
     /// Seconds since the node started.
     pub uptime_s: u64,
@@ -283,6 +438,15 @@ pub struct Status {
 impl From<Status> for Value {
     fn from(status: Status) -> Self {
         rmpv::ext::to_value(status).unwrap_or(Value::Nil) // it has no part that MessagePack lacks
+    }
+}
+
+impl TryFrom<Value> for Status {
+    type Error = Error;
+
+    fn try_from(value: Value) -> Result<Self, Error> {
+        rmpv::ext::from_value(value)
+            .map_err(|error| Error::new(Kind::BadRequest, error.to_string()))
     }
 }
 
@@ -337,6 +501,9 @@ fn pack(value: &Value) -> Result<Box<[u8]>, Error> {
 }
 
 fn unpack(mut packed: &[u8]) -> Result<Value, Error> {
+    if packed.is_empty() {
+        return Ok(Value::Nil);
+    }
     rmpv::decode::read_value(&mut packed).map_err(|e| Error::new(Kind::Unavailable, e.to_string()))
 }
 

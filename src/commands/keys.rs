@@ -198,12 +198,7 @@ impl Where {
             cluster.owner(&key),
         );
         let places: Vec<usize> = cluster.replicas(owner).collect();
-        let held = join_all(
-            places
-                .iter()
-                .map(|place| client.replicas.stamp_at(*place, &key)),
-        )
-        .await;
+        let held = join_all(places.iter().map(|place| stamp_at(&client, *place, &key))).await;
         let mut object = Map::new();
         let typed = text::typed(key);
         text::put(&mut object, "key", &typed);
@@ -259,4 +254,13 @@ impl Where {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// The stamp of what one node holds under a key, without the value.
+async fn stamp_at(client: &Client, place: usize, key: &[u8]) -> Result<Stamp, Error> {
+    let answer = client
+        .replicas
+        .ask(place, "load", &[key.into(), Stamp::MAX.into()])
+        .await;
+    Stamp::try_from(&answer?)
 }

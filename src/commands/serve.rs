@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Failure, Options, Outcome, block_on};
 use crate::client::Client;
 use crate::cluster::Cluster;
+use crate::join::join;
 use crate::replicas::Replicas;
 use crate::rpc::{self, Limits};
 use crate::server::Node;
@@ -154,7 +155,10 @@ async fn node(
     let incoming = pin!(stream::unfold(&listener, async |listener| {
         Some((rpc::accept(listener).await, listener))
     }));
-    rpc::serve(incoming, &node, limits, stop).await;
+    tokio::select! {
+        () = rpc::serve(incoming, &node, limits, stop) => {}
+        () = join(&node.store, &node.client.replicas) => {}
+    }
     log::info!("stopped");
     Ok(ExitCode::SUCCESS)
 }

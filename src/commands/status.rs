@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{Options, Outcome, print, print_coloured, text};
 use crate::cluster::{Cluster, Node};
-use crate::error::{Error, Kind};
+use crate::error::Kind;
 use crate::rpc::{Peer, tcp};
 use crate::store::Status;
 
@@ -69,10 +69,7 @@ impl Show {
 
 async fn ask(peer: &Peer, node: &Node, cluster: &Cluster) -> Line {
     let (_, answer) = peer.call("status", &[]).await;
-    let status = answer.and_then(|status| {
-        let status: Result<Status, _> = rmpv::ext::from_value(status);
-        status.map_err(|error| Error::new(Kind::BadRequest, error.to_string()))
-    });
+    let status = answer.and_then(Status::try_from);
     let (name, address) = (node.name.clone(), node.address.clone());
     match status {
         Ok(status) => {
@@ -91,7 +88,9 @@ async fn ask(peer: &Peer, node: &Node, cluster: &Cluster) -> Line {
                 rest: Some(json!({
                     "version": status.version,
                     "waiting_for": status.waiting_for,
+                    "progress": status.progress,
                     "ring": status.ring,
+                    "entries": status.entries,
                     "digests": status.digests,
                     "uptime_s": status.uptime_s,
                 })),

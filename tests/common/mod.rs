@@ -122,13 +122,21 @@ impl Cluster {
         Cluster::running(&FIVE)
     }
 
-    /// These nodes, running.
+    /// These nodes, running and ready.
     pub fn running(names: &[&str]) -> Cluster {
         let mut cluster = Cluster::of(names);
-        for name in names {
-            cluster.start(name);
-        }
+        cluster.start_all();
         cluster
+    }
+
+    /// Starts every node and waits until all are ready.
+    pub fn start_all(&mut self) {
+        for name in self.names.clone() {
+            self.start(&name);
+        }
+        for name in &self.names {
+            self.node(name).wait_for("ready with");
+        }
     }
 
     /// Starts a node and waits until it listens.
@@ -136,6 +144,13 @@ impl Cluster {
         let node = self.spawn(["serve", name]);
         node.wait_for("listening on");
         self.nodes.push((name.to_owned(), node));
+    }
+
+    /// `kill -9`, a new start, and all that is to be caught up.
+    pub fn restart(&mut self, name: &str) {
+        self.kill(name);
+        self.start(name);
+        self.node(name).wait_for("ready with");
     }
 
     /// Runs a command of kv54 in the background.

@@ -1,0 +1,156 @@
+//! Catching up. A node that has started knows nothing of what it answered before: its word
+//! counts again, part by part, once it has read what every other replica of the part holds.
+//! A node that was cut off has missed writes: where its digest of a part stays unlike a
+//! neighbour's, it reads the part again.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures::future::join_all;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::error::{Error, Kind};
+use crate::replicas::Replicas;
+use crate::store::{Entry, Status, Store, key};
+
+/// Between two looks at a neighbour's digests.
+const LOOK: Duration = Duration::from_secs(1);
+/// Before a reading is tried again that failed, or that was refused.
+const RETRY: Duration = Duration::from_millis(100);
+const RETRY_REFUSED: Duration = Duration::from_secs(5);
+/// Between two log lines about a joining that takes long.
+const REPORT: Duration = Duration::from_secs(5);
+
+/// Reads from every neighbour what this node should hold, and goes on to compare. Never ends.
+pub async fn join(store: &Store, replicas: &Replicas) {
+    let shared = store.shared();
+    // A write that was answered with the help of this node's former memory was begun before
+    // it stopped. Two windows later, whoever was to store it has, or it was given up.
+    if !shared.is_empty() {
+        sleep_until(store.started() + 2 * replicas.cluster().window).await;
+    }
+    let followed = shared
+        .iter()
+        .map(|(place, parts)| follow(store, replicas, *place, parts));
+    tokio::join!(join_all(followed), report(store));
+    std::future::pending::<()>().await;
+}
+
+/// Says how far it has come, when it is done and once in a while until then.
+async fn report(store: &Store) {
+    let mut told = store.started();
+    loop {
+        let Status {
+            state,
+            progress,
+            waiting_for,
+            keys,
+            ..
+        } = store.status();
+        if state == "ready" {
+            return log::info!(
+                "ready with {keys} keys after {:.1?}",
+                store.started().elapsed()
+            );
+        }
+        if told.elapsed() >= REPORT {
+            log::info!(
+                "joining, {progress} %, waiting for {}",
+                waiting_for.join(", ")
+            );
+            told = Instant::now();
+        }
+        sleep(RETRY).await;
+    }
+}
+
+/// One neighbour: reads all parts shared with it, then keeps an eye on its digests.
+async fn follow(store: &Store, replicas: &Replicas, place: usize, parts: &[usize]) {
+    for &part in parts {
+        while let Err(error) = read(store, replicas, place, part).await {
+            if error.kind.is_refusal() {
+                log::warn!("cannot join: {error}");
+                sleep(RETRY_REFUSED).await;
+            } else {
+                sleep(RETRY).await;
+            }
+        }
+        store.has_all(part, place);
+    }
+    let mut looks = BTreeMap::new();
+    loop {
+        sleep(LOOK).await;
+        let (Ok(theirs), ours) = (replicas.status(place).await, store.status()) else {
+            continue;
+        };
+        for (part, owner) in parts.iter().zip(
+            parts
+                .iter()
+                .filter_map(|part| replicas.cluster().nodes().get(*part)),
+        ) {
+            let pair = (
+                ours.digests.get(&owner.name).cloned(),
+                theirs.digests.get(&owner.name).cloned(),
+            );
+            // Writes in flight make digests differ for a moment; what stays is a difference to mend.
+            // If reading the part has not changed it, reading it again will not either.
+            let (seen, times) = looks
+                .remove(part)
+                .filter(|(seen, _)| *seen == pair)
+                .unwrap_or((pair, 0));
+            if seen.0 == seen.1 {
+                continue;
+            }
+            let read = times == 1 && read(store, replicas, place, *part).await.is_ok();
+            looks.insert(
+                *part,
+                (seen, if times == 1 && !read { 1 } else { times + 1 }),
+            );
+        }
+    }
+}
+
+/// Reads one part at a neighbour to its end, page by page.
+async fn read(store: &Store, replicas: &Replicas, place: usize, part: usize) -> Result<(), Error> {
+    let entries = replicas.status(place).await?.entries;
+    let owner = replicas
+        .cluster()
+        .nodes()
+        .get(part)
+        .map_or("", |node| &node.name);
+    let of = entries.get(owner).copied().unwrap_or(0);
+    let (mut start, mut cursor) = (None, 0);
+    loop {
+        let page = replicas
+            .ask(place, "scan", &[part.into(), cursor.into()])
+            .await?;
+        let Some([start_id, next, entries]) = page.as_array().map(Vec::as_slice) else {
+            return Err(odd());
+        };
+        // A neighbour that has restarted counts its entries anew.
+        if *start.get_or_insert(start_id.as_u64()) != start_id.as_u64() {
+            return Err(Error::new(Kind::Unavailable, "it has restarted meanwhile"));
+        }
+        for entry in entries.as_array().ok_or_else(odd)? {
+            let Some([name, entry]) = entry.as_array().map(Vec::as_slice) else {
+                return Err(odd());
+            };
+            store.store(key(name)?, &Entry::try_from(entry)?)?;
+        }
+        if next.is_nil() {
+            return Ok(());
+        }
+        cursor = next
+            .as_u64()
+            .filter(|next| *next > cursor)
+            .ok_or_else(odd)?;
+        store.has_read(part, place, usize::try_from(cursor).unwrap_or(0), of);
+    }
+}
+
+fn odd() -> Error {
+    Error::new(
+        Kind::BadRequest,
+        "a page is [start id, next cursor or nil, [[key, entry] …]]",
+    )
+}

@@ -87,16 +87,21 @@ impl Cluster {
             };
             Invalid(format!("{}:{line}: {field}{why}", path.display()))
         };
-        let file: File = toml::from_str(text).map_err(|e| {
-            at(
-                e.span().unwrap_or(0..0),
-                "",
-                &e.message().replace('\n', "; "),
-            )
+        let file: File = toml::from_str(text).map_err(|error| {
+            let span = error.span().unwrap_or(0..0);
+            let line = text
+                .get(..span.start)
+                .map_or(0, |before| before.matches('\n').count());
+            let line = text.lines().nth(line).unwrap_or_default();
+            let field = line.split_once('=').map_or("", |(field, _)| field.trim());
+            at(span, field, &error.message().replace('\n', "; "))
         })?;
         let mut nodes: Vec<Node> = Vec::new();
         for (name, address) in &file.nodes {
-            let field = format!("nodes.{}", name.get_ref());
+            let field = match is_name(name.get_ref()) {
+                true => format!("nodes.{}", name.get_ref()),
+                false => format!("nodes.{:?}", name.get_ref()),
+            };
             let node = Node {
                 name: name.get_ref().clone(),
                 address: address.get_ref().to_lowercase(),
@@ -219,7 +224,10 @@ fn check_address(address: &str) -> Result<(), String> {
     let (host, port) = address
         .rsplit_once(':')
         .ok_or_else(|| format!("{address:?} has no :port"))?;
-    if !port.parse::<u16>().is_ok_and(|port| port > 0) {
+    if !port
+        .parse::<u16>()
+        .is_ok_and(|number| number > 0 && number.to_string() == port)
+    {
         return Err(format!("{address:?}: a port is a number from 1 to 65535"));
     }
     let bracketed = host
@@ -231,7 +239,7 @@ fn check_address(address: &str) -> Result<(), String> {
         None if host.chars().all(|c| c.is_ascii_digit() || c == '.') => {
             host.parse::<std::net::Ipv4Addr>().is_ok()
         }
-        None => is_name(host),
+        None => host.len() <= 253 && host.split('.').all(is_name),
     };
     match sound {
         true => Ok(()),

@@ -437,7 +437,9 @@ pub struct Status {
 
 impl From<Status> for Value {
     fn from(status: Status) -> Self {
-        rmpv::ext::to_value(status).unwrap_or(Value::Nil) // it has no part that MessagePack lacks
+        // By way of JSON, whose maps stay maps: alone, rmpv makes an array of a struct.
+        let status = serde_json::to_value(status).map(rmpv::ext::to_value);
+        status.map_or(Value::Nil, |status| status.unwrap_or(Value::Nil)) // neither lacks a part of it
     }
 }
 

@@ -259,6 +259,10 @@ impl<'a, S: Service> Session<'a, S> {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 count => self.sent += count,
             }
+            if self.sent >= MAX_UNSENT {
+                self.output.drain(..self.sent); // what a slow reader has read is not held for it
+                self.sent = 0;
+            }
         }
         if self.sent > 0 {
             self.output.clear();

@@ -1,0 +1,792 @@
+//! What a node answers to whoever speaks plain MessagePack-RPC to it, byte for byte.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
+use std::net::{Shutdown, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::Cluster;
+use futures::stream;
+use kv54::error::Error;
+use kv54::rpc::codec::encode;
+use kv54::rpc::{Connection, Limits, Service, serve};
+use msgpack_rpc::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+/// A node that says nothing for so long has forgotten somebody.
+const PATIENCE: Duration = Duration::from_secs(20);
+const MIB: usize = 1 << 20;
+const NIL: Value = Value::Nil;
+
+#[test]
+fn a_key_is_its_bytes_however_they_are_sent() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    wire.does("set", ["tea".into(), "green".into()]);
+    assert_eq!(wire.does("get", ["tea".into()]), "green".into());
+    assert_eq!(wire.does("get", [bin(b"tea")]), "green".into());
+
+    // Ruby and Python of old send bytes as a str that is not UTF-8.
+    let old_raw = b"\x94\x00\x2a\xa3get\x91\xa2\xff\xfe";
+    wire.does("set", [bin(b"\xff\xfe"), "black".into()]);
+    wire.send(old_raw);
+    assert_eq!(wire.answer(), Some((42, Ok("black".into()))));
+    wire.send(b"\x94\x00\x2b\xa6delete\x91\xa2\xff\xfe");
+    assert_eq!(wire.answer(), Some((43, Ok(NIL))));
+    assert_eq!(wire.does("get", [bin(b"\xff\xfe")]), NIL);
+}
+
+#[test]
+fn any_value_comes_back_as_it_went_in() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    let nested = Value::Map(vec![
+        ("leaves".into(), array([1.into(), NIL, array([])])),
+        (array([2.into()]), Value::Map(vec![(NIL, false.into())])),
+        (3.into(), bin(b"\x00\xff")),
+        (3.into(), "a key that comes twice".into()),
+    ]);
+    let values = [
+        "".into(),
+        "grün".into(),
+        "x".repeat(70_000).into(),
+        bin(b""),
+        bin(b"\xc1\xff"),
+        0.into(),
+        (-1).into(),
+        (-33).into(),
+        300.into(),
+        u64::MAX.into(),
+        i64::MIN.into(),
+        true.into(),
+        false.into(),
+        1.5_f32.into(),
+        f32::INFINITY.into(),
+        1.5_f64.into(),
+        0.1_f64.into(),
+        (-0.0_f64).into(),
+        f64::NAN.into(),
+        array([]),
+        Value::Map(Vec::new()),
+        nested.clone(),
+        array([nested, NIL]),
+        Value::Ext(5, vec![1, 2, 3]),
+        Value::Ext(-1, vec![0; 8]),
+        Value::Ext(0, Vec::new()),
+    ];
+    for value in values {
+        assert_eq!(wire.does("set", ["tea".into(), value.clone()]), NIL);
+        // As bytes: NaN is not equal to itself, -0.0 is equal to 0.0.
+        let back = wire.does("get", ["tea".into()]);
+        assert_eq!(encode(&back), encode(&value), "{value} became {back}");
+    }
+}
+
+#[test]
+fn an_old_raw_value_comes_back_as_bin() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    wire.send(b"\x94\x00\x07\xa3set\x92\xa3tea\xa2\xff\xfe");
+    assert_eq!(wire.answer(), Some((7, Ok(NIL))));
+    assert_eq!(wire.does("get", ["tea".into()]), bin(b"\xff\xfe"));
+}
+
+#[test]
+fn nil_is_an_absent_key() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    assert_eq!(wire.does("get", ["tea".into()]), NIL);
+    assert_eq!(wire.does("delete", ["tea".into()]), NIL);
+    wire.does("set", ["tea".into(), "green".into()]);
+    assert_eq!(wire.status("keys"), 1);
+    wire.does("set", ["tea".into(), NIL]);
+    assert_eq!(wire.does("get", ["tea".into()]), NIL);
+    assert_eq!((wire.status("keys"), wire.status("tombstones")), (0, 1));
+    wire.does("set", ["tea".into(), "black".into()]);
+    assert_eq!(wire.does("delete", ["tea".into()]), NIL);
+    assert_eq!(wire.does("get", ["tea".into()]), NIL);
+    assert_eq!((wire.status("keys"), wire.status("tombstones")), (0, 1));
+}
+
+#[test]
+fn a_hundred_requests_in_one_write_get_a_hundred_answers() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    let sets = (0..100).map(|n| request(n, "set", [format!("key{n}").into(), n.into()]));
+    wire.send(&sets.collect::<Vec<_>>().concat());
+    let all_nil = (0..100).map(|n| (n, Ok(NIL))).collect();
+    assert_eq!(wire.answers(100), all_nil);
+    // Ids that are neither small nor in order.
+    let id = |n: u32| n.wrapping_mul(0x9e37_79b9);
+    let gets = (0..100).map(|n| request(id(n), "get", [format!("key{n}").into()]));
+    wire.send(&gets.collect::<Vec<_>>().concat());
+    let all_found = (0..100).map(|n| (id(n), Ok(n.into()))).collect();
+    assert_eq!(wire.answers(100), all_found);
+    wire.falls_silent();
+}
+
+#[test]
+fn a_request_may_come_byte_by_byte() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    for byte in request(7, "set", ["tea".into(), "green".into()]) {
+        wire.send(&[byte]);
+    }
+    assert_eq!(wire.answer(), Some((7, Ok(NIL))));
+}
+
+#[test]
+fn who_has_finished_asking_still_gets_the_answers() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    let sets = (0..50).map(|n| request(n, "set", [n.to_string().into(), bin(&[7; 10_000])]));
+    let gets = (0..50).map(|n| request(n + 50, "get", [n.to_string().into()]));
+    wire.send(&sets.chain(gets).collect::<Vec<_>>().concat());
+    wire.finish_asking();
+    let answers = wire.answers(100);
+    assert_eq!(answers[&0], Ok(NIL));
+    assert_eq!(answers[&99], Ok(bin(&[7; 10_000])));
+    wire.is_closed();
+}
+
+#[test]
+fn who_leaves_in_the_middle_of_a_message_gets_what_was_asked_before() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    let whole = request(7, "set", ["tea".into(), "green".into()]);
+    wire.send(&[&whole, &whole[..10]].concat());
+    wire.finish_asking();
+    assert_eq!(wire.answer(), Some((7, Ok(NIL))));
+    wire.is_closed();
+}
+
+#[test]
+fn a_bad_shape_is_answered_and_the_connection_goes_on() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    let (id, get) = (Value::from(7), Value::from("get"));
+    let shapes = [
+        array([0.into(), id.clone()]),
+        array([0.into(), id.clone(), get.clone()]),
+        array([0.into(), id.clone(), get.clone(), array([]), NIL]),
+        array([0.into(), id.clone(), 5.into(), array([])]),
+        array([0.into(), id.clone(), bin(b"\xff"), array([])]),
+        array([0.into(), id.clone(), get.clone(), "tea".into()]),
+        array([0.into(), id, get, Value::Map(Vec::new())]),
+    ];
+    for shape in &shapes {
+        wire.send(&encode(shape));
+        let (id, answer) = wire.answer().unwrap();
+        assert_eq!(id, 7, "{shape}");
+        says(answer, &["bad-request: "]);
+        wire.does("set", ["tea".into(), "green".into()]);
+    }
+}
+
+#[test]
+fn garbage_closes_the_connection_and_the_node_goes_on() {
+    let cluster = Cluster::running(&["alice"]);
+    let nobody_asked = [
+        b"GET / HTTP/1.1\r\nHost: alice\r\n\r\n".to_vec(),
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc".to_vec(),
+        b"\xc1".to_vec(),
+        vec![0x94; 100],
+        encode(&array([])),
+        encode(&array([3.into(), 7.into(), "get".into(), array([])])),
+        encode(&array([0.into(), (-1).into(), "get".into(), array([])])),
+        encode(&array([2.into(), 5.into(), array([])])),
+    ];
+    for garbage in nobody_asked {
+        let mut wire = Wire::to(&cluster, "alice");
+        // What was asked before the garbage is answered, what comes after it is not.
+        let before = request(1, "set", ["tea".into(), "green".into()]);
+        let after = request(2, "delete", ["tea".into()]);
+        wire.send(&[before, garbage, after].concat());
+        assert_eq!(wire.answer(), Some((1, Ok(NIL))));
+        wire.is_closed();
+    }
+    let mut wire = Wire::to(&cluster, "alice");
+    assert_eq!(wire.does("get", ["tea".into()]), "green".into());
+}
+
+#[test]
+fn an_answer_to_nothing_closes_the_connection() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    wire.send(&encode(&array([1.into(), 7.into(), NIL, "green".into()])));
+    wire.is_closed();
+}
+
+#[test]
+fn a_node_tells_its_status_by_name() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    let Value::Map(status) = wire.does("status", []) else {
+        panic!("not a map: {}", wire.does("status", []));
+    };
+    let names: Vec<&str> = status
+        .iter()
+        .filter_map(|(name, _)| name.as_str())
+        .collect();
+    for name in [
+        "name",
+        "version",
+        "state",
+        "waiting_for",
+        "ring",
+        "keys",
+        "tombstones",
+        "bytes",
+        "digests",
+        "uptime_s",
+    ] {
+        assert!(names.contains(&name), "{name} is missing: {names:?}");
+    }
+    let status = Value::Map(status);
+    assert_eq!(status["name"], "alice".into());
+    assert_eq!(status["version"], env!("CARGO_PKG_VERSION").into());
+    let ring = cluster.ring().fingerprint("alice");
+    assert_eq!(status["ring"], ring.into());
+    assert!(status["digests"]["alice"].is_str(), "{status}");
+}
+
+#[test]
+fn an_unknown_method_is_named() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    wire.refuses("steep", ["tea".into()], &["no-such-method: ", "steep"]);
+    wire.refuses("GET", ["tea".into()], &["no-such-method: ", "GET"]);
+    wire.refuses("", [], &["no-such-method: "]);
+}
+
+#[test]
+fn wrong_parameters_are_bad_requests() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    let (key, ring) = (Value::from("tea"), Value::from(wire.status("ring")));
+    let wrong = [
+        ("get", vec![]),
+        ("get", vec![key.clone(), key.clone()]),
+        ("set", vec![key.clone()]),
+        ("set", vec![key.clone(), 1.into(), 2.into()]),
+        ("delete", vec![]),
+        ("delete", vec![key.clone(), NIL]),
+        ("status", vec![key.clone()]),
+        ("load", vec![]),
+        ("load", vec![ring.clone()]),
+        ("load", vec![ring.clone(), key.clone(), stamp(1, 1), NIL]),
+        ("store", vec![ring.clone(), key.clone()]),
+        (
+            "store",
+            vec![ring.clone(), key.clone(), entry(1, 1, 1), NIL],
+        ),
+    ];
+    for (method, params) in wrong {
+        wire.refuses(method, params, &["bad-request: ", method]);
+    }
+    for key in [NIL, 5.into(), array([key.clone()]), true.into()] {
+        wire.refuses("get", [key.clone()], &["bad-request: ", "key"]);
+        wire.refuses("set", [key.clone(), 1.into()], &["bad-request: ", "key"]);
+        wire.refuses("delete", [key.clone()], &["bad-request: ", "key"]);
+        wire.refuses("load", [ring.clone(), key], &["bad-request: ", "key"]);
+    }
+    for stamp in [
+        NIL,
+        5.into(),
+        array([1.into()]),
+        array([(-1).into(), 1.into()]),
+    ] {
+        let params = [ring.clone(), key.clone(), stamp];
+        wire.refuses("load", params.clone(), &["bad-request: ", "stamp"]);
+        wire.refuses("store", params, &["bad-request: ", "stamp"]);
+    }
+    let params = [ring, key, stamp(1, 1)];
+    wire.refuses("store", params, &["bad-request: ", "entry"]);
+    assert_eq!((wire.status("keys"), wire.status("tombstones")), (0, 0));
+}
+
+#[test]
+fn a_key_of_1024_bytes_is_taken_and_one_of_1025_is_not() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    let ring = Value::from(wire.status("ring"));
+    for longest in [Value::from("k".repeat(1024)), bin(&[0xff; 1024])] {
+        wire.does("set", [longest.clone(), "green".into()]);
+        assert_eq!(wire.does("get", [longest]), "green".into());
+    }
+    for longer in [Value::from("k".repeat(1025)), bin(&[0xff; 1025])] {
+        let said = ["too-large: ", "1025", "1024"];
+        wire.refuses("set", [longer.clone(), "green".into()], &said);
+        wire.refuses("get", [longer.clone()], &said);
+        wire.refuses("delete", [longer.clone()], &said);
+        wire.refuses("load", [ring.clone(), longer.clone()], &said);
+        wire.refuses("store", [ring.clone(), longer, entry(1, 1, 1)], &said);
+    }
+    wire.does("set", ["".into(), "the empty key is one".into()]);
+    assert_eq!(wire.status("keys"), 3);
+}
+
+#[test]
+fn a_value_of_1_mib_is_taken_and_one_byte_more_is_not() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    let text = |length: usize| Value::from("x".repeat(length));
+    let bytes = |length: usize| bin(&vec![0xff; length]);
+    for largest in [text(MIB), bytes(MIB)] {
+        wire.does("set", ["tea".into(), largest.clone()]);
+        assert!(
+            wire.does("get", ["tea".into()]) == largest,
+            "it came back changed"
+        );
+    }
+    wire.does("set", ["tea".into(), "green".into()]);
+    for larger in [text(MIB + 1), bytes(MIB + 1), array([bytes(MIB)])] {
+        let said = ["too-large: ", "tea"];
+        wire.refuses("set", ["tea".into(), larger.clone()], &said);
+        let ring = wire.status("ring").into();
+        let entry = array([(1_u64 << 40).into(), 1.into(), larger]);
+        wire.refuses("store", [ring, "tea".into(), entry], &["too-large: "]);
+    }
+    assert_eq!(wire.does("get", ["tea".into()]), "green".into());
+}
+
+#[test]
+fn a_value_too_deep_or_of_too_many_parts_is_refused() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    let nested = |levels: usize| (0..levels).fold(NIL, |inner, _| array([inner]));
+    let row = |parts: usize| Value::Array(vec![NIL; parts]);
+    for taken in [nested(10), row(60_000)] {
+        wire.does("set", ["tea".into(), taken.clone()]);
+        assert!(
+            wire.does("get", ["tea".into()]) == taken,
+            "it came back changed"
+        );
+    }
+    for refused in [nested(11), row(60_001)] {
+        wire.refuses("set", ["tea".into(), refused], &["too-large: "]);
+    }
+}
+
+#[test]
+fn a_message_over_4_mib_is_told_so_before_the_connection_ends() {
+    let cluster = Cluster::running(&["alice"]);
+    let large = request(7, "set", ["tea".into(), bin(&vec![0; 4 * MIB])]);
+    // The whole of it, and no more of it than the header that says so.
+    for sent in [&large[..], &large[..30]] {
+        let mut wire = Wire::to(&cluster, "alice");
+        wire.send(sent);
+        let (id, answer) = wire.answer().unwrap();
+        assert_eq!(id, 7);
+        says(answer, &["too-large: ", "4194304"]);
+        wire.is_closed();
+    }
+}
+
+#[test]
+fn a_notification_is_carried_out_and_not_answered() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    let notification = |method: &str, params: Vec<Value>| {
+        encode(&array([2.into(), method.into(), Value::Array(params)]))
+    };
+    wire.send(&notification("set", vec!["tea".into(), "green".into()]));
+    wire.send(&notification("steep", vec![]));
+    wire.send(&notification("get", vec![]));
+    wire.send(&notification("get", vec!["tea".into()]));
+    // Nobody says when it has been carried out: ask until it has.
+    let deadline = Instant::now() + PATIENCE;
+    while wire.does("get", ["tea".into()]) != "green".into() {
+        assert!(Instant::now() < deadline, "it was never carried out");
+    }
+    wire.falls_silent();
+}
+
+#[test]
+fn a_replica_keeps_the_newest_entry() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    let ring = Value::from(wire.status("ring"));
+    let load = [ring.clone(), "tea".into()];
+    let store = |entry: Value| [ring.clone(), "tea".into(), entry];
+    assert_eq!(wire.does("load", load.clone()), entry(0, 0, NIL));
+    assert_eq!(wire.does("store", store(entry(5, 50, "green"))), NIL);
+    assert_eq!(wire.does("load", load.clone()), entry(5, 50, "green"));
+    // An older counter, an older writer, the same once more: answered alike, and nothing changes.
+    for old in [
+        entry(4, u64::MAX, "black"),
+        entry(5, 49, "black"),
+        entry(5, 50, "black"),
+    ] {
+        assert_eq!(wire.does("store", store(old)), NIL);
+        assert_eq!(wire.does("load", load.clone()), entry(5, 50, "green"));
+    }
+    for new in [
+        entry(5, 51, "white"),
+        entry(6, 0, "oolong"),
+        entry(7, 0, NIL),
+    ] {
+        assert_eq!(wire.does("store", store(new.clone())), NIL);
+        assert_eq!(wire.does("load", load.clone()), new);
+    }
+    assert_eq!(wire.does("get", ["tea".into()]), NIL);
+    // The next write goes above what a replica has seen.
+    wire.does("set", ["tea".into(), "red".into()]);
+    let newest = wire.does("load", load);
+    assert_eq!((&newest[0], &newest[2]), (&8.into(), &"red".into()));
+}
+
+#[test]
+fn who_knows_the_stamp_is_spared_the_value() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    let ring = Value::from(wire.status("ring"));
+    let load = |known: Value| [ring.clone(), "tea".into(), known];
+    assert_eq!(wire.does("load", load(stamp(0, 0))), stamp(0, 0));
+    wire.does("store", [ring.clone(), "tea".into(), entry(5, 50, "green")]);
+    for as_new in [stamp(5, 50), stamp(5, 51), stamp(6, 0), stamp(u64::MAX, 0)] {
+        assert_eq!(wire.does("load", load(as_new)), stamp(5, 50));
+    }
+    for older in [stamp(0, 0), stamp(4, 51), stamp(5, 49)] {
+        assert_eq!(wire.does("load", load(older)), entry(5, 50, "green"));
+    }
+}
+
+#[test]
+fn a_counter_from_2_to_the_63_on_is_refused() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    let ring = Value::from(wire.status("ring"));
+    for counter in [1 << 63, u64::MAX] {
+        let params = [ring.clone(), "tea".into(), entry(counter, 1, "green")];
+        wire.refuses("store", params, &["bad-request: ", "2^63"]);
+    }
+    assert_eq!(
+        wire.does("load", [ring.clone(), "tea".into()]),
+        entry(0, 0, NIL)
+    );
+    let last = entry((1 << 63) - 1, u64::MAX, "green");
+    wire.does("store", [ring.clone(), "tea".into(), last.clone()]);
+    assert_eq!(wire.does("load", [ring, "tea".into()]), last);
+}
+
+#[test]
+fn another_ring_is_refused_with_both_fingerprints() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    let ours = wire.status("ring");
+    let said = ["wrong-ring: ", "alice", &ours.to_string(), "54321"];
+    let wrong = Value::from(54_321);
+    wire.refuses("load", [wrong.clone(), "tea".into()], &said);
+    let params = [wrong, "tea".into(), entry(1, 1, "green")];
+    wire.refuses("store", params, &said);
+    for no_ring in [NIL, "54".into(), (-1).into()] {
+        let params = [no_ring, "tea".into(), entry(1, 1, "green")];
+        wire.refuses("store", params, &["wrong-ring: "]);
+    }
+    assert_eq!(wire.does("get", ["tea".into()]), NIL);
+    assert_eq!((wire.status("keys"), wire.status("bytes")), (0, 0));
+}
+
+#[test]
+fn a_node_of_five_refuses_the_ring_of_another_and_keys_that_are_not_its_own() {
+    let cluster = Cluster::five();
+    let key = (0..).map(|n| format!("key{n}"));
+    let key = key.filter(|key| !cluster.replicas(key).contains(&"alice".to_owned()));
+    let strange = Value::from(key.into_iter().next().unwrap());
+    let mut alice = Wire::to(&cluster, "alice");
+    let mut bob = Wire::to(&cluster, "bob");
+    let ring = Value::from(alice.status("ring"));
+    let said = ["wrong-ring: ", "alice"];
+    alice.refuses("load", [ring.clone(), strange.clone()], &said);
+    let params = [ring, strange.clone(), entry(1, 1, "green")];
+    alice.refuses("store", params, &said);
+
+    // The ring says who is meant: what was meant for bob must not be counted as his word.
+    let (ours, his) = (alice.status("ring"), bob.status("ring"));
+    assert_ne!(ours, his);
+    let said = [
+        "wrong-ring: ",
+        &ours.to_string(),
+        &his.to_string(),
+        "alice bob carol dave erin",
+    ];
+    let mine = Value::from(cluster.key_on(&["alice", "bob", "carol"]));
+    alice.refuses("load", [his.into(), mine.clone()], &said);
+    alice.refuses("store", [his.into(), mine, entry(1, 1, "green")], &said);
+    assert_eq!((alice.status("keys"), alice.status("bytes")), (0, 0));
+}
+
+#[test]
+fn a_full_node_refuses_more_and_forgets_nothing() {
+    let mut cluster = Cluster::with_limits(&["alice"], "memory = \"1MiB\"");
+    cluster.start("alice");
+    let mut wire = Wire::to(&cluster, "alice");
+    // To the last byte: what is left for the one large value is measured, not assumed.
+    wire.does("set", ["tea".into(), "green".into()]);
+    wire.does("set", ["big".into(), bin(&vec![1; 100_000])]);
+    let left = MIB - usize::try_from(wire.status("bytes")).unwrap();
+    let brimful = bin(&vec![1; 100_000 + left]);
+    wire.does("set", ["big".into(), brimful.clone()]);
+    assert_eq!(wire.status("bytes"), MIB as u64);
+
+    let said = ["full: ", "alice", "1048576"];
+    wire.refuses("set", ["cup".into(), 1.into()], &said);
+    wire.refuses("set", ["tea".into(), "green!".into()], &said);
+    wire.refuses("set", ["big".into(), bin(&vec![1; 100_001 + left])], &said);
+    assert_eq!(wire.does("get", ["cup".into()]), NIL);
+    assert_eq!(wire.does("get", ["tea".into()]), "green".into());
+    assert!(
+        wire.does("get", ["big".into()]) == brimful,
+        "it has changed"
+    );
+    wire.does("set", ["tea".into(), "black".into()]);
+    wire.does("set", ["big".into(), brimful]);
+    assert_eq!(wire.does("get", ["tea".into()]), "black".into());
+
+    wire.does("delete", ["big".into()]);
+    wire.does("set", ["cup".into(), bin(&vec![1; 100_000])]);
+    assert_eq!((wire.status("keys"), wire.status("tombstones")), (2, 1));
+}
+
+#[test]
+fn one_connection_too_many_is_closed_until_another_one_ends() {
+    let mut cluster = Cluster::with_limits(&["alice"], "connections = 4");
+    cluster.start("alice");
+    let mut wires: Vec<Wire> = (0..4).map(|_| Wire::to(&cluster, "alice")).collect();
+    for wire in &mut wires {
+        wire.does("set", ["tea".into(), "green".into()]);
+    }
+    Wire::to(&cluster, "alice").is_closed();
+    for wire in &mut wires {
+        assert_eq!(wire.does("get", ["tea".into()]), "green".into());
+    }
+    wires.pop();
+    // The node may need a moment to see that it is gone.
+    let deadline = Instant::now() + PATIENCE;
+    while Wire::to(&cluster, "alice").greets().is_none() {
+        assert!(Instant::now() < deadline, "it stays closed");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_client_that_reads_nothing_until_it_has_asked_everything_gets_it_all() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    let value = bin(&vec![7; 64 << 10]);
+    wire.does("set", ["tea".into(), value.clone()]);
+    let gets = (0..300).map(|n| request(n, "get", ["tea".into()]));
+    wire.send(&gets.collect::<Vec<_>>().concat());
+    // 19 MiB are more than the socket takes: the node stops, and goes on as they are read.
+    let answers = wire.answers(300);
+    let right = answers
+        .values()
+        .filter(|answer| **answer == Ok(value.clone()));
+    assert_eq!(right.count(), 300);
+    wire.falls_silent();
+}
+
+#[test]
+fn more_requests_than_a_node_has_in_flight_are_all_answered() {
+    let cluster = Cluster::running(&["alice", "bob", "carol"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    wire.does("set", ["tea".into(), "green".into()]);
+    // Each of them waits for another node: 1,024 at once, the others in the socket.
+    let gets = (0..2_000).map(|n| request(n, "get", ["tea".into()]));
+    wire.send(&gets.collect::<Vec<_>>().concat());
+    wire.finish_asking();
+    let all_found = (0..2_000).map(|n| (n, Ok("green".into()))).collect();
+    assert_eq!(wire.answers(2_000), all_found);
+    wire.is_closed();
+}
+
+#[test]
+fn what_a_slow_reader_has_read_is_no_longer_held_for_it() {
+    let held = |answers: usize| answers * (64 << 10);
+    // A network that takes 16 KiB at a time, and a node with room for 64 answers at once.
+    let (near, far) = tokio::io::duplex(16 << 10);
+    let limits = Limits {
+        connections: 1,
+        buffers: held(64),
+    };
+    let far: std::io::Result<Box<dyn Connection>> = Ok(Box::new(far));
+    let incoming = stream::iter([far]);
+    let (mut from, mut to) = tokio::io::split(near);
+    let talk = async {
+        let gets = (0..300).map(|n| request(n, "get", ["tea".into()]));
+        to.write_all(&gets.collect::<Vec<_>>().concat())
+            .await
+            .unwrap();
+        to.shutdown().await.unwrap();
+        let mut answers = Vec::new();
+        from.read_to_end(&mut answers).await.unwrap();
+        answers.len()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let read = runtime.unwrap().block_on(async {
+        tokio::select! {
+            () = serve(incoming, &Large, limits, CancellationToken::new()) => panic!("it serves until it is told to stop"),
+            read = timeout(PATIENCE, talk) => read.unwrap(),
+        }
+    });
+    assert!(read > held(300), "closed after {read} bytes");
+}
+
+/// Answers everything with 64 KiB.
+struct Large;
+
+impl Service for Large {
+    async fn answer(&self, _: &str, _: &[Value]) -> Result<Value, Error> {
+        Ok(bin(&vec![7; 64 << 10]))
+    }
+}
+
+type Outcome = Result<Value, String>;
+
+/// A connection to a node, with nothing but bytes on it.
+struct Wire {
+    stream: BufReader<TcpStream>,
+    next: u32,
+}
+
+impl Wire {
+    fn to(cluster: &Cluster, node: &str) -> Wire {
+        let stream = TcpStream::connect(cluster.address(node)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Wire {
+            stream: BufReader::new(stream),
+            next: 1000,
+        }
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        self.stream.get_mut().write_all(bytes).unwrap();
+    }
+
+    fn finish_asking(&mut self) {
+        self.stream.get_ref().shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// The next answer; `None` where the node has closed the connection.
+    fn answer(&mut self) -> Option<(u32, Outcome)> {
+        if self.stream.fill_buf().unwrap().is_empty() {
+            return None;
+        }
+        let answer = rmpv::decode::read_value(&mut self.stream).unwrap();
+        let Value::Array(items) = answer else {
+            panic!("{answer}")
+        };
+        let [kind, id, error, result] = items.try_into().unwrap();
+        assert_eq!(kind, 1.into());
+        let outcome = match error {
+            Value::Nil => Ok(result),
+            error => Err(error.as_str().unwrap().to_owned()),
+        };
+        Some((id.as_u64().unwrap().try_into().unwrap(), outcome))
+    }
+
+    /// So many answers, in whichever order, each to another question.
+    fn answers(&mut self, count: usize) -> BTreeMap<u32, Outcome> {
+        let mut answers = BTreeMap::new();
+        for _ in 0..count {
+            let (id, outcome) = self.answer().unwrap();
+            assert!(
+                answers.insert(id, outcome).is_none(),
+                "{id} is answered twice"
+            );
+        }
+        answers
+    }
+
+    /// One question and its answer.
+    fn asks(&mut self, method: &str, params: impl Into<Vec<Value>>) -> Outcome {
+        self.next += 1;
+        let asked = self.next;
+        self.send(&request(asked, method, params));
+        let (id, outcome) = self.answer().unwrap();
+        assert_eq!(id, asked);
+        outcome
+    }
+
+    #[track_caller]
+    fn does(&mut self, method: &str, params: impl Into<Vec<Value>>) -> Value {
+        self.asks(method, params).unwrap()
+    }
+
+    #[track_caller]
+    fn refuses(&mut self, method: &str, params: impl Into<Vec<Value>>, parts: &[&str]) {
+        says(self.asks(method, params), parts);
+    }
+
+    /// A number of the node's status.
+    fn status(&mut self, field: &str) -> u64 {
+        self.does("status", [])[field].as_u64().unwrap()
+    }
+
+    /// The node's status, if it takes this connection at all.
+    fn greets(&mut self) -> Option<Outcome> {
+        let question = request(1, "status", []);
+        if self.stream.get_mut().write_all(&question).is_err() {
+            return None;
+        }
+        match self.stream.fill_buf() {
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => None,
+            _ => self.answer().map(|(_, outcome)| outcome),
+        }
+    }
+
+    /// The node has said all that it will, and ended the connection in order.
+    #[track_caller]
+    fn is_closed(&mut self) {
+        assert_eq!(self.answer(), None);
+    }
+
+    /// There is not one answer more than were asked for.
+    #[track_caller]
+    fn falls_silent(&mut self) {
+        self.finish_asking();
+        self.is_closed();
+    }
+}
+
+/// An error that begins with the first of these parts, and has the others in it.
+#[track_caller]
+fn says(outcome: Outcome, parts: &[&str]) {
+    let error = outcome.unwrap_err();
+    assert!(error.starts_with(parts[0]), "not {:?}: {error}", parts[0]);
+    for part in parts {
+        assert!(error.contains(part), "{part:?} is missing: {error}");
+    }
+}
+
+fn request(id: u32, method: &str, params: impl Into<Vec<Value>>) -> Vec<u8> {
+    let params = Value::Array(params.into());
+    encode(&array([0.into(), id.into(), method.into(), params]))
+}
+
+fn stamp(counter: u64, writer: u64) -> Value {
+    array([counter.into(), writer.into()])
+}
+
+fn entry(counter: u64, writer: u64, value: impl Into<Value>) -> Value {
+    array([counter.into(), writer.into(), value.into()])
+}
+
+fn array<const N: usize>(items: [Value; N]) -> Value {
+    Value::Array(items.into())
+}
+
+fn bin(bytes: &[u8]) -> Value {
+    Value::Binary(bytes.to_vec())
+}

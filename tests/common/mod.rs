@@ -22,6 +22,8 @@ use kv54::rpc::tcp;
 
 pub const FIVE: [&str; 5] = ["alice", "bob", "carol", "dave", "erin"];
 
+pub mod history;
+
 /// Long enough for anything that will happen at all.
 const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::error::{Error, Kind};
 use crate::replicas::Replicas;
+use crate::sabotage::{Bug, planted};
 use crate::store::{Entry, Status, Store, key};
 
 /// Between two looks at a neighbour's digests.
@@ -26,7 +27,7 @@ pub async fn join(store: &Store, replicas: &Replicas) {
     let shared = store.shared();
     // A write that was answered with the help of this node's former memory was begun before
     // it stopped. Two windows later, whoever was to store it has, or it was given up.
-    if !shared.is_empty() {
+    if !shared.is_empty() && !planted(Bug::NoWaitBeforeJoining) {
         sleep_until(store.started() + 2 * replicas.cluster().window).await;
     }
     let followed = shared

@@ -11,6 +11,7 @@
 //! | [`replicas`] | asking a key's replicas: whom first, how many, for how long |
 //! | [`rpc`] | MessagePack-RPC: codec, server loop, connections |
 //! | [`error`] | what can go wrong, as the wire says it |
+//! | [`sabotage`] | bugs that the proof must find, compiled in for its test only |
 //! | [`commands`] | what a person types |
 //!
 //! Start with [`server`] and [`client`]: they are the 54 lines.
@@ -22,5 +23,6 @@ pub mod error;
 pub mod join;
 pub mod replicas;
 pub mod rpc;
+pub mod sabotage;
 pub mod server;
 pub mod store;

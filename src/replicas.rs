@@ -14,10 +14,13 @@ use crate::cluster::{Cluster, Node};
 use crate::error::{Error, Kind};
 use crate::rpc::codec::encode;
 use crate::rpc::{Call, Dial, HEDGE, Peer};
+use crate::sabotage::{Bug, planted};
 use crate::store::{Entry, Loaded, Stamp, Status, Store, check_key};
 
 /// Between two attempts of one operation.
 const PAUSE: Duration = Duration::from_millis(50);
+/// The least time that an attempt is given: with less, healthy replicas would seem silent.
+const FAIR: Duration = Duration::from_millis(50);
 
 /// The nodes of a ring, as one coordinator reaches them.
 pub struct Replicas {
@@ -187,6 +190,9 @@ impl Operation<'_> {
 
     /// The same for an entry that somebody else wrote.
     pub async fn repair(&self, entry: &Entry) -> Result<Value, Error> {
+        if planted(Bug::GetWithoutRepair) {
+            return Ok(Value::Nil);
+        }
         self.store(entry).await.map_err(Error::of_read)
     }
 
@@ -200,86 +206,90 @@ impl Operation<'_> {
     }
 
     /// What a majority of different replicas answered, all within one window of the moment
-    /// before the first was asked. An attempt that fails is made again, and counts afresh.
+    /// before the first was asked. An attempt that fails is made again until the deadline.
     async fn majority<T>(
         &self,
         first: First,
         ask: impl Fn(usize) -> Asked<T>,
     ) -> Result<Vec<T>, Error> {
+        let (copies, mut needed) = (
+            self.replicas.cluster.copies(),
+            self.replicas.cluster.majority(),
+        );
+        if first == First::All && planted(Bug::SetWaitsForOne) {
+            needed = 1;
+        }
+        let mut answers = Vec::new();
         let mut heard = false; // whether a replica may have stored what the majority did not
         loop {
-            let (answers, errors) = self.attempt(first, &ask).await;
-            if answers.len() >= self.replicas.cluster.majority() {
-                return Ok(answers);
+            if !planted(Bug::AnswersCountedAcrossWindows) {
+                answers.clear(); // each attempt has a window of its own, and counts afresh
             }
-            let unknown = errors
-                .iter()
-                .any(|(_, error)| error.kind == Kind::UnknownOutcome);
-            heard |= first == First::All && (unknown || !answers.is_empty());
-            let refusals = errors
-                .iter()
-                .filter(|(_, error)| error.kind.is_refusal())
-                .count();
-            let hopeless =
-                refusals > self.replicas.cluster.copies() - self.replicas.cluster.majority();
-            if hopeless || Instant::now() + PAUSE >= self.deadline {
+            let errors = self.attempt(first, needed, &ask, &mut answers).await;
+            if answers.len() >= needed {
+                return Ok(answers.into_iter().map(|(_, answer)| answer).collect());
+            }
+            let count = |is: fn(Kind) -> bool| errors.iter().filter(|(_, e)| is(e.kind)).count();
+            let unknown = count(|kind| kind == Kind::UnknownOutcome);
+            heard |= first == First::All && unknown + answers.len() > 0;
+            let hopeless = count(Kind::is_refusal) > copies - needed;
+            if hopeless || Instant::now() + PAUSE + FAIR >= self.deadline {
                 return Err(self.no_majority(answers.len(), &errors, hopeless, heard));
             }
             sleep(PAUSE).await;
         }
     }
 
+    /// One window: asks until so many have answered, adds the answers and returns the errors.
     async fn attempt<T>(
         &self,
         first: First,
+        needed: usize,
         ask: impl Fn(usize) -> Asked<T>,
-    ) -> (Vec<T>, Vec<(usize, Error)>) {
-        let cluster = &self.replicas.cluster;
+        answers: &mut Vec<(usize, T)>,
+    ) -> Vec<(usize, Error)> {
         let opened = Instant::now();
-        let closes = self.deadline.min(opened + cluster.window);
+        let closes = self.deadline.min(opened + self.replicas.cluster.window);
+        let mut order = self.replicas.order(self.part);
+        order.retain(|place| answers.iter().all(|(answered, _)| answered != place));
+        let mut order = order.into_iter().map(|place| (place, ask(place)));
         let at_once = if first == First::All {
-            cluster.copies()
+            order.len()
         } else {
-            cluster.majority()
+            needed
         };
-        let mut order = self.replicas.order(self.part).into_iter();
-        let mut asked: Vec<_> = order
-            .by_ref()
-            .take(at_once)
-            .map(|place| (place, ask(place)))
-            .collect();
-        let (mut answers, mut errors) = (Vec::new(), Vec::new());
+        let mut asked: Vec<_> = order.by_ref().take(at_once).collect();
+        let mut errors = Vec::new();
         future::poll_fn(|context| {
             loop {
                 asked.retain_mut(|(place, asked)| match asked.poll(context) {
-                    Poll::Pending => true,
-                    Poll::Ready((arrived, _)) if arrived > closes => true, // counted as no answer below
-                    Poll::Ready((_, Ok(answer))) => {
-                        answers.push(answer);
+                    Poll::Ready((arrived, Ok(answer))) if arrived <= closes => {
+                        answers.push((*place, answer));
                         false
                     }
                     Poll::Ready((_, Err(error))) => {
                         errors.push((*place, error));
                         false
                     }
+                    _ => true, // yet to answer, or too late
                 });
                 let now = Instant::now();
-                if answers.len() >= cluster.majority() || now > closes {
+                if answers.len() >= needed || now > closes {
                     break Poll::Ready(());
                 }
-                let wanting = answers.len() + asked.len() < cluster.majority();
+                let wanting = answers.len() + asked.len() < needed;
                 let more = wanting || now - opened >= HEDGE;
                 match order.by_ref().take(usize::from(more)).next() {
-                    Some(place) => asked.push((place, ask(place))),
+                    Some(next) => asked.push(next),
                     None if asked.is_empty() => break Poll::Ready(()),
                     None => break Poll::Pending,
                 }
             }
         })
         .await;
-        let late = || Error::new(Kind::UnknownOutcome, "no answer in time");
-        errors.extend(asked.into_iter().map(|(place, _)| (place, late())));
-        (answers, errors)
+        let late = |(place, _)| (place, Error::new(Kind::UnknownOutcome, "no answer in time"));
+        errors.extend(asked.into_iter().map(late));
+        errors
     }
 
     fn call<T>(

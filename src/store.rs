@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::cluster::{Cluster, MAX_KEY, MAX_VALUE};
 use crate::error::{Error, Kind};
 use crate::rpc::{codec, lock};
+use crate::sabotage::{Bug, planted};
 
 /// When a write happened, in an order that all nodes agree on: by counter, then by writer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,9 +34,14 @@ impl Stamp {
     /// The stamp of a new write over this one.
     #[must_use]
     pub fn next(self) -> Self {
+        let writer = if planted(Bug::SameStampForTwoSets) {
+            0
+        } else {
+            fastrand::u64(..)
+        };
         Stamp {
             counter: self.counter.saturating_add(1),
-            writer: fastrand::u64(..),
+            writer,
         }
     }
 }
@@ -164,7 +170,7 @@ impl Store {
     pub fn load(&self, key: &[u8], known: Option<Stamp>) -> Result<Loaded, Error> {
         let kept = lock(&self.kept);
         let part = kept.part(self.part(key)?)?;
-        if !part.missing.is_empty() {
+        if !part.missing.is_empty() && !planted(Bug::JoiningAnswersLoad) {
             let names = self.names(part.missing.keys()).join(", ");
             return Err(Error::new(Kind::Joining, format!("waiting for {names}")));
         }
@@ -195,7 +201,9 @@ impl Store {
         let Kept { bytes, parts } = &mut *kept;
         let part = parts.entry(number).or_default();
         let old = part.entries.get_mut(key);
-        if old.as_ref().is_some_and(|old| old.stamp >= packed.stamp) {
+        if old.as_ref().is_some_and(|old| old.stamp >= packed.stamp)
+            && !planted(Bug::OldEntryReplacesNew)
+        {
             return Ok(Value::Nil);
         }
         let freed = old.as_ref().map_or(0, |old| old.value.len());
@@ -285,6 +293,9 @@ impl Store {
     pub fn has_all(&self, part: usize, place: usize) {
         if let Some(part) = lock(&self.kept).parts.get_mut(&part) {
             part.missing.remove(&place);
+            if planted(Bug::ReadyAfterOneNeighbour) {
+                part.missing.clear();
+            }
         }
     }
 

@@ -4,25 +4,28 @@
 //!
 //! `cargo test --test simulation` runs some hundred seeds, `KV54_SEEDS=3000` that many, and
 //! `KV54_SEED=17` the one.
-#![allow(unreachable_pub, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 #[path = "common/history.rs"]
 mod history;
 #[path = "common/world.rs"]
 mod world;
 
-use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 #[test]
 fn every_answer_is_one_that_a_single_register_could_have_given() {
-    if let Some(seed) = number("KV54_SEED") {
-        println!("{}", world::run(seed).unwrap_or_else(|why| panic!("{why}")));
-        return;
+    if let Some(seed) = world::number("KV54_SEED") {
+        return world::print(seed);
     }
-    let (seeds, start) = (number("KV54_SEEDS").unwrap_or(300), Instant::now());
+    let (seeds, start) = (world::number("KV54_SEEDS").unwrap_or(300), Instant::now());
     let (next, runs) = (AtomicU64::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
@@ -60,31 +63,10 @@ fn a_seed_replays_exactly() {
     }
 }
 
-/// Runs one seed in a process of its own, where nothing that another run left can disturb it.
 fn alone(seed: u64) -> Result<String, String> {
-    let this = std::env::current_exe().unwrap();
-    let name = "every_answer_is_one_that_a_single_register_could_have_given";
-    let output = Command::new(this)
-        .args([name, "--exact", "--nocapture"])
-        .env("KV54_SEED", seed.to_string())
-        .output()
-        .unwrap();
-    let out = String::from_utf8_lossy(&output.stdout).into_owned();
-    let line = out
-        .lines()
-        .find(|line| line.starts_with("seed "))
-        .map(String::from);
-    match (output.status.success(), line) {
-        (true, Some(line)) => Ok(line),
-        _ => Err(format!(
-            "{out}\n{}",
-            String::from_utf8_lossy(&output.stderr)
-        )),
-    }
-}
-
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable)
-        .ok()
-        .map(|text| text.parse().unwrap())
+    world::alone(
+        "every_answer_is_one_that_a_single_register_could_have_given",
+        seed,
+        "",
+    )
 }

@@ -12,8 +12,9 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kv54::client::Client;
 use kv54::cluster;
@@ -53,6 +54,10 @@ struct Log {
     lines: Mutex<Vec<String>>,
     grown: Condvar,
 }
+
+/// How long this machine has kept a thread from running that asked for a millisecond's sleep,
+/// all such times together.
+pub struct Hiccups(Arc<Mutex<Duration>>, Arc<AtomicBool>);
 
 /// What a command printed, and its exit code.
 #[derive(Debug)]
@@ -153,6 +158,61 @@ impl Cluster {
         self.kill(name);
         self.start(name);
         self.node(name).wait_for("ready with");
+    }
+
+    /// Starts a node that reads this file and listens here, which is not where others dial it.
+    pub fn start_behind(&mut self, name: &str, file: &str, listen: &str) {
+        let node = self.spawn(["serve", name, "--config", file, "--listen", listen]);
+        node.wait_for("listening on");
+        self.nodes.push((name.to_owned(), node));
+    }
+
+    /// SIGTERM, and the end of the process.
+    pub fn stop(&mut self, name: &str) {
+        self.signal(name, "TERM");
+        let place = self.nodes.iter().position(|(node, _)| node == name);
+        let (_, mut node) = self.nodes.remove(place.unwrap());
+        assert_eq!(node.wait(), 0, "{name}: {:?}", node.log());
+    }
+
+    /// Waits until every node says that it is ready.
+    #[track_caller]
+    pub fn wait_until_ready(&self) {
+        self.kv54(["status", "--wait", "--timeout", "60s"]).exits(0);
+    }
+
+    /// The parts of which not all replicas show the same digest, and what each of them shows.
+    pub fn differences(&self) -> Vec<String> {
+        let status = self.kv54(["status", "--json"]).json();
+        let mut parts = Vec::new();
+        for owner in &self.names {
+            let shown: Vec<String> = (status["nodes"].as_array().unwrap().iter())
+                .filter(|node| node["state"] == "down" || node["digests"][owner].is_string())
+                .map(|node| format!("{} {}", node["name"], node["digests"][owner]))
+                .collect();
+            let digests = shown.iter().map(|line| line.split_once(' ').unwrap().1);
+            let different: std::collections::BTreeSet<_> = digests.collect();
+            if different.len() != 1 || shown.len() != self.names.len().min(3) {
+                parts.push(format!("part {owner}: {}", shown.join(", ")));
+            }
+        }
+        parts
+    }
+
+    /// Waits until all replicas of each part show the same digest, which takes 10 s at most
+    /// and what the machine itself took; how long it was.
+    #[track_caller]
+    pub fn wait_until_equal(&self) -> Duration {
+        let (start, hiccups) = (Instant::now(), Hiccups::watch());
+        loop {
+            let (waited, differences) = (start.elapsed(), self.differences());
+            if differences.is_empty() {
+                return waited;
+            }
+            let allowed = Duration::from_secs(10) + hiccups.sum();
+            assert!(waited < allowed, "after {waited:?}: {differences:#?}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// Runs a command of kv54 in the background.
@@ -266,6 +326,35 @@ impl Cluster {
                 .all(|node| nodes.contains(&node.as_str()))
         };
         (0..10_000).map(|n| format!("key{n}")).find(on).unwrap()
+    }
+}
+
+impl Hiccups {
+    pub fn watch() -> Hiccups {
+        let watch = Hiccups(Arc::default(), Arc::default());
+        let (sum, done) = (watch.0.clone(), watch.1.clone());
+        std::thread::spawn(move || {
+            let (asked, usual) = (Duration::from_millis(1), Duration::from_millis(2));
+            while !done.load(Relaxed) {
+                let start = Instant::now();
+                std::thread::sleep(asked);
+                let late = start.elapsed().saturating_sub(asked);
+                if late > usual {
+                    *sum.lock().unwrap() += late;
+                }
+            }
+        });
+        watch
+    }
+
+    pub fn sum(&self) -> Duration {
+        *self.0.lock().unwrap()
+    }
+}
+
+impl Drop for Hiccups {
+    fn drop(&mut self) {
+        self.1.store(true, Relaxed);
     }
 }
 

@@ -1,0 +1,56 @@
+//! A proof that finds nothing is only worth something if it would find a bug. Here are bugs,
+//! planted one at a time, and how many seeds of the simulation it takes to catch each.
+//!
+//! `cargo test --features sabotage --test sabotage -- --nocapture`
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+#[path = "common/history.rs"]
+mod history;
+#[path = "common/world.rs"]
+mod world;
+
+use kv54::sabotage::{BUGS, Bug};
+
+/// The seeds within which each bug must be caught.
+fn limit(bug: Bug) -> u64 {
+    match bug {
+        Bug::NoWaitBeforeJoining | Bug::AnswersCountedAcrossWindows => 1000,
+        _ => 200,
+    }
+}
+
+#[test]
+fn every_planted_bug_is_caught() {
+    if let Some(seed) = world::number("KV54_SEED") {
+        return world::print(seed);
+    }
+    println!("{:<30} caught by seed, at most", "planted bug");
+    for bugs in BUGS.chunks(2) {
+        std::thread::scope(|scope| {
+            for bug in bugs {
+                scope.spawn(move || {
+                    let caught = (0..limit(*bug)).find(|seed| is_caught(*bug, *seed));
+                    let caught = caught.unwrap_or_else(|| {
+                        panic!("{bug:?} was not caught within {} seeds", limit(*bug))
+                    });
+                    println!(
+                        "{:<30} {caught:>14}, {:>7}",
+                        format!("{bug:?}"),
+                        limit(*bug)
+                    );
+                });
+            }
+        });
+    }
+}
+
+/// Whether this seed shows an answer that no register could have given.
+fn is_caught(bug: Bug, seed: u64) -> bool {
+    let run = world::alone("every_planted_bug_is_caught", seed, &format!("{bug:?}"));
+    run.is_err_and(|why| why.contains("is not linearizable"))
+}

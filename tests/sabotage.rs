@@ -19,7 +19,9 @@ use kv54::sabotage::{BUGS, Bug};
 /// The seeds within which each bug must be caught.
 fn limit(bug: Bug) -> u64 {
     match bug {
-        Bug::NoWaitBeforeJoining | Bug::AnswersCountedAcrossWindows => 1000,
+        Bug::NoWaitBeforeJoining
+        | Bug::AnswersCountedAcrossWindows
+        | Bug::ReadyAfterOneNeighbour => 3000, // it takes two accidents at the right moment
         _ => 200,
     }
 }

@@ -75,7 +75,7 @@ const OVERHEAD: usize = 100;
 
 /// What one page of a scan may take, in bytes, unless it is a single entry: little enough to
 /// be made while others wait, and for its values to fit into one message.
-const PAGE: usize = 48 << 10;
+const PAGE: usize = 16 << 10;
 
 /// The memory of one node.
 pub struct Store {

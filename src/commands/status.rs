@@ -33,7 +33,9 @@ struct Line {
     tombstones: Option<usize>,
     bytes: Option<usize>,
     #[serde(flatten)]
-    rest: Option<serde_json::Value>,
+    rest: serde_json::Value,
+    #[serde(skip)]
+    remark: String,
 }
 
 impl Show {
@@ -71,40 +73,58 @@ async fn ask(peer: &Peer, node: &Node, cluster: &Cluster) -> Line {
     let (_, answer) = peer.call("status", &[]).await;
     let status = answer.and_then(Status::try_from);
     let (name, address) = (node.name.clone(), node.address.clone());
-    match status {
-        Ok(status) => {
-            let ours = status.ring == cluster.fingerprint(&node.name);
-            Line {
+    let status = match status {
+        Ok(status) => status,
+        Err(error) => {
+            let why = error
+                .why
+                .trim_start_matches(&format!("{address}: "))
+                .to_owned();
+            return Line {
                 name,
                 address,
-                state: if ours {
-                    status.state.clone()
-                } else {
-                    Kind::WrongRing.word().to_owned()
-                },
-                keys: Some(status.keys),
-                tombstones: Some(status.tombstones),
-                bytes: Some(status.bytes),
-                rest: Some(json!({
-                    "version": status.version,
-                    "waiting_for": status.waiting_for,
-                    "progress": status.progress,
-                    "ring": status.ring,
-                    "entries": status.entries,
-                    "digests": status.digests,
-                    "uptime_s": status.uptime_s,
-                })),
-            }
+                state: "down".to_owned(),
+                keys: None,
+                tombstones: None,
+                bytes: None,
+                rest: json!({ "error": why }),
+                remark: why,
+            };
         }
-        Err(error) => Line {
-            name,
-            address,
-            state: "down".to_owned(),
-            keys: None,
-            tombstones: None,
-            bytes: None,
-            rest: Some(json!({ "error": error.why })),
-        },
+    };
+    let (state, remark) = if status.ring != cluster.fingerprint(&node.name) {
+        let remark = format!(
+            "it is {} of another ring: use the same cluster.toml",
+            status.name
+        );
+        (Kind::WrongRing.word().to_owned(), remark)
+    } else if status.waiting_for.is_empty() {
+        (status.state, String::new())
+    } else {
+        let remark = format!(
+            "{} %, waiting for {}",
+            status.progress,
+            status.waiting_for.join(", ")
+        );
+        (status.state, remark)
+    };
+    Line {
+        name,
+        address,
+        state,
+        keys: Some(status.keys),
+        tombstones: Some(status.tombstones),
+        bytes: Some(status.bytes),
+        rest: json!({
+            "version": status.version,
+            "waiting_for": status.waiting_for,
+            "progress": status.progress,
+            "ring": status.ring,
+            "entries": status.entries,
+            "digests": status.digests,
+            "uptime_s": status.uptime_s,
+        }),
+        remark,
     }
 }
 
@@ -126,6 +146,7 @@ fn table(lines: &[Line]) -> String {
             state,
             keys,
             bytes,
+            remark,
             ..
         } = line;
         vec![
@@ -134,6 +155,7 @@ fn table(lines: &[Line]) -> String {
             text::coloured(state),
             count(*keys),
             count(*bytes),
+            remark.clone(),
         ]
     }));
     text::table(&rows)

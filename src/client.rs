@@ -5,7 +5,7 @@
 //!
 //! Whoever has `cluster.toml` can do this: a command, and every node for its guests.
 
-use crate::{error::Error, replicas::Replicas, store::Entry};
+use crate::{error::Error, replicas::Replicas};
 use msgpack_rpc::Value;
 
 /// Whoever asks a key's replicas and believes what two of three say.
@@ -30,15 +30,16 @@ impl Client {
     /// (`unknown-outcome:`) may have been.
     pub async fn set(&self, key: &[u8], value: Value) -> Result<Value, Error> {
         let replicas = self.replicas.of(key)?;
-        let stamp = replicas.load_stamp().await?.next();
-        replicas.store(&Entry { stamp, value }).await
+        let stamp = replicas.load_stamp().await?;
+        replicas.store(&stamp.newer(value)).await
     }
 
     /// Writes nil, which is an absent key, unless a majority agrees that it is one.
     pub async fn delete(&self, key: &[u8]) -> Result<Value, Error> {
-        match self.replicas.of(key)?.load().await? {
-            newest if newest.agreed && newest.entry.value.is_nil() => Ok(Value::Nil),
-            _ => self.set(key, Value::Nil).await,
+        let replicas = self.replicas.of(key)?;
+        match replicas.load().await? {
+            gone if gone.agreed && gone.entry.value.is_nil() => Ok(Value::Nil),
+            old => replicas.store(&old.entry.stamp.newer(Value::Nil)).await,
         }
     }
 }

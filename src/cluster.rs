@@ -171,6 +171,16 @@ impl Cluster {
         self.nodes.iter().position(|node| node.name == name)
     }
 
+    /// The name of the node at this place of the ring.
+    pub fn name(&self, place: usize) -> &str {
+        self.nodes.get(place).map_or("?", |node| &node.name)
+    }
+
+    /// The names of all nodes in ring order.
+    pub fn names(&self) -> Vec<&str> {
+        self.nodes.iter().map(|node| &*node.name).collect()
+    }
+
     /// How many nodes keep a copy of a key: three, or all of a smaller ring.
     pub fn copies(&self) -> usize {
         self.nodes.len().min(COPIES)

@@ -48,7 +48,7 @@ struct Options {
     )]
     config: PathBuf,
     /// How long an operation is tried again [default: 5s; status --wait: no limit]
-    #[arg(long, global = true, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, global = true, value_name = "TIME", value_parser = timeout)]
     timeout: Option<Duration>,
     /// What nodes log: off, error, warn, info or debug
     #[arg(
@@ -110,13 +110,21 @@ impl Options {
     }
 
     fn timeout(&self) -> Duration {
-        self.timeout.unwrap_or(Duration::from_secs(5))
+        self.timeout.unwrap_or(serve::TIMEOUT)
     }
 
     fn client(&self) -> Result<Client, Failure> {
         Ok(Client {
             replicas: Replicas::new(self.cluster()?, self.timeout(), &tcp()),
         })
+    }
+}
+
+fn timeout(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(time) if time <= Duration::from_secs(24 * 60 * 60) => Ok(time),
+        Ok(_) => Err("at most one day".to_owned()),
+        Err(error) => Err(error.to_string()),
     }
 }
 

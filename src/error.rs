@@ -6,7 +6,7 @@ use std::fmt;
 /// What kind of trouble it is: the stable first word of every error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// No majority answered, or a node could not be reached. Nothing was written.
+    /// No majority answered, or a node could not be reached. A set has written nothing.
     Unavailable,
     /// This node has started a moment ago and does not yet know what it missed.
     Joining,
@@ -71,13 +71,13 @@ impl Error {
         }
     }
 
-    /// The error that this text from the wire stands for. A first word that this
-    /// version does not know is taken as a node that cannot help.
+    /// The error that this text from the wire stands for. What a first word that this
+    /// version does not know means for a write is unknown.
     pub fn parse(text: &str) -> Self {
         let (word, why) = text.split_once(": ").unwrap_or(("", text));
         match WORDS.iter().find(|(_, known)| *known == word) {
             Some((kind, _)) => Error::new(*kind, why),
-            None => Error::new(Kind::Unavailable, text),
+            None => Error::new(Kind::UnknownOutcome, text),
         }
     }
 

@@ -70,7 +70,10 @@ async fn follow(store: &Store, replicas: &Replicas, place: usize, parts: &[usize
     for &part in parts {
         while let Err(error) = read(store, replicas, place, part).await {
             if error.kind.is_refusal() {
-                log::warn!("cannot join: {error}");
+                log::warn!(
+                    "cannot join from {}: {error}",
+                    replicas.cluster().name(place)
+                );
                 sleep(RETRY_REFUSED).await;
             } else {
                 sleep(RETRY).await;
@@ -78,47 +81,45 @@ async fn follow(store: &Store, replicas: &Replicas, place: usize, parts: &[usize
         }
         store.has_all(part, place);
     }
-    let mut looks = BTreeMap::new();
+    let mut differences = BTreeMap::new();
     loop {
         sleep(LOOK).await;
-        let (Ok(theirs), ours) = (replicas.status(place).await, store.status()) else {
+        let Ok(theirs) = replicas.status(place).await else {
             continue;
         };
-        for (part, owner) in parts.iter().zip(
-            parts
-                .iter()
-                .filter_map(|part| replicas.cluster().nodes().get(*part)),
-        ) {
-            let pair = (
-                ours.digests.get(&owner.name).cloned(),
-                theirs.digests.get(&owner.name).cloned(),
-            );
-            // Writes in flight make digests differ for a moment; what stays is a difference to mend.
-            // If reading the part has not changed it, reading it again will not either.
-            let (seen, times) = looks
-                .remove(part)
-                .filter(|(seen, _)| *seen == pair)
-                .unwrap_or((pair, 0));
-            if seen.0 == seen.1 {
-                continue;
+        let ours = store.status();
+        for &part in parts {
+            let owner = replicas.cluster().name(part);
+            let pair = [&ours, &theirs].map(|status| status.digests.get(owner).cloned());
+            if pair[0] == pair[1] {
+                differences.remove(&part);
+            } else if differences.get(&part) == Some(&(pair.clone(), Look::First)) {
+                // Writes in flight make digests differ for a moment; this has stayed. If reading
+                // the part does not change it, reading it once more will not either.
+                match read(store, replicas, place, part).await {
+                    Err(error) if !error.kind.is_refusal() => continue,
+                    Err(error) => log::warn!("cannot repair: {error}"),
+                    Ok(()) => {}
+                }
+                differences.insert(part, (pair, Look::Read));
+            } else if differences.get(&part).is_none_or(|(seen, _)| *seen != pair) {
+                differences.insert(part, (pair, Look::First));
             }
-            let read = times == 1 && read(store, replicas, place, *part).await.is_ok();
-            looks.insert(
-                *part,
-                (seen, if times == 1 && !read { 1 } else { times + 1 }),
-            );
         }
     }
+}
+
+/// How often a difference has been seen: once, or often enough to have read the part.
+#[derive(PartialEq)]
+enum Look {
+    First,
+    Read,
 }
 
 /// Reads one part at a neighbour to its end, page by page.
 async fn read(store: &Store, replicas: &Replicas, place: usize, part: usize) -> Result<(), Error> {
     let entries = replicas.status(place).await?.entries;
-    let owner = replicas
-        .cluster()
-        .nodes()
-        .get(part)
-        .map_or("", |node| &node.name);
+    let owner = replicas.cluster().name(part);
     let of = entries.get(owner).copied().unwrap_or(0);
     let (mut start, mut cursor) = (None, 0);
     loop {

@@ -1,6 +1,7 @@
 //! Asking a key's replicas: oneself first and by a function call, as few as are
 //! needed, the next one when one fails or is slow, and all of it within one window.
 
+use std::borrow::Cow;
 use std::future::{self, Future as _};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use crate::error::{Error, Kind};
 use crate::rpc::codec::encode;
 use crate::rpc::{Call, Dial, HEDGE, Peer};
 use crate::sabotage::{Bug, planted};
-use crate::store::{Entry, Loaded, Stamp, Status, Store, check_key};
+use crate::store::{Entry, Loaded, Stamp, Status, Store, check_key, check_value};
 
 /// Between two attempts of one operation.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -154,22 +155,29 @@ impl Replicas {
 impl Operation<'_> {
     /// The newest entry that a majority has, and whether all of it has it.
     pub async fn load(&self) -> Result<Newest, Error> {
-        // What is at home need not be sent: the others are told its stamp.
+        // What is at home need not be sent: the others are told its stamp, and it stays where
+        // it is until they have answered.
         let own = self
             .home()
-            .and_then(|store| store.load(self.key, None).ok());
-        let mut answers = self.load_above(own.as_ref().map(|own| own.stamp)).await?;
+            .map(|store| store.load(self.key, Some(Stamp::MAX)));
+        let known = own.and_then(Result::ok).map(|own| own.stamp);
+        let mut answers = self.load_above(known).await?;
         let stamp = highest(&answers);
         let agreed = answers.iter().all(|answer| answer.stamp == stamp);
-        answers.extend(own);
-        let value = answers
-            .into_iter()
-            .find_map(|answer| answer.value.filter(|_| answer.stamp == stamp));
-        let value =
-            value.ok_or_else(|| Error::new(Kind::Unavailable, "a replica left the value out"))?;
+        answers.retain(|answer| answer.stamp == stamp && answer.value.is_some());
+        let newest = match (answers.pop(), self.home()) {
+            (Some(newest), _) => newest,
+            (None, Some(store)) => store.load(self.key, None)?,
+            (None, None) => Loaded { stamp, value: None },
+        };
+        let left_out = || Error::new(Kind::Unavailable, "a replica left the value out");
+        let entry = Entry {
+            stamp: newest.stamp,
+            value: newest.value.ok_or_else(left_out)?,
+        };
         Ok(Newest {
-            entry: Entry { stamp, value },
-            agreed,
+            agreed: agreed && entry.stamp == stamp,
+            entry,
         })
     }
 
@@ -180,6 +188,8 @@ impl Operation<'_> {
 
     /// Has a majority keep the entry, and tells the others too; answers nil.
     pub async fn store(&self, entry: &Entry) -> Result<Value, Error> {
+        let of_key = |e: Error| Error::new(e.kind, format!("key {:?}: {}", self.name(), e.why));
+        check_value(&entry.value).map_err(of_key)?;
         let encoded = encode(&entry.into());
         let ask = |place| match self.home_at(place) {
             Some(store) => Asked::now(store.store(self.key, entry)),
@@ -218,6 +228,10 @@ impl Operation<'_> {
         );
         if first == First::All && planted(Bug::SetWaitsForOne) {
             needed = 1;
+        }
+        if Instant::now() >= self.deadline {
+            let why = format!("key {:?}: no time is left to ask its replicas", self.name());
+            return Err(Error::new(Kind::Unavailable, why));
         }
         let mut answers = Vec::new();
         let mut heard = false; // whether a replica may have stored what the majority did not
@@ -313,6 +327,11 @@ impl Operation<'_> {
         }
     }
 
+    /// The key as people read it.
+    fn name(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(self.key)
+    }
+
     /// The store of this coordinator's own node, if that is at `place`.
     fn home_at(&self, place: usize) -> Option<&Store> {
         self.replicas
@@ -338,18 +357,19 @@ impl Operation<'_> {
         heard: bool,
     ) -> Error {
         let cluster = &self.replicas.cluster;
-        let name = |place: usize| cluster.nodes().get(place).map_or("?", |node| &node.name);
-        let key = String::from_utf8_lossy(self.key);
+        let key = self.name();
         let refusal = errors.iter().find(|(_, error)| error.kind.is_refusal());
         if let (true, false, Some((place, error))) = (refused, heard, refusal) {
             return Error::new(
                 error.kind,
-                format!("key {key:?}: {}: {}", name(*place), error.why),
+                format!("key {key:?}: {}: {}", cluster.name(*place), error.why),
             );
         }
         let said = errors.iter().map(|(place, error)| match error.kind {
-            Kind::Unavailable | Kind::UnknownOutcome => format!("{}: {}", name(*place), error.why),
-            _ => format!("{}: {error}", name(*place)),
+            Kind::Unavailable | Kind::UnknownOutcome => {
+                format!("{}: {}", cluster.name(*place), error.why)
+            }
+            _ => format!("{}: {error}", cluster.name(*place)),
         });
         let said = said.collect::<Vec<_>>().join("; ");
         let (copies, needed) = (cluster.copies(), cluster.majority());

@@ -16,6 +16,7 @@ use msgpack_rpc::Value;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
 
 use crate::error::Error;
 
@@ -57,9 +58,14 @@ pub fn tcp() -> Dial {
     })
 }
 
-/// The next connection to a TCP listener.
+/// The next connection to a TCP listener. An error takes a moment: most likely there are no
+/// more files, and one that closes is worth waiting for.
 pub async fn accept(listener: &TcpListener) -> io::Result<Box<dyn Connection>> {
-    let (stream, _) = listener.accept().await?;
+    let accepted = listener.accept().await;
+    if accepted.is_err() {
+        sleep(Duration::from_millis(100)).await;
+    }
+    let (stream, _) = accepted?;
     tune(&stream)?;
     Ok(Box::new(stream))
 }

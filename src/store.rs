@@ -31,17 +31,18 @@ impl Stamp {
         writer: u64::MAX,
     };
 
-    /// The stamp of a new write over this one.
+    /// A new write of this value, over what has this stamp.
     #[must_use]
-    pub fn next(self) -> Self {
+    pub fn newer(self, value: Value) -> Entry {
+        let counter = self.counter.saturating_add(1);
         let writer = if planted(Bug::SameStampForTwoSets) {
             0
         } else {
             fastrand::u64(..)
         };
-        Stamp {
-            counter: self.counter.saturating_add(1),
-            writer,
+        Entry {
+            stamp: Stamp { counter, writer },
+            value,
         }
     }
 }
@@ -149,12 +150,7 @@ impl Store {
         if ring.as_u64() == Some(ours.into()) {
             return Ok(self);
         }
-        let names: Vec<&str> = self
-            .cluster
-            .nodes()
-            .iter()
-            .map(|node| node.name.as_str())
-            .collect();
+        let names = self.cluster.names();
         Err(Error::new(
             Kind::WrongRing,
             format!(
@@ -186,10 +182,10 @@ impl Store {
 
     /// Keeps the entry if it is newer than what is kept under this key; answers nil either way.
     pub fn store(&self, key: &[u8], entry: &Entry) -> Result<Value, Error> {
-        if entry.stamp.counter >= 1 << 63 {
+        if !(1..1 << 63).contains(&entry.stamp.counter) {
             return Err(Error::new(
                 Kind::BadRequest,
-                "a stamp's counter is below 2^63",
+                "a stamp's counter is from 1 to 2^63 - 1",
             ));
         }
         let packed = Packed {
@@ -312,7 +308,7 @@ impl Store {
         let missing: BTreeSet<usize> = parts()
             .flat_map(|part| part.missing.keys().copied())
             .collect();
-        let owner = |number| self.names([number]).concat();
+        let owner = |number: &usize| self.cluster.name(*number).to_owned();
         Status {
             name: self.name().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -354,20 +350,14 @@ impl Store {
 
     /// This node's name.
     pub fn name(&self) -> &str {
-        self.cluster
-            .nodes()
-            .get(self.me)
-            .map_or("", |node| &node.name)
+        self.cluster.name(self.me)
     }
 
     fn names<'a>(&self, places: impl IntoIterator<Item = &'a usize>) -> Vec<&str> {
-        let name = |place: &usize| {
-            self.cluster
-                .nodes()
-                .get(*place)
-                .map_or("?", |node| &*node.name)
-        };
-        places.into_iter().map(name).collect()
+        places
+            .into_iter()
+            .map(|place| self.cluster.name(*place))
+            .collect()
     }
 
     /// The part of this key, if it is one that this node holds.
@@ -418,7 +408,8 @@ impl Kept {
 }
 
 /// What a node answers to `status`.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)] // a node of another version may tell less
 pub struct Status {
     /// The node's name.
     pub name: String,
@@ -493,24 +484,26 @@ pub fn check_key(key: &[u8]) -> Result<(), Error> {
     }
 }
 
+/// Refuses a value that is too large to be kept, or to fit into every message that carries it.
+pub fn check_value(value: &Value) -> Result<(), Error> {
+    match value.as_slice().map(<[u8]>::len) {
+        Some(..=MAX_VALUE) => Ok(()),
+        Some(length) => {
+            let why = format!("a value of {length} bytes, at most {MAX_VALUE} are taken");
+            Err(Error::new(Kind::TooLarge, why))
+        }
+        None => codec::check(&codec::encode(value), NESTED)
+            .map_err(|e| Error::new(e.kind, format!("a value of {}", e.why))),
+    }
+}
+
 /// The value as it is kept; refuses one that is too large to be.
 fn pack(value: &Value) -> Result<Box<[u8]>, Error> {
-    let length = value.as_slice().map_or(0, <[u8]>::len);
-    if length > MAX_VALUE {
-        let why = format!("a value of {length} bytes, at most {MAX_VALUE} are taken");
-        return Err(Error::new(Kind::TooLarge, why));
+    check_value(value)?;
+    match value.is_nil() {
+        true => Ok(Box::default()),
+        false => Ok(codec::encode(value).into_boxed_slice()),
     }
-    let mut packed = Vec::with_capacity(length + 5);
-    match value {
-        Value::Nil => {}
-        Value::String(_) | Value::Binary(_) => codec::write_value(&mut packed, value),
-        nested => {
-            codec::write_value(&mut packed, nested);
-            let checked = codec::check(&packed, NESTED);
-            checked.map_err(|e| Error::new(e.kind, format!("a value of {}", e.why)))?;
-        }
-    }
-    Ok(packed.into_boxed_slice())
 }
 
 fn unpack(mut packed: &[u8]) -> Result<Value, Error> {

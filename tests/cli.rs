@@ -43,6 +43,8 @@ fn set_get_delete_and_where_answer_in_plain_words() {
     let get = cluster.kv54(["get", "tea"]).exits(1);
     assert_eq!(get.text(), "");
     get.says(&["\"tea\" is absent"]);
+    cluster.kv54(["set", "-5", "below"]).exits(0);
+    assert_eq!(cluster.kv54(["get", "-5"]).exits(0).text(), "below\n");
     let told = cluster.kv54(["where", "never"]).exits(0);
     assert_eq!(told.text().matches("nothing").count(), 3);
 }
@@ -175,6 +177,7 @@ fn wrong_usage_is_told_and_exits_with_2() {
         &["get", "tea", "--raw", "--json"],
         &["set", "tea", "green", "black"],
         &["get", "tea", "--timeout", "soon"],
+        &["get", "tea", "--timeout", "18446744073709551615s"],
         &["serve", "alice", "--all"],
     ] {
         let said = cluster.kv54(args).exits(2);

@@ -16,6 +16,7 @@ use kv54::rpc::codec::encode;
 use kv54::rpc::{Connection, Limits, Service, serve};
 use msgpack_rpc::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -639,6 +640,50 @@ fn what_a_slow_reader_has_read_is_no_longer_held_for_it() {
         }
     });
     assert!(read > held(300), "closed after {read} bytes");
+}
+
+#[test]
+fn a_request_that_comes_with_a_large_answer_is_not_forgotten() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.unwrap().block_on(async {
+        // A network that takes a megabyte at once, and a node that is still busy with it.
+        let (mut guest, far) = tokio::io::duplex(4 << 20);
+        let far: std::io::Result<Box<dyn Connection>> = Ok(Box::new(far));
+        let (held, limits) = (Held::default(), Limits { connections: 1, buffers: 64 << 20 });
+        let talk = async {
+            guest.write_all(&request(1, "large", [])).await.unwrap();
+            held.asked.notified().await;
+            held.release.notify_one();
+            guest.write_all(&request(2, "small", [])).await.unwrap();
+            let both = 2 * request(1, "", []).len() + (1 << 20);
+            let mut answers = vec![0; both];
+            guest.read_exact(&mut answers).await.unwrap();
+        };
+        tokio::select! {
+            () = serve(stream::iter([far]), &held, limits, CancellationToken::new()) => panic!("it serves on"),
+            answered = timeout(PATIENCE, talk) => answered.unwrap(),
+        }
+    });
+}
+
+/// Answers `large` with a megabyte, once it is told to.
+#[derive(Default)]
+struct Held {
+    asked: Notify,
+    release: Notify,
+}
+
+impl Service for Held {
+    async fn answer(&self, method: &str, _: &[Value]) -> Result<Value, Error> {
+        if method == "large" {
+            self.asked.notify_one();
+            self.release.notified().await;
+            return Ok(bin(&vec![7; 1 << 20]));
+        }
+        Ok(NIL)
+    }
 }
 
 /// Answers everything with 64 KiB.

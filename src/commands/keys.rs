@@ -11,6 +11,7 @@ use serde_json::{Map, json};
 
 use super::{Failure, Options, Outcome, print, print_coloured, text};
 use crate::client::Client;
+use crate::cluster::MAX_VALUE;
 use crate::error::{Error, Kind};
 use crate::rpc::{Peer, codec, tcp};
 use crate::store::{self, Stamp};
@@ -18,6 +19,7 @@ use crate::store::{self, Stamp};
 /// Write a value.
 #[derive(Args)]
 pub(super) struct Set {
+    #[arg(allow_negative_numbers = true)]
     key: OsString,
     /// The value; without it, or with `-`, standard input, byte for byte
     #[arg(allow_negative_numbers = true)]
@@ -29,6 +31,7 @@ pub(super) struct Set {
 /// Print a value.
 #[derive(Args)]
 pub(super) struct Get {
+    #[arg(allow_negative_numbers = true)]
     key: OsString,
     /// Print exactly the value's bytes, without a newline
     #[arg(long, conflicts_with = "json")]
@@ -40,6 +43,7 @@ pub(super) struct Get {
 /// Delete a key.
 #[derive(Args)]
 pub(super) struct Delete {
+    #[arg(allow_negative_numbers = true)]
     key: OsString,
     #[command(flatten)]
     via: Via,
@@ -48,6 +52,7 @@ pub(super) struct Delete {
 /// Show on which nodes a key lives, and what each of them holds.
 #[derive(Args)]
 pub(super) struct Where {
+    #[arg(allow_negative_numbers = true)]
     key: OsString,
 }
 
@@ -64,7 +69,9 @@ impl Set {
             Some(value) if value != "-" => value.into_encoded_bytes(),
             _ => {
                 let mut bytes = Vec::new();
-                let read = std::io::stdin().lock().read_to_end(&mut bytes);
+                // One byte more than is taken shows that there is too much.
+                let stdin = std::io::stdin().lock().take(MAX_VALUE as u64 + 1);
+                let read = { stdin }.read_to_end(&mut bytes);
                 read.map_err(|error| Failure::usage(format!("standard input: {error}")))?;
                 bytes
             }
@@ -130,17 +137,15 @@ impl Via {
                 Ok(ExitCode::SUCCESS)
             }
             Ok(_) => print("ok\n").map(|()| ExitCode::SUCCESS),
+            Err(error) if error.kind == Kind::UnknownOutcome => {
+                let why = format!("{method} has an unknown outcome: {}", error.why);
+                Err(Failure { code: 3, why })
+            }
             Err(error) => {
-                let unknown = error.kind == Kind::UnknownOutcome;
-                let outcome = if unknown {
-                    "has an unknown outcome"
-                } else {
-                    "failed"
-                };
                 let Failure { code, why } = error.into();
                 Err(Failure {
                     code,
-                    why: format!("{method} {outcome}: {why}"),
+                    why: format!("{method} failed: {why}"),
                 })
             }
         }
@@ -156,7 +161,9 @@ impl Via {
         let Some(name) = &self.node else {
             let client = options.client()?;
             let answer = ask_majority(&client, method, params).await;
-            client.replicas.settle().await;
+            if method != "get" {
+                client.replicas.settle().await;
+            }
             return Ok(answer);
         };
         let cluster = options.cluster()?;
@@ -169,9 +176,13 @@ impl Via {
                 options.config.display()
             ))
         })?;
+        // Unless told otherwise, the node is given the time to say itself why it cannot.
+        let patience = options
+            .timeout
+            .unwrap_or(options.timeout() + cluster.window);
         let encoded: Vec<Vec<u8>> = params.iter().map(codec::encode).collect();
         let params: Vec<&[u8]> = encoded.iter().map(Vec::as_slice).collect();
-        let (_, answer) = Peer::new(&node.address, options.timeout(), tcp())
+        let (_, answer) = Peer::new(&node.address, patience, tcp())
             .call(method, &params)
             .await;
         Ok(answer.map_err(|error| Error::new(error.kind, format!("{name}: {}", error.why))))
@@ -252,7 +263,8 @@ impl Where {
             let sum = format!("crc32({typed}) = {hash}, {hash} % {nodes} = {owner}");
             print_coloured(&format!("{sum}\n{}", text::table(&rows)))?;
         }
-        Ok(ExitCode::SUCCESS)
+        let heard = held.iter().any(Result::is_ok);
+        Ok(ExitCode::from(if heard { 0 } else { 3 }))
     }
 }
 

@@ -28,7 +28,7 @@ use crate::store::Store;
 /// What all connections of a node may have in their buffers, in bytes.
 const BUFFERS: usize = 256 << 20;
 /// How long an operation is tried again for a guest of the node.
-const TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 /// Files that a node needs beside its connections: to its peers, and its own.
 const OTHER_FILES: u64 = 64;
 
@@ -56,8 +56,9 @@ impl Serve {
             vec![self.place(&cluster, options)?]
         };
         let files = places.len() as u64 * (cluster.connections as u64 + OTHER_FILES);
-        if let Err(error) = rlimit::increase_nofile_limit(files) {
-            log::warn!("the limit on open files could not be raised to {files}: {error}");
+        match rlimit::increase_nofile_limit(files) {
+            Ok(limit) if limit >= files => {}
+            other => log::warn!("{files} open files are wanted, the limit is {other:?}"),
         }
         block_on(self.run_all(&cluster, &places))
     }
@@ -69,11 +70,7 @@ impl Serve {
         let stop = CancellationToken::new();
         let mut ends = FuturesUnordered::new();
         for &place in places {
-            let name = cluster
-                .nodes()
-                .get(place)
-                .map_or("", |node| &node.name)
-                .to_owned();
+            let name = cluster.name(place).to_owned();
             let (cluster, listen, stop) = (cluster.clone(), self.listen.clone(), stop.clone());
             let (end, ended) = oneshot::channel();
             let run = move || end.send(block_on(node(cluster, place, listen, stop)));
@@ -119,11 +116,10 @@ impl Serve {
             )
         };
         cluster.place(&name).ok_or_else(|| {
-            let names: Vec<&str> = cluster.nodes().iter().map(|node| &*node.name).collect();
             let path = options.config.display();
             Failure::usage(format!(
                 "{path}: there is no node {name:?} in {}{said}",
-                names.join(", ")
+                cluster.names().join(", ")
             ))
         })
     }

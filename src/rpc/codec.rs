@@ -166,7 +166,7 @@ pub fn write_value(out: &mut Vec<u8>, value: &Value) {
 
 /// A value as MessagePack.
 pub fn encode(value: &Value) -> Vec<u8> {
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(value.as_slice().map_or(16, |bytes| bytes.len() + 5));
     write_value(&mut bytes, value);
     bytes
 }

@@ -44,11 +44,12 @@ struct Shared {
 }
 
 struct State {
-    connected: bool,
+    running: bool, // somebody dials, reads and writes
     outbox: Vec<u8>,
     first: u32, // the msgid of the question at the front
     next: u32,
     questions: VecDeque<Question>,
+    open: usize, // of the questions, those without an answer
     suspect_until: Instant,
     down: Option<(Instant, Error)>, // not dialled before then, and why
 }
@@ -67,11 +68,12 @@ impl Peer {
     /// connection that leaves a question unanswered for that long is given up.
     pub fn new(address: &str, patience: Duration, dial: Dial) -> Self {
         let state = State {
-            connected: false,
+            running: false,
             outbox: Vec::new(),
             first: 0,
             next: 0,
             questions: VecDeque::new(),
+            open: 0,
             suspect_until: Instant::now(),
             down: None,
         };
@@ -105,7 +107,7 @@ impl Peer {
                 id,
             };
         }
-        if state.questions.iter().all(|question| !question.is_open()) {
+        if state.open == 0 {
             self.0.to_watch.notify_one();
         }
         if state.outbox.is_empty() {
@@ -113,7 +115,8 @@ impl Peer {
         }
         write_request(&mut state.outbox, id, method, params);
         state.questions.push_back(Question::Asked(now, None));
-        if !std::mem::replace(&mut state.connected, true) {
+        state.open += 1;
+        if !std::mem::replace(&mut state.running, true) {
             tokio::spawn(self.0.clone().run());
         }
         Call {
@@ -129,7 +132,7 @@ impl Peer {
 
     /// Whether a question is still on its way.
     pub fn is_busy(&self) -> bool {
-        lock(&self.0.state).questions.iter().any(Question::is_open)
+        lock(&self.0.state).open > 0
     }
 }
 
@@ -268,6 +271,7 @@ impl Shared {
             }
             _ => return, // an answer to nothing, or a second one
         };
+        state.open -= 1;
         state.suspect_until = arrived;
         state.tidy();
         drop(state);
@@ -303,7 +307,8 @@ impl Drop for End {
             }
         }
         state.tidy();
-        state.connected = false;
+        state.running = false;
+        state.open = 0;
         state.outbox = Vec::new();
         state.suspect_until = now + SUSPICION;
         state.down = self.redial.map(|pause| (now + pause, why));
@@ -322,10 +327,6 @@ impl State {
 }
 
 impl Question {
-    fn is_open(&self) -> bool {
-        matches!(self, Question::Asked(..) | Question::Forgotten(_))
-    }
-
     fn answer(&mut self, arrived: Instant, answer: Result<Value, Error>) -> Option<Waker> {
         match std::mem::replace(self, Question::Answered(arrived, answer)) {
             Question::Asked(_, waker) => waker,

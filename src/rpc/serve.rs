@@ -72,10 +72,7 @@ where
                     connections.push(connection(stream, service, &buffers, stop.clone()));
                 }
                 Ok(_) => log::warn!("a connection is refused: {} are open", limits.connections),
-                Err(error) => {
-                    log::warn!("a connection could not be accepted: {error}");
-                    sleep(Duration::from_millis(10)).await; // out of files: those that close are a relief
-                }
+                Err(error) => log::warn!("a connection could not be accepted: {error}"),
             },
             else => break,
         }
@@ -143,11 +140,16 @@ impl<'a, S: Service> Session<'a, S> {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             self.take_requests(context);
-            let full = self.is_full();
-            while let Poll::Ready(Some(answer)) = self.in_flight.poll_next_unpin(context) {
+            let mut full = self.is_full();
+            while self.unsent() < MAX_UNSENT {
+                let Poll::Ready(Some(answer)) = self.in_flight.poll_next_unpin(context) else {
+                    break;
+                };
                 self.weight -= answer.weight;
                 self.reply(&answer);
             }
+            let blocked = self.unsent() >= MAX_UNSENT;
+            full |= blocked;
             self.share
                 .hold(self.input.len() + self.weight + self.output.len(), context)?;
             self.poll_drip(full, context);
@@ -160,11 +162,10 @@ impl<'a, S: Service> Session<'a, S> {
                     continue;
                 }
             }
-            let written = self.poll_write(context)?;
-            if full && !self.is_full() {
-                continue; // requests may still stand in the input
+            ready!(self.poll_write(context))?;
+            if blocked || full && !self.is_full() {
+                continue; // there is room again, and nothing else would come back for the rest
             }
-            ready!(written);
             return if self.ended && self.in_flight.is_empty() {
                 Poll::Ready(Ok(()))
             } else {
@@ -174,7 +175,11 @@ impl<'a, S: Service> Session<'a, S> {
     }
 
     fn is_full(&self) -> bool {
-        self.in_flight.len() >= MAX_IN_FLIGHT || self.output.len() - self.sent >= MAX_UNSENT
+        self.in_flight.len() >= MAX_IN_FLIGHT || self.unsent() >= MAX_UNSENT
+    }
+
+    fn unsent(&self) -> usize {
+        self.output.len() - self.sent
     }
 
     fn take_requests(&mut self, context: &mut Context<'_>) {
@@ -191,6 +196,7 @@ impl<'a, S: Service> Session<'a, S> {
                 }
                 Ok(None) => break,
                 Err(Malformed { id, in_step, error }) => {
+                    self.drip = None;
                     self.reply(&Answer {
                         id,
                         weight: 0,

@@ -3,7 +3,7 @@
 //!
 //! The crate `msgpack-rpc` gives the messages and values. Its endpoint is not
 //! used: it spawns a task for every request, writes every answer by itself and
-//! bounds nothing. Here are a [`codec`] with limits, a loop that [`serve`]s, and
+//! bounds nothing. Here are a [`codec`] with limits, a loop that [`serve`](serve())s, and
 //! a [`Peer`] that asks.
 
 use std::future::Future;

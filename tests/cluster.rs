@@ -4,11 +4,10 @@
 mod common;
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use common::{Cluster, FIVE};
+use common::{Cluster, FIVE, Hiccups};
 use futures::future::join_all;
 use futures::stream;
 use kv54::error::{Error, Kind};
@@ -143,8 +142,9 @@ fn killing_any_node_costs_a_writer_no_error_and_no_wait() {
         let slowest = block_on(join_all(writers));
         let [before, after] =
             [0, 1].map(|gone| slowest.iter().map(|both| both[gone]).max().unwrap());
-        // What the machine itself does to a thread that only sleeps is not the store's doing.
-        let allowed = before + Duration::from_millis(100) + hiccups.longest();
+        // What the machine does to threads that only sleep is not the store's doing, and an
+        // operation waits for three processes.
+        let allowed = before + Duration::from_millis(100) + 3 * hiccups.longest();
         assert!(
             after <= allowed,
             "{victim} killed: {before:?} before, {after:?} after"
@@ -231,7 +231,7 @@ fn a_silent_node_is_not_waited_for() {
             let start = Instant::now();
             client.set(key.as_bytes(), Value::from(n)).await.unwrap();
             assert_eq!(client.get(key.as_bytes()).await.unwrap(), Value::from(n));
-            let allowed = Duration::from_millis(200) + hiccups.longest();
+            let allowed = Duration::from_millis(200) + 3 * hiccups.longest();
             assert!(
                 start.elapsed() < allowed,
                 "turn {n} took {:?}",
@@ -426,35 +426,6 @@ fn a_ring_of_one_two_or_three_is_a_ring() {
             names.len() == 3,
             "{names:?} with one of them gone"
         );
-    }
-}
-
-/// How long this machine has kept a thread from running that asked for a millisecond's sleep.
-struct Hiccups(Arc<std::sync::Mutex<Duration>>, Arc<AtomicBool>);
-
-impl Hiccups {
-    fn watch() -> Self {
-        let watch = Hiccups(Arc::default(), Arc::default());
-        let (longest, done) = (watch.0.clone(), watch.1.clone());
-        std::thread::spawn(move || {
-            while !done.load(Relaxed) {
-                let start = Instant::now();
-                std::thread::sleep(Duration::from_millis(1));
-                let mut longest = longest.lock().unwrap();
-                *longest = longest.max(start.elapsed());
-            }
-        });
-        watch
-    }
-
-    fn longest(&self) -> Duration {
-        *self.0.lock().unwrap()
-    }
-}
-
-impl Drop for Hiccups {
-    fn drop(&mut self) {
-        self.1.store(true, Relaxed);
     }
 }
 

@@ -55,9 +55,10 @@ struct Log {
     grown: Condvar,
 }
 
-/// How long this machine has kept a thread from running that asked for a millisecond's sleep,
-/// all such times together.
-pub struct Hiccups(Arc<Mutex<Duration>>, Arc<AtomicBool>);
+/// How long this machine has kept a thread from running that asked for a millisecond of sleep,
+/// all such times together,
+/// and the longest such time.
+pub struct Hiccups(Arc<Mutex<[Duration; 2]>>, Arc<AtomicBool>);
 
 /// What a command printed, and its exit code.
 #[derive(Debug)]
@@ -332,7 +333,7 @@ impl Cluster {
 impl Hiccups {
     pub fn watch() -> Hiccups {
         let watch = Hiccups(Arc::default(), Arc::default());
-        let (sum, done) = (watch.0.clone(), watch.1.clone());
+        let (seen, done) = (watch.0.clone(), watch.1.clone());
         std::thread::spawn(move || {
             let (asked, usual) = (Duration::from_millis(1), Duration::from_millis(2));
             while !done.load(Relaxed) {
@@ -340,7 +341,9 @@ impl Hiccups {
                 std::thread::sleep(asked);
                 let late = start.elapsed().saturating_sub(asked);
                 if late > usual {
-                    *sum.lock().unwrap() += late;
+                    let [sum, longest] = &mut *seen.lock().unwrap();
+                    *sum += late;
+                    *longest = late.max(*longest);
                 }
             }
         });
@@ -348,7 +351,11 @@ impl Hiccups {
     }
 
     pub fn sum(&self) -> Duration {
-        *self.0.lock().unwrap()
+        self.0.lock().unwrap()[0]
+    }
+
+    pub fn longest(&self) -> Duration {
+        self.0.lock().unwrap()[1]
     }
 }
 

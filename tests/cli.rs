@@ -40,6 +40,8 @@ fn set_get_delete_and_where_answer_in_plain_words() {
     }
     cluster.kv54(["del", "tea"]).exits(0);
     cluster.kv54(["delete", "tea"]).exits(0);
+    let told = cluster.kv54(["where", "tea"]).exits(0);
+    assert_eq!(told.text().matches(" (deleted)").count(), 3, "{told:?}");
     let get = cluster.kv54(["get", "tea"]).exits(1);
     assert_eq!(get.text(), "");
     get.says(&["\"tea\" is absent"]);

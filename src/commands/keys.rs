@@ -1,7 +1,7 @@
 //! `set`, `get`, `delete` and `where`: one key at a time.
 
 use std::ffi::OsString;
-use std::io::Read as _;
+use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -14,7 +14,7 @@ use crate::client::Client;
 use crate::cluster::MAX_VALUE;
 use crate::error::{Error, Kind};
 use crate::rpc::{Peer, codec, tcp};
-use crate::store::{self, Stamp};
+use crate::store::{self, Loaded, Stamp};
 
 /// Write a value.
 #[derive(Args)]
@@ -58,7 +58,8 @@ pub(super) struct Where {
 
 #[derive(Args)]
 struct Via {
-    /// Ask this node's own get, set or delete, as clients in other languages do
+    /// Ask this node's own get, set or delete, as clients in other languages do; a --timeout
+    /// only says how long its answer is waited for
     #[arg(long = "via", value_name = "NAME")]
     node: Option<String>,
 }
@@ -68,6 +69,10 @@ impl Set {
         let value = match self.value {
             Some(value) if value != "-" => value.into_encoded_bytes(),
             _ => {
+                if std::io::stdin().is_terminal() {
+                    let hint = "the value is what you type now, until Ctrl-D";
+                    let _ = writeln!(std::io::stderr(), "kv54: {hint}");
+                }
                 let mut bytes = Vec::new();
                 // One byte more than is taken shows that there is too much.
                 let stdin = std::io::stdin().lock().take(MAX_VALUE as u64 + 1);
@@ -209,7 +214,7 @@ impl Where {
             cluster.owner(&key),
         );
         let places: Vec<usize> = cluster.replicas(owner).collect();
-        let held = join_all(places.iter().map(|place| stamp_at(&client, *place, &key))).await;
+        let held = join_all(places.iter().map(|place| held_at(&client, *place, &key))).await;
         let mut object = Map::new();
         let typed = text::typed(key);
         text::put(&mut object, "key", &typed);
@@ -232,12 +237,14 @@ impl Where {
                 }
                 Err(error) => error.kind.word(),
             };
-            let stamp = held
+            let loaded = held
                 .as_ref()
                 .ok()
-                .filter(|stamp| **stamp != Stamp::default());
-            let stamp = stamp.map(|stamp| format!("{}-{}", stamp.counter, stamp.writer));
+                .filter(|held| held.stamp != Stamp::default());
+            let stamp = loaded.map(|held| format!("{}-{}", held.stamp.counter, held.stamp.writer));
+            let deleted = loaded.is_some_and(|held| held.value.as_ref().is_none_or(Value::is_nil));
             let holds = match (&stamp, state) {
+                (Some(stamp), _) if deleted => format!("{stamp} (deleted)"),
                 (Some(stamp), _) => stamp.clone(),
                 (None, "ready") => "nothing".to_owned(),
                 (None, state) => text::coloured(state),
@@ -249,7 +256,7 @@ impl Where {
                 holds,
             ]);
             replicas.push(json!({
-                "name": node.name, "address": node.address, "state": state, "stamp": stamp,
+                "name": node.name, "address": node.address, "state": state, "stamp": stamp, "deleted": deleted,
             }));
         }
         object.extend([
@@ -268,11 +275,11 @@ impl Where {
     }
 }
 
-/// The stamp of what one node holds under a key, without the value.
-async fn stamp_at(client: &Client, place: usize, key: &[u8]) -> Result<Stamp, Error> {
-    let answer = client
+/// What one node holds under a key.
+async fn held_at(client: &Client, place: usize, key: &[u8]) -> Result<Loaded, Error> {
+    client
         .replicas
-        .ask(place, "load", &[key.into(), Stamp::MAX.into()])
-        .await;
-    Stamp::try_from(&answer?)
+        .ask(place, "load", &[key.into()])
+        .await
+        .and_then(Loaded::try_from)
 }

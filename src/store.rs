@@ -188,20 +188,20 @@ impl Store {
                 "a stamp's counter is from 1 to 2^63 - 1",
             ));
         }
-        let packed = Packed {
-            stamp: entry.stamp,
-            value: pack(&entry.value)?,
-        };
         let number = self.part(key)?;
         let mut kept = lock(&self.kept);
         let Kept { bytes, parts } = &mut *kept;
         let part = parts.entry(number).or_default();
         let old = part.entries.get_mut(key);
-        if old.as_ref().is_some_and(|old| old.stamp >= packed.stamp)
+        if old.as_ref().is_some_and(|old| old.stamp >= entry.stamp)
             && !planted(Bug::OldEntryReplacesNew)
         {
             return Ok(Value::Nil);
         }
+        let packed = Packed {
+            stamp: entry.stamp,
+            value: pack(&entry.value)?,
+        };
         let freed = old.as_ref().map_or(0, |old| old.value.len());
         let taken = packed.value.len()
             + if old.is_some() {
@@ -595,9 +595,16 @@ impl TryFrom<&Value> for Entry {
     type Error = Error;
 
     fn try_from(value: &Value) -> Result<Self, Error> {
-        let Loaded { stamp, value } = Loaded::try_from(value.clone())?;
-        let value = value
-            .ok_or_else(|| Error::new(Kind::BadRequest, "an entry is [counter, writer, value]"))?;
-        Ok(Entry { stamp, value })
+        let stamp = Stamp::try_from(value)?;
+        match value.as_array().map(Vec::as_slice) {
+            Some([_, _, value]) => Ok(Entry {
+                stamp,
+                value: value.clone(),
+            }),
+            _ => Err(Error::new(
+                Kind::BadRequest,
+                "an entry is [counter, writer, value]",
+            )),
+        }
     }
 }

@@ -121,11 +121,13 @@ async fn read(store: &Store, replicas: &Replicas, place: usize, part: usize) -> 
     let entries = replicas.status(place).await?.entries;
     let owner = replicas.cluster().name(part);
     let of = entries.get(owner).copied().unwrap_or(0);
-    let (mut start, mut cursor) = (None, 0);
+    let (mut start, mut cursor, mut quickest) = (None, 0, Duration::MAX);
     loop {
+        let asked = Instant::now();
         let page = replicas
             .ask(place, "scan", &[part.into(), cursor.into()])
             .await?;
+        let took = asked.elapsed();
         let Some([start_id, next, entries]) = page.as_array().map(Vec::as_slice) else {
             return Err(odd());
         };
@@ -147,6 +149,11 @@ async fn read(store: &Store, replicas: &Replicas, place: usize, part: usize) -> 
             .filter(|next| *next > cursor)
             .ok_or_else(odd)?;
         store.has_read(part, place, usize::try_from(cursor).unwrap_or(0), of);
+        // A neighbour that takes far longer than it could is busy with its guests: they go first.
+        quickest = quickest.min(took);
+        if took > 4 * quickest {
+            sleep(took).await;
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use common::{Cluster, FIVE, Hiccups};
+use common::{Cluster, FIVE, Hiccups, block_on};
 use futures::future::join_all;
 use futures::stream;
 use kv54::error::{Error, Kind};
@@ -427,14 +427,6 @@ fn a_ring_of_one_two_or_three_is_a_ring() {
             "{names:?} with one of them gone"
         );
     }
-}
-
-fn block_on<T>(story: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(story)
 }
 
 /// Asks one node as another node would.

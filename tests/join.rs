@@ -6,7 +6,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use common::{Cluster, FIVE};
+use common::{Cluster, FIVE, block_on};
 use futures::stream::{self, StreamExt as _};
 use kv54::client::Client;
 use kv54::error::Error;
@@ -393,12 +393,4 @@ fn poll(what: &str, condition: impl Fn() -> bool) {
         assert!(start.elapsed() < Duration::from_secs(30), "never: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
-}
-
-fn block_on<T>(story: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(story)
 }

@@ -73,7 +73,7 @@ impl Codec {
         })
     }
 
-    /// The memory that the message decoded last takes at most, in bytes.
+    /// About what the message decoded last takes in memory, in bytes: itself and its values.
     pub fn weight(&self) -> usize {
         self.weight
     }

@@ -56,8 +56,7 @@ struct Log {
 }
 
 /// How long this machine has kept a thread from running that asked for a millisecond of sleep,
-/// all such times together,
-/// and the longest such time.
+/// all such times together, and the longest of them.
 pub struct Hiccups(Arc<Mutex<[Duration; 2]>>, Arc<AtomicBool>);
 
 /// What a command printed, and its exit code.
@@ -478,4 +477,13 @@ impl Said {
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.out).unwrap()
     }
+}
+
+/// Runs a story that asks nodes from this process.
+pub fn block_on<T>(story: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(story)
 }

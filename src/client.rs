@@ -21,25 +21,25 @@ impl Client {
         let newest = replicas.load().await?;
         if !newest.agreed {
             // Before answering: else a later get could miss what this one saw.
-            replicas.repair(&newest.entry).await?;
+            replicas.repair(newest.entry()).await?;
         }
-        Ok(newest.entry.value)
+        Ok(newest.value)
     }
 
     /// Writes the value and answers nil. An error says whether it was not written, or
     /// (`unknown-outcome:`) may have been.
-    pub async fn set(&self, key: &[u8], value: Value) -> Result<Value, Error> {
+    pub async fn set(&self, key: &[u8], value: &Value) -> Result<Value, Error> {
         let replicas = self.replicas.of(key)?;
         let stamp = replicas.load_stamp().await?;
-        replicas.store(&stamp.newer(value)).await
+        replicas.store(stamp.newer(value)).await
     }
 
     /// Writes nil, which is an absent key, unless a majority agrees that it is one.
     pub async fn delete(&self, key: &[u8]) -> Result<Value, Error> {
         let replicas = self.replicas.of(key)?;
         match replicas.load().await? {
-            gone if gone.agreed && gone.entry.value.is_nil() => Ok(Value::Nil),
-            old => replicas.store(&old.entry.stamp.newer(Value::Nil)).await,
+            gone if gone.agreed && gone.value.is_nil() => Ok(Value::Nil),
+            old => replicas.store(old.stamp.newer(&Value::Nil)).await,
         }
     }
 }

@@ -139,7 +139,7 @@ async fn read(store: &Store, replicas: &Replicas, place: usize, part: usize) -> 
             let Some([name, entry]) = entry.as_array().map(Vec::as_slice) else {
                 return Err(odd());
             };
-            store.store(key(name)?, &Entry::try_from(entry)?)?;
+            store.store(key(name)?, Entry::try_from(entry)?)?;
         }
         if next.is_nil() {
             return Ok(());

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::cluster::{Cluster, Node};
 use crate::error::{Error, Kind};
-use crate::rpc::codec::encode;
+use crate::rpc::codec::{encode, encode_bytes};
 use crate::rpc::{Call, Dial, HEDGE, Peer};
 use crate::sabotage::{Bug, planted};
 use crate::store::{Entry, Loaded, Stamp, Status, Store, check_key, check_value};
@@ -42,17 +42,29 @@ pub struct Operation<'a> {
     deadline: Instant,
 }
 
-/// What a majority knows of a key.
+/// What a majority knows of a key: its newest entry.
 pub struct Newest {
-    /// The entry with the highest stamp.
-    pub entry: Entry,
+    /// The highest stamp.
+    pub stamp: Stamp,
+    /// What was written with it.
+    pub value: Value,
     /// Whether every replica of the majority had it.
     pub agreed: bool,
 }
 
+impl Newest {
+    /// Its stamp and its value.
+    pub fn entry(&self) -> Entry<'_> {
+        Entry {
+            stamp: self.stamp,
+            value: &self.value,
+        }
+    }
+}
+
 /// One replica, asked.
 enum Asked<T> {
-    Answered(Option<(Instant, Result<T, Error>)>),
+    Answered(Option<Result<T, Error>>),
     Calling(Call, fn(Value) -> Result<T, Error>),
 }
 
@@ -102,7 +114,7 @@ impl Replicas {
             replicas: self,
             key,
             part: self.cluster.owner(key),
-            encoded: encode(&Value::from(key)),
+            encoded: encode_bytes(key),
             deadline: Instant::now() + self.timeout,
         })
     }
@@ -139,45 +151,33 @@ impl Replicas {
 
     /// The places of a part's replicas in the order of asking: oneself, then along the ring
     /// (from the owner, where one is none of the nodes), and whoever was late a moment ago last.
-    fn order(&self, part: usize) -> Vec<usize> {
+    fn order(&self, part: usize, now: Instant) -> impl Iterator<Item = usize> + use<> {
         let nodes = self.peers.len();
         let from = self.here.unwrap_or(part);
-        let mut order: Vec<usize> = self.cluster.replicas(part).collect();
-        order.sort_by_cached_key(|&place| {
-            let suspect =
-                self.here != Some(place) && self.peers.get(place).is_some_and(Peer::is_suspect);
-            (suspect, (place + nodes - from) % nodes)
-        });
-        order
+        let rank = |place| {
+            let late = |peer: &Peer| self.here != Some(place) && peer.is_suspect(now);
+            let suspect = self.peers.get(place).is_some_and(late);
+            (suspect, (place + nodes - from) % nodes, place)
+        };
+        let mut order: Vec<_> = self.cluster.replicas(part).map(rank).collect();
+        order.sort_unstable();
+        order.into_iter().map(|(.., place)| place)
     }
 }
 
 impl Operation<'_> {
     /// The newest entry that a majority has, and whether all of it has it.
     pub async fn load(&self) -> Result<Newest, Error> {
-        // What is at home need not be sent: the others are told its stamp, and it stays where
-        // it is until they have answered.
-        let own = self
-            .home()
-            .map(|store| store.load(self.key, Some(Stamp::MAX)));
-        let known = own.and_then(Result::ok).map(|own| own.stamp);
-        let mut answers = self.load_above(known).await?;
+        let mut answers = self.load_above(None).await?;
         let stamp = highest(&answers);
         let agreed = answers.iter().all(|answer| answer.stamp == stamp);
-        answers.retain(|answer| answer.stamp == stamp && answer.value.is_some());
-        let newest = match (answers.pop(), self.home()) {
-            (Some(newest), _) => newest,
-            (None, Some(store)) => store.load(self.key, None)?,
-            (None, None) => Loaded { stamp, value: None },
-        };
+        answers.retain(|answer| answer.stamp == stamp);
+        let value = answers.into_iter().find_map(|answer| answer.value);
         let left_out = || Error::new(Kind::Unavailable, "a replica left the value out");
-        let entry = Entry {
-            stamp: newest.stamp,
-            value: newest.value.ok_or_else(left_out)?,
-        };
         Ok(Newest {
-            agreed: agreed && entry.stamp == stamp,
-            entry,
+            stamp,
+            value: value.ok_or_else(left_out)?,
+            agreed,
         })
     }
 
@@ -187,30 +187,37 @@ impl Operation<'_> {
     }
 
     /// Has a majority keep the entry, and tells the others too; answers nil.
-    pub async fn store(&self, entry: &Entry) -> Result<Value, Error> {
+    pub async fn store(&self, entry: Entry<'_>) -> Result<Value, Error> {
         let of_key = |e: Error| Error::new(e.kind, format!("key {:?}: {}", self.name(), e.why));
-        check_value(&entry.value).map_err(of_key)?;
-        let encoded = encode(&entry.into());
+        check_value(entry.value).map_err(of_key)?;
+        let encoded = entry.encode();
         let ask = |place| match self.home_at(place) {
-            Some(store) => Asked::now(store.store(self.key, entry)),
+            Some(store) => Asked::Answered(Some(store.store(self.key, entry))),
             None => self.call(place, "store", Some(&encoded), Ok),
         };
         self.majority(First::All, ask).await.map(|_| Value::Nil)
     }
 
     /// The same for an entry that somebody else wrote.
-    pub async fn repair(&self, entry: &Entry) -> Result<Value, Error> {
+    pub async fn repair(&self, entry: Entry<'_>) -> Result<Value, Error> {
         if planted(Bug::GetWithoutRepair) {
             return Ok(Value::Nil);
         }
         self.store(entry).await.map_err(Error::of_read)
     }
 
+    /// What a majority has, without the values where `known` is as new.
     async fn load_above(&self, known: Option<Stamp>) -> Result<Vec<Loaded>, Error> {
-        let encoded = known.map(|known| encode(&known.into()));
-        let ask = |place| match self.home_at(place) {
-            Some(store) => Asked::now(store.load(self.key, known)),
-            None => self.call(place, "load", encoded.as_deref(), Loaded::try_from),
+        // What is at home, which is asked first, need not be sent: the others are told its stamp.
+        let mut told = known;
+        let ask = |place| {
+            if let Some(store) = self.home_at(place) {
+                let own = store.load(self.key, known);
+                told = known.max(own.as_ref().ok().map(|own| own.stamp));
+                return Asked::Answered(Some(own));
+            }
+            let told = told.map(|told| encode(&told.into()));
+            self.call(place, "load", told.as_deref(), Loaded::try_from)
         };
         self.majority(First::Majority, ask).await
     }
@@ -220,7 +227,7 @@ impl Operation<'_> {
     async fn majority<T>(
         &self,
         first: First,
-        ask: impl Fn(usize) -> Asked<T>,
+        mut ask: impl FnMut(usize) -> Asked<T>,
     ) -> Result<Vec<T>, Error> {
         let (copies, mut needed) = (
             self.replicas.cluster.copies(),
@@ -229,7 +236,8 @@ impl Operation<'_> {
         if first == First::All && planted(Bug::SetWaitsForOne) {
             needed = 1;
         }
-        if Instant::now() >= self.deadline {
+        let mut opened = Instant::now();
+        if opened >= self.deadline {
             let why = format!("key {:?}: no time is left to ask its replicas", self.name());
             return Err(Error::new(Kind::Unavailable, why));
         }
@@ -239,7 +247,9 @@ impl Operation<'_> {
             if !planted(Bug::AnswersCountedAcrossWindows) {
                 answers.clear(); // each attempt has a window of its own, and counts afresh
             }
-            let errors = self.attempt(first, needed, &ask, &mut answers).await;
+            let errors = self
+                .attempt(opened, first, needed, &mut ask, &mut answers)
+                .await;
             if answers.len() >= needed {
                 return Ok(answers.into_iter().map(|(_, answer)| answer).collect());
             }
@@ -251,32 +261,34 @@ impl Operation<'_> {
                 return Err(self.no_majority(answers.len(), &errors, hopeless, heard));
             }
             sleep(PAUSE).await;
+            opened = Instant::now();
         }
     }
 
     /// One window: asks until so many have answered, adds the answers and returns the errors.
     async fn attempt<T>(
         &self,
+        opened: Instant,
         first: First,
         needed: usize,
-        ask: impl Fn(usize) -> Asked<T>,
+        mut ask: impl FnMut(usize) -> Asked<T>,
         answers: &mut Vec<(usize, T)>,
     ) -> Vec<(usize, Error)> {
-        let opened = Instant::now();
         let closes = self.deadline.min(opened + self.replicas.cluster.window);
-        let mut order = self.replicas.order(self.part);
-        order.retain(|place| answers.iter().all(|(answered, _)| answered != place));
-        let mut order = order.into_iter().map(|place| (place, ask(place)));
-        let at_once = if first == First::All {
-            order.len()
-        } else {
-            needed
+        let order = self.replicas.order(self.part, opened);
+        let asked_before: Vec<usize> = answers.iter().map(|(place, _)| *place).collect();
+        let order = order.filter(|place| !asked_before.contains(place));
+        let mut order = order.map(|place| (place, ask(place)));
+        let at_once = match first {
+            First::Majority => needed,
+            First::All => usize::MAX,
         };
         let mut asked: Vec<_> = order.by_ref().take(at_once).collect();
         let mut errors = Vec::new();
         future::poll_fn(|context| {
             loop {
-                asked.retain_mut(|(place, asked)| match asked.poll(context) {
+                let now = Instant::now(); // what is at home has answered before
+                asked.retain_mut(|(place, asked)| match asked.poll(now, context) {
                     Poll::Ready((arrived, Ok(answer))) if arrived <= closes => {
                         answers.push((*place, answer));
                         false
@@ -287,7 +299,6 @@ impl Operation<'_> {
                     }
                     _ => true, // yet to answer, or too late
                 });
-                let now = Instant::now();
                 if answers.len() >= needed || now > closes {
                     break Poll::Ready(());
                 }
@@ -313,18 +324,15 @@ impl Operation<'_> {
         last: Option<&[u8]>,
         read: fn(Value) -> Result<T, Error>,
     ) -> Asked<T> {
-        match self
-            .replicas
-            .peers
-            .get(place)
-            .zip(self.replicas.rings.get(place))
-        {
-            Some((peer, ring)) => {
-                let params: Vec<&[u8]> = [&**ring, &self.encoded].into_iter().chain(last).collect();
-                Asked::Calling(peer.call(method, &params), read)
-            }
-            None => Asked::now(Err(nowhere())),
-        }
+        let Replicas { peers, rings, .. } = self.replicas;
+        let (Some(peer), Some(ring)) = (peers.get(place), rings.get(place)) else {
+            return Asked::Answered(Some(Err(nowhere())));
+        };
+        let call = match last {
+            Some(last) => peer.call(method, &[ring, &self.encoded, last]),
+            None => peer.call(method, &[ring, &self.encoded]),
+        };
+        Asked::Calling(call, read)
     }
 
     /// The key as people read it.
@@ -338,14 +346,6 @@ impl Operation<'_> {
             .home
             .as_deref()
             .filter(|_| self.replicas.here == Some(place))
-    }
-
-    /// The same, if that is one of the key's replicas.
-    fn home(&self) -> Option<&Store> {
-        self.replicas
-            .cluster
-            .replicas(self.part)
-            .find_map(|place| self.home_at(place))
     }
 
     /// Why there is no majority: what each replica said, or the refusal that most of them mean.
@@ -388,13 +388,15 @@ impl Operation<'_> {
 }
 
 impl<T> Asked<T> {
-    fn now(answer: Result<T, Error>) -> Self {
-        Asked::Answered(Some((Instant::now(), answer)))
-    }
-
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<(Instant, Result<T, Error>)> {
+    fn poll(
+        &mut self,
+        now: Instant,
+        context: &mut Context<'_>,
+    ) -> Poll<(Instant, Result<T, Error>)> {
         match self {
-            Asked::Answered(answer) => answer.take().map_or(Poll::Pending, Poll::Ready),
+            Asked::Answered(answer) => answer
+                .take()
+                .map_or(Poll::Pending, |answer| Poll::Ready((now, answer))),
             Asked::Calling(call, read) => Pin::new(call)
                 .poll(context)
                 .map(|(arrived, answer)| (arrived, answer.and_then(*read))),

@@ -18,12 +18,12 @@ impl Service for Node {
     async fn answer(&self, method: &str, params: &[Value]) -> Result<Value, Error> {
         match (method, params) {
             ("get", [k]) => self.client.get(key(k)?).await,
-            ("set", [k, value]) => self.client.set(key(k)?, value.clone()).await,
+            ("set", [k, value]) => self.client.set(key(k)?, value).await,
             ("delete", [k]) => self.client.delete(key(k)?).await,
             ("load", [ring, k, known @ ..]) => {
                 Ok(self.store.on(ring)?.load(key(k)?, stamp(known)?)?.into())
             }
-            ("store", [ring, k, entry]) => self.store.on(ring)?.store(key(k)?, &entry.try_into()?),
+            ("store", [ring, k, entry]) => self.store.on(ring)?.store(key(k)?, entry.try_into()?),
             ("scan", [ring, part, cursor]) => self.store.on(ring)?.scan(part, cursor),
             ("status", []) => Ok(self.store.status().into()),
             _ => Err(Error::not_a_request(method, params.len())),

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use indexmap::IndexMap;
 use msgpack_rpc::Value;
+use rmpv::ValueRef;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -33,7 +34,7 @@ impl Stamp {
 
     /// A new write of this value, over what has this stamp.
     #[must_use]
-    pub fn newer(self, value: Value) -> Entry {
+    pub fn newer(self, value: &Value) -> Entry<'_> {
         let counter = self.counter.saturating_add(1);
         let writer = if planted(Bug::SameStampForTwoSets) {
             0
@@ -48,12 +49,21 @@ impl Stamp {
 }
 
 /// A value and when it was written. A nil value is an absent key.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Entry {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Entry<'a> {
     /// When it was written.
     pub stamp: Stamp,
     /// What was written.
-    pub value: Value,
+    pub value: &'a Value,
+}
+
+impl Entry<'_> {
+    /// `[counter, writer, value]` as MessagePack.
+    pub fn encode(self) -> Vec<u8> {
+        let value = self.value.as_ref();
+        let Stamp { counter, writer } = self.stamp;
+        codec::encode_ref(&ValueRef::Array(vec![counter.into(), writer.into(), value]))
+    }
 }
 
 /// What a replica answers to `load`: its stamp, and the value unless the asker has it already.
@@ -181,7 +191,7 @@ impl Store {
     }
 
     /// Keeps the entry if it is newer than what is kept under this key; answers nil either way.
-    pub fn store(&self, key: &[u8], entry: &Entry) -> Result<Value, Error> {
+    pub fn store(&self, key: &[u8], entry: Entry<'_>) -> Result<Value, Error> {
         if !(1..1 << 63).contains(&entry.stamp.counter) {
             return Err(Error::new(
                 Kind::BadRequest,
@@ -200,7 +210,7 @@ impl Store {
         }
         let packed = Packed {
             stamp: entry.stamp,
-            value: pack(&entry.value)?,
+            value: pack(entry.value)?,
         };
         let freed = old.as_ref().map_or(0, |old| old.value.len());
         let taken = packed.value.len()
@@ -250,11 +260,11 @@ impl Store {
             if size > PAGE && !page.is_empty() {
                 break;
             }
-            let entry = Entry {
+            let entry = Loaded {
                 stamp: packed.stamp,
-                value: unpack(&packed.value)?,
+                value: Some(unpack(&packed.value)?),
             };
-            page.push(Value::Array(vec![Value::from(&**key), (&entry).into()]));
+            page.push(Value::Array(vec![Value::from(&**key), entry.into()]));
         }
         let next = cursor.saturating_add(page.len());
         let next = if next < entries.len() {
@@ -506,11 +516,11 @@ fn pack(value: &Value) -> Result<Box<[u8]>, Error> {
     }
 }
 
-fn unpack(mut packed: &[u8]) -> Result<Value, Error> {
-    if packed.is_empty() {
-        return Ok(Value::Nil);
+fn unpack(packed: &[u8]) -> Result<Value, Error> {
+    match packed {
+        [] => Ok(Value::Nil),
+        packed => Ok(codec::read(packed)?.to_owned()),
     }
-    rmpv::decode::read_value(&mut packed).map_err(|e| Error::new(Kind::Unavailable, e.to_string()))
 }
 
 /// One entry's share of a part's digest. The writer is random, which does most of the
@@ -541,16 +551,6 @@ impl From<Loaded> for Value {
                 .chain(loaded.value)
                 .collect(),
         )
-    }
-}
-
-impl From<&Entry> for Value {
-    fn from(entry: &Entry) -> Self {
-        Loaded {
-            stamp: entry.stamp,
-            value: Some(entry.value.clone()),
-        }
-        .into()
     }
 }
 
@@ -591,16 +591,13 @@ impl TryFrom<Value> for Loaded {
     }
 }
 
-impl TryFrom<&Value> for Entry {
+impl<'a> TryFrom<&'a Value> for Entry<'a> {
     type Error = Error;
 
-    fn try_from(value: &Value) -> Result<Self, Error> {
+    fn try_from(value: &'a Value) -> Result<Self, Error> {
         let stamp = Stamp::try_from(value)?;
         match value.as_array().map(Vec::as_slice) {
-            Some([_, _, value]) => Ok(Entry {
-                stamp,
-                value: value.clone(),
-            }),
+            Some([_, _, value]) => Ok(Entry { stamp, value }),
             _ => Err(Error::new(
                 Kind::BadRequest,
                 "an entry is [counter, writer, value]",

@@ -147,7 +147,7 @@ fn a_hundred_thousand_keys_survive_every_node_restarting_once() {
     runtime.block_on(async {
         let writes = (0..KEYS).map(|n| {
             let client = &client;
-            async move { client.set(format!("key{n}").as_bytes(), n.into()).await }
+            async move { client.set(format!("key{n}").as_bytes(), &n.into()).await }
         });
         let mut writes = stream::iter(writes).buffer_unordered(256);
         while let Some(written) = writes.next().await {
@@ -468,7 +468,7 @@ impl Traffic {
         let (start, began) = (Instant::now(), self.history.begin(key, operation));
         let answer = match operation {
             Operation::Get => client.get(key.as_bytes()).await,
-            Operation::Set(Some(value)) => client.set(key.as_bytes(), value.into()).await,
+            Operation::Set(Some(value)) => client.set(key.as_bytes(), &value.into()).await,
             Operation::Set(None) => client.delete(key.as_bytes()).await,
         };
         self.history.end(began, end(operation, &answer));

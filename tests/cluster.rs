@@ -13,7 +13,7 @@ use futures::stream;
 use kv54::error::{Error, Kind};
 use kv54::rpc::codec::encode;
 use kv54::rpc::{self, Limits, Peer, Service, tcp};
-use kv54::store::{Entry, Loaded, Stamp};
+use kv54::store::{Loaded, Stamp};
 use msgpack_rpc::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -127,7 +127,7 @@ fn killing_any_node_costs_a_writer_no_error_and_no_wait() {
                 for n in 0..100 {
                     let key = format!("{victim}{writer}-{n}");
                     let (gone, start) = (killed.load(Relaxed), Instant::now());
-                    client.set(key.as_bytes(), Value::from(n)).await.unwrap();
+                    client.set(key.as_bytes(), &n.into()).await.unwrap();
                     assert_eq!(client.get(key.as_bytes()).await.unwrap(), Value::from(n));
                     let slowest = &mut slowest[usize::from(gone)];
                     *slowest = start.elapsed().max(*slowest);
@@ -222,14 +222,11 @@ fn a_silent_node_is_not_waited_for() {
     let hiccups = Hiccups::watch();
     block_on(async {
         let client = cluster.client();
-        client
-            .set(key.as_bytes(), Value::from("warm"))
-            .await
-            .unwrap();
+        client.set(key.as_bytes(), &"warm".into()).await.unwrap();
         cluster.signal(&cluster.replicas(&key)[0], "STOP");
         for n in 0..50 {
             let start = Instant::now();
-            client.set(key.as_bytes(), Value::from(n)).await.unwrap();
+            client.set(key.as_bytes(), &n.into()).await.unwrap();
             assert_eq!(client.get(key.as_bytes()).await.unwrap(), Value::from(n));
             let allowed = Duration::from_millis(200) + 3 * hiccups.longest();
             assert!(
@@ -249,15 +246,15 @@ fn a_get_repairs_the_old_copy_that_it_meets() {
     cluster.kv54(["set", &key, "old"]).exits(0);
     block_on(async {
         // A newer entry that reached two of three, as when a writer dies half-way.
-        let entry = Entry {
+        let entry = Loaded {
             stamp: Stamp {
                 counter: 9,
                 writer: 9,
             },
-            value: "new".into(),
+            value: Some("new".into()),
         };
         for node in &replicas[..2] {
-            told(&cluster, node, "store", &key, Some((&entry).into()))
+            told(&cluster, node, "store", &key, Some(entry.clone().into()))
                 .await
                 .unwrap();
         }
@@ -270,24 +267,24 @@ fn a_get_repairs_the_old_copy_that_it_meets() {
         let repaired = told(&cluster, &replicas[2], "load", &key, None)
             .await
             .unwrap();
-        assert_eq!(
-            Loaded::try_from(repaired).unwrap(),
-            Loaded {
-                stamp: entry.stamp,
-                value: Some("new".into())
-            }
-        );
+        assert_eq!(Loaded::try_from(repaired).unwrap(), entry);
         // One that reached a single replica: who has seen it makes sure that the next one will.
-        let entry = Entry {
+        let entry = Loaded {
             stamp: Stamp {
                 counter: 10,
                 writer: 1,
             },
-            value: "newer".into(),
+            value: Some("newer".into()),
         };
-        told(&cluster, &replicas[0], "store", &key, Some((&entry).into()))
-            .await
-            .unwrap();
+        told(
+            &cluster,
+            &replicas[0],
+            "store",
+            &key,
+            Some(entry.clone().into()),
+        )
+        .await
+        .unwrap();
         assert_eq!(
             cluster
                 .kv54(["get", &key, "--via", &replicas[0]])

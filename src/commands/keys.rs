@@ -197,7 +197,7 @@ impl Via {
 async fn ask_majority(client: &Client, method: &str, params: &[Value]) -> Result<Value, Error> {
     match (method, params) {
         ("get", [key]) => client.get(store::key(key)?).await,
-        ("set", [key, value]) => client.set(store::key(key)?, value.clone()).await,
+        ("set", [key, value]) => client.set(store::key(key)?, value).await,
         ("delete", [key]) => client.delete(store::key(key)?).await,
         _ => Err(Error::not_a_request(method, params.len())),
     }

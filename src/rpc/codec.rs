@@ -5,6 +5,7 @@
 use bytes::BytesMut;
 use msgpack_rpc::Value;
 use msgpack_rpc::message::{Message, Notification, Request, Response};
+use rmpv::ValueRef;
 
 use crate::error::{Error, Kind};
 
@@ -61,9 +62,8 @@ impl Codec {
         let Walk { at, values, .. } = std::mem::take(&mut self.walk);
         self.weight = at + values * size_of::<Value>();
         let frame = input.split_to(at);
-        let value = rmpv::decode::read_value(&mut &frame[..])
-            .map_err(|e| out_of_step(&frame, Error::new(Kind::BadRequest, e.to_string())))?;
-        message(value).map(Some).map_err(|error| {
+        let value = read(&frame).map_err(|error| out_of_step(&frame, error))?;
+        message(&value).map(Some).map_err(|error| {
             let id = msgid(&frame);
             Malformed {
                 id,
@@ -97,37 +97,28 @@ fn msgid(mut bytes: &[u8]) -> Option<u32> {
 
 /// The message that a whole MessagePack value is, if its shape is right: the crate's own
 /// decoder copies every parameter, drops a method sent as bin and panics on short responses.
-fn message(value: Value) -> Result<Message, Error> {
-    let Value::Array(mut items) = value else {
+fn message(value: &ValueRef<'_>) -> Result<Message, Error> {
+    let ValueRef::Array(items) = value else {
         return Err(Error::new(Kind::BadRequest, "a message is an array"));
     };
-    let last = items.pop();
-    match (items.as_mut_slice(), last) {
-        ([kind, id, name], Some(Value::Array(params))) if kind.as_u64() == Some(0) => {
-            Ok(Message::Request(Request {
-                id: narrow(id)?,
-                method: method(name)?,
-                params,
-            }))
-        }
-        ([kind, id, error], Some(result)) if kind.as_u64() == Some(1) => {
-            let error = std::mem::replace(error, Value::Nil);
-            let result = if error.is_nil() {
-                Ok(result)
-            } else {
-                Err(error)
-            };
-            Ok(Message::Response(Response {
-                id: narrow(id)?,
-                result,
-            }))
-        }
-        ([kind, name], Some(Value::Array(params))) if kind.as_u64() == Some(2) => {
-            Ok(Message::Notification(Notification {
-                method: method(name)?,
-                params,
-            }))
-        }
+    let kind = items.first().and_then(ValueRef::as_u64);
+    match (kind, items.as_slice()) {
+        (Some(0), [_, id, name, ValueRef::Array(params)]) => Ok(Message::Request(Request {
+            id: narrow(id)?,
+            method: method(name)?,
+            params: owned(params),
+        })),
+        (Some(1), [_, id, error, result]) => Ok(Message::Response(Response {
+            id: narrow(id)?,
+            result: match error {
+                ValueRef::Nil => Ok(result.to_owned()),
+                error => Err(error.to_owned()),
+            },
+        })),
+        (Some(2), [_, name, ValueRef::Array(params)]) => Ok(Message::Notification(Notification {
+            method: method(name)?,
+            params: owned(params),
+        })),
         _ => Err(Error::new(
             Kind::BadRequest,
             "a message is [0, msgid, method, [params]], [1, msgid, error, result] or [2, method, [params]]",
@@ -135,7 +126,11 @@ fn message(value: Value) -> Result<Message, Error> {
     }
 }
 
-fn narrow(id: &Value) -> Result<u32, Error> {
+fn owned(params: &[ValueRef<'_>]) -> Vec<Value> {
+    params.iter().map(ValueRef::to_owned).collect()
+}
+
+fn narrow(id: &ValueRef<'_>) -> Result<u32, Error> {
     let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
     id.ok_or_else(|| {
         Error::new(
@@ -145,12 +140,20 @@ fn narrow(id: &Value) -> Result<u32, Error> {
     })
 }
 
-fn method(name: &Value) -> Result<String, Error> {
-    let name = name
-        .as_slice()
-        .and_then(|bytes| std::str::from_utf8(bytes).ok());
+fn method(name: &ValueRef<'_>) -> Result<String, Error> {
+    let name = match name {
+        ValueRef::String(name) => name.as_str(),
+        ValueRef::Binary(name) => std::str::from_utf8(name).ok(),
+        _ => None,
+    };
     name.map(String::from)
         .ok_or_else(|| Error::new(Kind::BadRequest, "a method is a string"))
+}
+
+/// One whole value, borrowed from its bytes: what is large is then copied once, at its size.
+pub fn read(mut bytes: &[u8]) -> Result<ValueRef<'_>, Error> {
+    rmpv::decode::read_value_ref(&mut bytes)
+        .map_err(|error| Error::new(Kind::BadRequest, error.to_string()))
 }
 
 /// Refuses what is over these bounds; `bytes` are one whole MessagePack value.
@@ -164,6 +167,27 @@ pub fn write_value(out: &mut Vec<u8>, value: &Value) {
     debug_assert!(written.is_ok(), "a Vec takes every byte");
 }
 
+fn write_str(out: &mut Vec<u8>, text: &str) {
+    let written = rmp::encode::write_str(out, text);
+    debug_assert!(written.is_ok(), "a Vec takes every byte");
+}
+
+/// The same for a value that is borrowed.
+pub fn encode_ref(value: &ValueRef<'_>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let written = rmpv::encode::write_value_ref(&mut bytes, value);
+    debug_assert!(written.is_ok(), "a Vec takes every byte");
+    bytes
+}
+
+/// Bytes as a MessagePack bin.
+pub fn encode_bytes(bytes: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(bytes.len() + 5);
+    let written = rmp::encode::write_bin(&mut out, bytes);
+    debug_assert!(written.is_ok(), "a Vec takes every byte");
+    out
+}
+
 /// A value as MessagePack.
 pub fn encode(value: &Value) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(value.as_slice().map_or(16, |bytes| bytes.len() + 5));
@@ -175,7 +199,7 @@ pub fn encode(value: &Value) -> Vec<u8> {
 pub fn write_request(out: &mut Vec<u8>, id: u32, method: &str, params: &[&[u8]]) {
     out.extend([0x94, 0x00, 0xce]);
     out.extend(id.to_be_bytes());
-    write_value(out, &Value::from(method));
+    write_str(out, method);
     out.push(0x90 | u8::try_from(params.len()).unwrap_or(0x0f) & 0x0f);
     out.extend(params.iter().copied().flatten());
 }
@@ -190,7 +214,7 @@ pub fn write_response(out: &mut Vec<u8>, id: u32, answer: &Result<Value, Error>)
             write_value(out, value);
         }
         Err(error) => {
-            write_value(out, &Value::from(error.to_string()));
+            write_str(out, &error.to_string());
             out.push(0xc0);
         }
     }

@@ -126,8 +126,8 @@ impl Peer {
     }
 
     /// Whether this node was late or out of reach a moment ago: better ask the others first.
-    pub fn is_suspect(&self) -> bool {
-        Instant::now() < lock(&self.0.state).suspect_until
+    pub fn is_suspect(&self, now: Instant) -> bool {
+        now < lock(&self.0.state).suspect_until
     }
 
     /// Whether a question is still on its way.

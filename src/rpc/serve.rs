@@ -30,7 +30,7 @@ use crate::error::{Error, Kind};
 
 /// Requests in flight on one connection; the next one waits in the socket.
 const MAX_IN_FLIGHT: usize = 1024;
-/// Unsent answers, in bytes, beyond which a connection is not read any further.
+/// Answers unsent or to be expected, in bytes, beyond which a connection is not read any further.
 const MAX_UNSENT: usize = 1 << 20;
 /// The time an unfinished message may take.
 const MAX_DRIP: Duration = Duration::from_secs(10);
@@ -99,6 +99,7 @@ async fn connection<S: Service>(
         weight: 0,
         output: Vec::new(),
         sent: 0,
+        expected: 0,
         drip: None,
         share: buffers.join(),
     };
@@ -123,7 +124,8 @@ struct Session<'a, S> {
     in_flight: FuturesUnordered<BoxFuture<'a, Answer>>,
     weight: usize, // of the requests in flight, in bytes
     output: Vec<u8>,
-    sent: usize, // of the output, in bytes
+    sent: usize,     // of the output, in bytes
+    expected: usize, // of one answer, in bytes: the latest ones were no larger
     drip: Option<Pin<Box<Sleep>>>,
     share: Share<'a>,
 }
@@ -141,17 +143,15 @@ impl<'a, S: Service> Session<'a, S> {
         loop {
             self.take_requests(context);
             let mut full = self.is_full();
-            while self.unsent() < MAX_UNSENT {
-                let Poll::Ready(Some(answer)) = self.in_flight.poll_next_unpin(context) else {
-                    break;
-                };
+            // Also where nobody reads them: an answer is counted here, and nowhere before.
+            while let Poll::Ready(Some(answer)) = self.in_flight.poll_next_unpin(context) {
                 self.weight -= answer.weight;
                 self.reply(&answer);
             }
-            let blocked = self.unsent() >= MAX_UNSENT;
-            full |= blocked;
+            full |= self.is_full();
+            let held = self.input.capacity() + self.output.capacity();
             self.share
-                .hold(self.input.len() + self.weight + self.output.len(), context)?;
+                .hold(held + self.weight + self.awaited(), context)?;
             self.poll_drip(full, context);
             if !self.ended && !self.is_full() {
                 self.input
@@ -163,7 +163,7 @@ impl<'a, S: Service> Session<'a, S> {
                 }
             }
             ready!(self.poll_write(context))?;
-            if blocked || full && !self.is_full() {
+            if full && !self.is_full() {
                 continue; // there is room again, and nothing else would come back for the rest
             }
             return if self.ended && self.in_flight.is_empty() {
@@ -175,7 +175,12 @@ impl<'a, S: Service> Session<'a, S> {
     }
 
     fn is_full(&self) -> bool {
-        self.in_flight.len() >= MAX_IN_FLIGHT || self.unsent() >= MAX_UNSENT
+        self.in_flight.len() >= MAX_IN_FLIGHT || self.unsent() + self.awaited() >= MAX_UNSENT
+    }
+
+    /// What the answers to come may take, in bytes, if they are like the latest ones.
+    fn awaited(&self) -> usize {
+        self.in_flight.len() * self.expected
     }
 
     fn unsent(&self) -> usize {
@@ -235,7 +240,10 @@ impl<'a, S: Service> Session<'a, S> {
 
     fn reply(&mut self, answer: &Answer) {
         if let Some(id) = answer.id {
+            let before = self.output.len();
             write_response(&mut self.output, id, &answer.result);
+            let forgotten = self.expected - self.expected / 8;
+            self.expected = forgotten.max(self.output.len() - before);
         }
     }
 

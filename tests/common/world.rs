@@ -274,7 +274,7 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
 async fn ask_majority(client: &Client, key: &str, operation: Operation) -> Result<Value, Error> {
     match operation {
         Operation::Get => client.get(key.as_bytes()).await,
-        Operation::Set(Some(value)) => client.set(key.as_bytes(), value.into()).await,
+        Operation::Set(Some(value)) => client.set(key.as_bytes(), &value.into()).await,
         Operation::Set(None) => client.delete(key.as_bytes()).await,
     }
 }

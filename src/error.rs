@@ -1,7 +1,7 @@
 //! What can go wrong, in the words of the wire: an error travels as one string
 //! whose first word says which of these it is.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 /// What kind of trouble it is: the stable first word of every error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +90,7 @@ impl Error {
             "store" => "[ring, key, [counter, writer, value]]",
             "scan" => "[ring, part, cursor]",
             "status" => "[]",
-            _ => return Error::new(Kind::NoSuchMethod, format!("{method:?}")),
+            _ => return Error::new(Kind::NoSuchMethod, quote(format_args!("{method:?}"))),
         };
         Error::new(
             Kind::BadRequest,
@@ -105,6 +105,35 @@ impl Error {
             self.kind = Kind::Unavailable;
         }
         self
+    }
+}
+
+/// The beginning of what somebody has sent, to be told in an error.
+pub fn quote(sent: impl fmt::Display) -> String {
+    let mut beginning = Beginning(String::new());
+    match write!(beginning, "{sent}") {
+        Ok(()) => beginning.0,
+        Err(_) => beginning.0 + "…",
+    }
+}
+
+/// Takes [`QUOTED`] bytes or a little less, then nothing any more: the rest is not even formatted.
+struct Beginning(String);
+
+/// The longest quotation, in bytes.
+const QUOTED: usize = 200;
+
+impl fmt::Write for Beginning {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = QUOTED - self.0.len();
+        let fits = text.char_indices().map(|(at, c)| at + c.len_utf8());
+        let end = fits.take_while(|end| *end <= room).last().unwrap_or(0);
+        self.0 += text.get(..end).unwrap_or_default();
+        if end == text.len() {
+            Ok(())
+        } else {
+            Err(fmt::Error)
+        }
     }
 }
 

@@ -611,11 +611,11 @@ fn more_requests_than_a_node_has_in_flight_are_all_answered() {
 #[test]
 fn what_a_slow_reader_has_read_is_no_longer_held_for_it() {
     let held = |answers: usize| answers * (64 << 10);
-    // A network that takes 16 KiB at a time, and a node with room for 64 answers at once.
+    // A network that takes 16 KiB at a time, and a node with room for 128 answers at once.
     let (near, far) = tokio::io::duplex(16 << 10);
     let limits = Limits {
         connections: 1,
-        buffers: held(64),
+        buffers: held(128),
     };
     let far: std::io::Result<Box<dyn Connection>> = Ok(Box::new(far));
     let incoming = stream::iter([far]);

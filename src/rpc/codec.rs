@@ -60,7 +60,7 @@ impl Codec {
             Err(error) => return Err(out_of_step(input, error)),
         }
         let Walk { at, values, .. } = std::mem::take(&mut self.walk);
-        self.weight = at + values * size_of::<Value>();
+        self.weight = 2 * at + values * size_of::<Value>();
         let frame = input.split_to(at);
         let value = read(&frame).map_err(|error| out_of_step(&frame, error))?;
         message(&value).map(Some).map_err(|error| {
@@ -73,7 +73,8 @@ impl Codec {
         })
     }
 
-    /// About what the message decoded last takes in memory, in bytes: itself and its values.
+    /// About what the message decoded last takes in memory, in bytes: its values, and once
+    /// more itself, encoded for others.
     pub fn weight(&self) -> usize {
         self.weight
     }

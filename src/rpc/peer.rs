@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::codec::{Codec, MESSAGE, write_request};
 use super::{Dial, lock};
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, quote};
 
 /// A question unanswered for this long wakes its asker, which may ask somebody else too.
 pub const HEDGE: Duration = Duration::from_millis(10);
@@ -201,7 +201,7 @@ impl Shared {
     async fn read(&self, mut from: impl AsyncRead + Unpin) -> io::Result<Infallible> {
         let (mut codec, mut input) = (Codec::default(), BytesMut::new());
         loop {
-            input.reserve(16 << 10);
+            input.reserve(input.len().clamp(16 << 10, 256 << 10));
             if from.read_buf(&mut input).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -261,7 +261,7 @@ impl Shared {
         let place = response.id.wrapping_sub(state.first) as usize;
         let answer = response.result.map_err(|error| match error.as_str() {
             Some(text) => Error::parse(text),
-            None => self.trouble(Kind::UnknownOutcome, error),
+            None => self.trouble(Kind::UnknownOutcome, quote(error)),
         });
         let waker = match state.questions.get_mut(place) {
             Some(question @ Question::Asked(..)) => question.answer(arrived, answer),

@@ -20,7 +20,7 @@ use futures::{FutureExt as _, future};
 use msgpack_rpc::Value;
 use msgpack_rpc::message::{Message, Notification, Request};
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::io::poll_read_buf;
 use tokio_util::sync::CancellationToken;
 
@@ -30,14 +30,23 @@ use crate::error::{Error, Kind};
 
 /// Requests in flight on one connection; the next one waits in the socket.
 const MAX_IN_FLIGHT: usize = 1024;
-/// Answers unsent or to be expected, in bytes, beyond which a connection is not read any further.
-const MAX_UNSENT: usize = 1 << 20;
+/// The same in bytes: requests in flight, the answers that they may get, and answers unsent.
+const MAX_PENDING: usize = 2 << 20;
+/// What an answer may be, in bytes, as long as none has shown it.
+const UNKNOWN_ANSWER: usize = 64 << 10;
+/// A connection's turn, in bytes that come and go; then the others have theirs.
+const TURN: usize = 128 << 10;
+/// What a request counts for beside its bytes: work in a turn, memory in flight.
+const REQUEST: usize = 2 << 10;
 /// The time an unfinished message may take.
 const MAX_DRIP: Duration = Duration::from_secs(10);
 /// The time that requests in flight have when the node stops.
 const MAX_FAREWELL: Duration = Duration::from_secs(2);
 /// The time a connection that was refused has to read why.
 const MAX_LINGER: Duration = Duration::from_secs(1);
+
+/// Between two log lines about refused connections.
+const REFUSALS: Duration = Duration::from_secs(1);
 
 /// What a server takes from all its connections together.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +70,7 @@ where
         shares: Mutex::default(),
     };
     let mut connections = FuturesUnordered::new();
+    let mut refused: Option<Instant> = None;
     let mut stopped = pin!(stop.cancelled());
     loop {
         tokio::select! {
@@ -71,7 +81,12 @@ where
                 Ok(stream) if connections.len() < limits.connections => {
                     connections.push(connection(stream, service, &buffers, stop.clone()));
                 }
-                Ok(_) => log::warn!("a connection is refused: {} are open", limits.connections),
+                // A line for each would be one more thing to be flooded with.
+                Ok(_) if refused.is_some_and(|last| last.elapsed() < REFUSALS) => {}
+                Ok(_) => {
+                    refused = Some(Instant::now());
+                    log::warn!("connections are refused: {} are open", limits.connections);
+                }
                 Err(error) => log::warn!("a connection could not be accepted: {error}"),
             },
             else => break,
@@ -99,7 +114,8 @@ async fn connection<S: Service>(
         weight: 0,
         output: Vec::new(),
         sent: 0,
-        expected: 0,
+        expected: UNKNOWN_ANSWER,
+        turn: 0,
         drip: None,
         share: buffers.join(),
     };
@@ -126,6 +142,7 @@ struct Session<'a, S> {
     output: Vec<u8>,
     sent: usize,     // of the output, in bytes
     expected: usize, // of one answer, in bytes: the latest ones were no larger
+    turn: usize,     // what has come and gone in it, in bytes
     drip: Option<Pin<Box<Sleep>>>,
     share: Share<'a>,
 }
@@ -140,6 +157,7 @@ impl<'a, S: Service> Session<'a, S> {
     /// Reads until the input runs dry, then writes all that it gave rise to in one go. Ready
     /// when nothing more will be read and everything is answered.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.turn = 0;
         loop {
             self.take_requests(context);
             let mut full = self.is_full();
@@ -153,16 +171,22 @@ impl<'a, S: Service> Session<'a, S> {
             self.share
                 .hold(held + self.weight + self.awaited(), context)?;
             self.poll_drip(full, context);
-            if !self.ended && !self.is_full() {
+            if !self.ended && !self.is_full() && self.turn < TURN {
                 self.input
                     .reserve(self.input.len().clamp(16 << 10, 256 << 10));
                 let read = poll_read_buf(Pin::new(&mut self.stream), context, &mut self.input);
                 if let Poll::Ready(count) = read {
-                    self.ended = count? == 0;
+                    let count = count?;
+                    self.ended = count == 0;
+                    self.turn += count;
                     continue;
                 }
             }
             ready!(self.poll_write(context))?;
+            if self.turn >= TURN {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             if full && !self.is_full() {
                 continue; // there is room again, and nothing else would come back for the rest
             }
@@ -175,7 +199,8 @@ impl<'a, S: Service> Session<'a, S> {
     }
 
     fn is_full(&self) -> bool {
-        self.in_flight.len() >= MAX_IN_FLIGHT || self.unsent() + self.awaited() >= MAX_UNSENT
+        let pending = self.weight + self.awaited() + self.unsent();
+        self.in_flight.len() >= MAX_IN_FLIGHT || pending >= MAX_PENDING
     }
 
     /// What the answers to come may take, in bytes, if they are like the latest ones.
@@ -188,7 +213,7 @@ impl<'a, S: Service> Session<'a, S> {
     }
 
     fn take_requests(&mut self, context: &mut Context<'_>) {
-        while !self.is_full() {
+        while !self.is_full() && self.turn < TURN {
             let (id, method, params) = match self.codec.decode(&mut self.input) {
                 Ok(Some(Message::Request(Request { id, method, params }))) => {
                     (Some(id), method, params)
@@ -214,7 +239,8 @@ impl<'a, S: Service> Session<'a, S> {
                 }
             };
             self.drip = None;
-            let (service, weight) = (self.service, self.codec.weight());
+            self.turn += REQUEST;
+            let (service, weight) = (self.service, self.codec.weight() + REQUEST);
             let mut answer: BoxFuture<'a, Answer> = Box::pin(async move {
                 let answer = AssertUnwindSafe(service.answer(&method, &params))
                     .catch_unwind()
@@ -242,8 +268,9 @@ impl<'a, S: Service> Session<'a, S> {
         if let Some(id) = answer.id {
             let before = self.output.len();
             write_response(&mut self.output, id, &answer.result);
-            let forgotten = self.expected - self.expected / 8;
-            self.expected = forgotten.max(self.output.len() - before);
+            let size = self.output.len() - before;
+            self.turn += size;
+            self.expected = size.max(self.expected - self.expected / 8);
         }
     }
 
@@ -273,7 +300,7 @@ impl<'a, S: Service> Session<'a, S> {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 count => self.sent += count,
             }
-            if self.sent >= MAX_UNSENT {
+            if self.sent >= MAX_PENDING / 2 {
                 self.output.drain(..self.sent); // what a slow reader has read is not held for it
                 self.sent = 0;
             }

@@ -170,9 +170,9 @@ impl Operation<'_> {
     pub async fn load(&self) -> Result<Newest, Error> {
         let mut answers = self.load_above(None).await?;
         let stamp = highest(&answers);
-        let agreed = answers.iter().all(|answer| answer.stamp == stamp);
-        answers.retain(|answer| answer.stamp == stamp);
-        let value = answers.into_iter().find_map(|answer| answer.value);
+        let agreed = answers.iter().all(|(_, answer)| answer.stamp == stamp);
+        answers.retain(|(_, answer)| answer.stamp == stamp);
+        let value = answers.into_iter().find_map(|(_, answer)| answer.value);
         let left_out = || Error::new(Kind::Unavailable, "a replica left the value out");
         Ok(Newest {
             stamp,
@@ -207,7 +207,7 @@ impl Operation<'_> {
     }
 
     /// What a majority has, without the values where `known` is as new.
-    async fn load_above(&self, known: Option<Stamp>) -> Result<Vec<Loaded>, Error> {
+    async fn load_above(&self, known: Option<Stamp>) -> Result<Vec<(usize, Loaded)>, Error> {
         // What is at home, which is asked first, need not be sent: the others are told its stamp.
         let mut told = known;
         let ask = |place| {
@@ -222,13 +222,13 @@ impl Operation<'_> {
         self.majority(First::Majority, ask).await
     }
 
-    /// What a majority of different replicas answered, all within one window of the moment
+    /// What a majority of different replicas answered, each by its place, all within one window of the moment
     /// before the first was asked. An attempt that fails is made again until the deadline.
     async fn majority<T>(
         &self,
         first: First,
         mut ask: impl FnMut(usize) -> Asked<T>,
-    ) -> Result<Vec<T>, Error> {
+    ) -> Result<Vec<(usize, T)>, Error> {
         let (copies, mut needed) = (
             self.replicas.cluster.copies(),
             self.replicas.cluster.majority(),
@@ -251,7 +251,7 @@ impl Operation<'_> {
                 .attempt(opened, first, needed, &mut ask, &mut answers)
                 .await;
             if answers.len() >= needed {
-                return Ok(answers.into_iter().map(|(_, answer)| answer).collect());
+                return Ok(answers);
             }
             let count = |is: fn(Kind) -> bool| errors.iter().filter(|(_, e)| is(e.kind)).count();
             let unknown = count(|kind| kind == Kind::UnknownOutcome);
@@ -404,10 +404,10 @@ impl<T> Asked<T> {
     }
 }
 
-fn highest(answers: &[Loaded]) -> Stamp {
+fn highest(answers: &[(usize, Loaded)]) -> Stamp {
     answers
         .iter()
-        .map(|answer| answer.stamp)
+        .map(|(_, answer)| answer.stamp)
         .max()
         .unwrap_or_default()
 }

@@ -173,27 +173,34 @@ fn write_str(out: &mut Vec<u8>, text: &str) {
     debug_assert!(written.is_ok(), "a Vec takes every byte");
 }
 
-/// The same for a value that is borrowed.
-pub fn encode_ref(value: &ValueRef<'_>) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let written = rmpv::encode::write_value_ref(&mut bytes, value);
-    debug_assert!(written.is_ok(), "a Vec takes every byte");
-    bytes
-}
-
-/// Bytes as a MessagePack bin.
-pub fn encode_bytes(bytes: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(bytes.len() + 5);
-    let written = rmp::encode::write_bin(&mut out, bytes);
-    debug_assert!(written.is_ok(), "a Vec takes every byte");
-    out
-}
-
 /// A value as MessagePack.
 pub fn encode(value: &Value) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(value.as_slice().map_or(16, |bytes| bytes.len() + 5));
     write_value(&mut bytes, value);
     bytes
+}
+
+/// The same for a value that is borrowed.
+pub fn encode_ref(value: &ValueRef<'_>) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(length(value));
+    let written = rmpv::encode::write_value_ref(&mut bytes, value);
+    debug_assert!(written.is_ok(), "a Vec takes every byte");
+    bytes
+}
+
+/// About how long this will be, in bytes: most values then need not grow.
+fn length(value: &ValueRef<'_>) -> usize {
+    match value {
+        ValueRef::Array(items) => 5 + items.iter().map(length).sum::<usize>(),
+        ValueRef::String(text) => 5 + text.as_bytes().len(),
+        ValueRef::Binary(bytes) => 5 + bytes.len(),
+        _ => 9,
+    }
+}
+
+/// Bytes as a MessagePack bin.
+pub fn encode_bytes(bytes: &[u8]) -> Vec<u8> {
+    encode_ref(&ValueRef::Binary(bytes))
 }
 
 /// Appends a request. Its parameters, 15 at most, come encoded: what goes to three nodes is encoded once.

@@ -13,7 +13,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, Stream, StreamExt as _};
 use futures::task::AtomicWaker;
 use futures::{FutureExt as _, future};
@@ -22,7 +21,7 @@ use msgpack_rpc::message::{Message, Notification, Request};
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::io::poll_read_buf;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
 
 use super::codec::{Codec, Malformed, write_response};
 use super::{Connection, Service, lock};
@@ -111,6 +110,7 @@ async fn connection<S: Service>(
         input: BytesMut::new(),
         ended: false,
         in_flight: FuturesUnordered::new(),
+        spare: None,
         weight: 0,
         output: Vec::new(),
         sent: 0,
@@ -137,8 +137,9 @@ struct Session<'a, S> {
     codec: Codec,
     input: BytesMut,
     ended: bool, // nothing more is read
-    in_flight: FuturesUnordered<BoxFuture<'a, Answer>>,
-    weight: usize, // of the requests in flight, in bytes
+    in_flight: FuturesUnordered<ReusableBoxFuture<'a, Answer>>,
+    spare: Option<ReusableBoxFuture<'a, Answer>>, // one that is done, for the next: most are ready at once
+    weight: usize,                                // of the requests in flight, in bytes
     output: Vec<u8>,
     sent: usize,     // of the output, in bytes
     expected: usize, // of one answer, in bytes: the latest ones were no larger
@@ -241,7 +242,7 @@ impl<'a, S: Service> Session<'a, S> {
             self.drip = None;
             self.turn += REQUEST;
             let (service, weight) = (self.service, self.codec.weight() + REQUEST);
-            let mut answer: BoxFuture<'a, Answer> = Box::pin(async move {
+            let answer = async move {
                 let answer = AssertUnwindSafe(service.answer(&method, &params))
                     .catch_unwind()
                     .await;
@@ -250,12 +251,22 @@ impl<'a, S: Service> Session<'a, S> {
                     weight,
                     result: answer.unwrap_or_else(|_| Err(panicked(&method))),
                 }
-            });
-            match answer.as_mut().poll(context) {
-                Poll::Ready(answer) => self.reply(&answer),
+            };
+            let mut answering = match self.spare.take() {
+                Some(mut spare) => {
+                    spare.set(answer);
+                    spare
+                }
+                None => ReusableBoxFuture::new(answer),
+            };
+            match answering.poll(context) {
+                Poll::Ready(answer) => {
+                    self.reply(&answer);
+                    self.spare = Some(answering);
+                }
                 Poll::Pending => {
                     self.weight += weight;
-                    self.in_flight.push(answer);
+                    self.in_flight.push(answering);
                 }
             }
         }

@@ -154,7 +154,7 @@ struct Answer {
     result: Result<Value, Error>,
 }
 
-impl<'a, S: Service> Session<'a, S> {
+impl<S: Service> Session<'_, S> {
     /// Reads until the input runs dry, then writes all that it gave rise to in one go. Ready
     /// when nothing more will be read and everything is answered.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,0 +1,155 @@
+//! Clients that others wrote. Ruby's speaks here in its own bytes; those that `tests/foreign/run`
+//! installs speak for themselves.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use common::Cluster;
+
+/// A node that says nothing for so long has forgotten somebody.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What `MessagePack::RPC::Client` of the gem msgpack-rpc sends with a msgpack of 2009: method
+/// names (symbols, too) and strings as raw, message ids from 0 in as few bytes as they take.
+#[test]
+fn ruby_of_2009_sets_and_gets() {
+    let cluster = Cluster::five();
+    let mut ruby = Ruby::to(&cluster, "alice");
+
+    // call(:set, "key1", "val1"), call(:get, "key1")
+    ruby.sends(b"\x94\x00\x00\xa3set\x92\xa4key1\xa4val1");
+    ruby.hears(b"\x94\x01\xce\x00\x00\x00\x00\xc0\xc0");
+    ruby.sends(b"\x94\x00\x01\xa3get\x91\xa4key1");
+    ruby.hears(b"\x94\x01\xce\x00\x00\x00\x01\xc0\xa4val1");
+
+    // 300 bytes that are no text go in as raw16 and come back as what raw was split into: bin16.
+    let bytes = [0xff; 300];
+    ruby.sends(
+        &[
+            b"\x94\x00\x02\xa3set\x92\xa4\xff\xfe\xfd\xfc\xda\x01\x2c",
+            &bytes[..],
+        ]
+        .concat(),
+    );
+    ruby.hears(b"\x94\x01\xce\x00\x00\x00\x02\xc0\xc0");
+    ruby.sends(b"\x94\x00\x03\xa3get\x91\xa4\xff\xfe\xfd\xfc");
+    ruby.hears(&[b"\x94\x01\xce\x00\x00\x00\x03\xc0\xc5\x01\x2c", &bytes[..]].concat());
+
+    // A raw32, and text: it comes back as it went in.
+    let text = vec![b'x'; 70_000];
+    ruby.sends(
+        &[
+            b"\x94\x00\x04\xa3set\x92\xa4key1\xdb\x00\x01\x11\x70",
+            &text[..],
+        ]
+        .concat(),
+    );
+    ruby.hears(b"\x94\x01\xce\x00\x00\x00\x04\xc0\xc0");
+    ruby.sends(b"\x94\x00\x05\xa3get\x91\xa4key1");
+    ruby.hears(
+        &[
+            b"\x94\x01\xce\x00\x00\x00\x05\xc0\xdb\x00\x01\x11\x70",
+            &text[..],
+        ]
+        .concat(),
+    );
+
+    // A missing key is nil; an error without a result is raised as a RuntimeError with this text.
+    ruby.sends(b"\x94\x00\x06\xa3get\x91\xa4key2");
+    ruby.hears(b"\x94\x01\xce\x00\x00\x00\x06\xc0\xc0");
+    ruby.sends(b"\x94\x00\x07\xa5steep\x91\xa4key1");
+    ruby.hears(b"\x94\x01\xce\x00\x00\x00\x07\xb7no-such-method: \"steep\"\xc0");
+
+    // The id after 127 takes two bytes, the one after 255 three.
+    ruby.sends(b"\x94\x00\xcc\x80\xa3get\x91\xa4key2");
+    ruby.hears(b"\x94\x01\xce\x00\x00\x00\x80\xc0\xc0");
+    ruby.sends(b"\x94\x00\xcd\x01\x00\xa3get\x91\xa4key2");
+    ruby.hears(b"\x94\x01\xce\x00\x00\x01\x00\xc0\xc0");
+}
+
+#[test]
+#[ignore = "tests/foreign/run installs the clients and runs this"]
+fn every_client_sets_gets_and_outlives_a_node() {
+    let clients = ["msgpack_rpc_python", "aio_msgpack_rpc", "pynvim", "neovim"];
+    let mut cluster = Cluster::five();
+    for name in clients {
+        let pid = cluster.node("alice").pid().to_string();
+        let (alice, bob) = (port(&cluster, "alice"), port(&cluster, "bob"));
+        run(name, &["story", &alice, &bob, &pid, name]);
+        cluster.restart("alice");
+        cluster.wait_until_ready();
+    }
+    for name in clients {
+        let carol = port(&cluster, "carol");
+        run(name, &[&["finds", &carol], &clients[..]].concat());
+        println!("{name} says what it should, and finds what the others have left");
+    }
+}
+
+/// Runs a client's script to its end.
+fn run(name: &str, args: &[&str]) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut command = Command::new("timeout");
+    command.args(["--foreground", "120"]);
+    if name == "neovim" {
+        let script = root.join("tests/foreign/via_neovim.vim");
+        command
+            .args(["nvim", "--headless", "--clean", "-n", "-S"])
+            .arg(script);
+    } else {
+        let python =
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("../foreign/{name}/bin/python"));
+        let script = root.join(format!("tests/foreign/via_{name}.py"));
+        command.arg(python).arg("-B").arg(script);
+    }
+    let output = command.args(args).output().unwrap();
+    let said = [&output.stdout[..], &output.stderr[..]].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(
+        output.status.success(),
+        "{name} {args:?}: {}\n{said}",
+        output.status
+    );
+}
+
+fn port(cluster: &Cluster, node: &str) -> String {
+    let address = cluster.address(node);
+    address.rsplit_once(':').unwrap().1.to_owned()
+}
+
+/// A connection on which every byte is as Ruby has it.
+struct Ruby(TcpStream);
+
+impl Ruby {
+    fn to(cluster: &Cluster, node: &str) -> Ruby {
+        let stream = TcpStream::connect(cluster.address(node)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Ruby(stream)
+    }
+
+    fn sends(&mut self, frame: &[u8]) {
+        self.0.write_all(frame).unwrap();
+    }
+
+    #[track_caller]
+    fn hears(&mut self, frame: &[u8]) {
+        let mut heard = vec![0; frame.len()];
+        self.0.read_exact(&mut heard).unwrap();
+        assert!(
+            heard == frame,
+            "{:x?} came, not {:x?}",
+            start(&heard),
+            start(frame)
+        );
+    }
+}
+
+fn start(frame: &[u8]) -> &[u8] {
+    &frame[..frame.len().min(40)]
+}

@@ -15,6 +15,7 @@ use crate::error::{Error, Kind};
 use crate::replicas::Replicas;
 use crate::rpc::tcp;
 
+mod bench;
 mod keys;
 mod serve;
 mod status;
@@ -79,6 +80,8 @@ enum Command {
     Where(keys::Where),
     /// Show how the nodes are
     Status(status::Show),
+    /// Load the nodes and measure how fast they answer
+    Bench(bench::Bench),
 }
 
 /// Why a command did not do what it was told.
@@ -101,6 +104,7 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Delete(delete) => block_on(delete.run(&options)),
         Command::Where(locate) => block_on(locate.run(&options)),
         Command::Status(show) => block_on(show.run(&options)),
+        Command::Bench(bench) => block_on(bench.run(&options)),
     }
 }
 

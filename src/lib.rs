@@ -11,11 +11,13 @@
 //! | [`replicas`] | asking a key's replicas: whom first, how many, for how long |
 //! | [`rpc`] | MessagePack-RPC: codec, server loop, connections |
 //! | [`error`] | what can go wrong, as the wire says it |
+//! | [`bench`] | a load generator, for this wire and for others |
 //! | [`sabotage`] | bugs that the proof must find, compiled in for its test only |
 //! | [`commands`] | what a person types |
 //!
 //! Start with [`server`] and [`client`]: they are the 54 lines.
 
+pub mod bench;
 pub mod client;
 pub mod cluster;
 pub mod commands;

@@ -24,6 +24,7 @@ pub mod codec;
 mod peer;
 mod serve;
 
+pub(crate) use peer::explain;
 pub use peer::{Call, HEDGE, Peer};
 pub use serve::{Limits, serve};
 

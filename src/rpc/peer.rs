@@ -383,7 +383,7 @@ impl Drop for Call {
 }
 
 /// The cause of a broken connection in a person's words, without the system's error numbers.
-fn explain(error: &io::Error) -> String {
+pub(crate) fn explain(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused".into(),
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "connection reset".into(),

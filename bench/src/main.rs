@@ -1,0 +1,93 @@
+//! One generator for all: loads kv54, redis, memcached or etcd and says in one JSON object
+//! how fast they were. `compare` runs it.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use kv54::bench::{Bench, Guest, Load, Phase, Report, Wire, used};
+use kv54::rpc::tcp;
+use serde_json::json;
+
+mod etcd;
+mod memcached;
+mod redis;
+
+/// Load a system and measure how fast it answers.
+#[derive(Parser)]
+struct Cli {
+    /// What it speaks
+    #[arg(value_enum)]
+    wire: Wires,
+    /// Where it listens, all of its addresses
+    #[arg(long, value_delimiter = ',', required = true)]
+    at: Vec<String>,
+    /// Its processes, whose processor time is counted
+    #[arg(long, value_delimiter = ',')]
+    pids: Vec<String>,
+    /// Only write every key once
+    #[arg(long)]
+    fill: bool,
+    #[command(flatten)]
+    load: Load,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Wires {
+    Kv54,
+    Redis,
+    Memcached,
+    Etcd,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.wire {
+        Wires::Kv54 => measure(&cli, || Guest).await,
+        Wires::Redis => measure(&cli, redis::Redis::default).await,
+        Wires::Memcached => measure(&cli, memcached::Memcached::default).await,
+        Wires::Etcd => measure(&cli, etcd::Etcd::default).await,
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("load: {error}");
+            ExitCode::from(3)
+        }
+    }
+}
+
+/// Fills, warms up and measures.
+async fn measure<W: Wire>(cli: &Cli, wire: impl Fn() -> W) -> Result<ExitCode, String> {
+    let Cli { load, at, .. } = cli;
+    let addresses: Vec<&str> = at.iter().map(String::as_str).collect();
+    let mut bench = Bench::connect(load, &addresses, &tcp(), wire).await?;
+    let filled = bench.run(Phase::Fill, |_| ()).await;
+    if cli.fill || filled.wrong() > 0 {
+        return Ok(told(cli, &filled, Duration::ZERO));
+    }
+    bench.run(Phase::For(Duration::from_secs(1)), |_| ()).await;
+    let before = servers(&cli.pids);
+    let report = bench
+        .run(Phase::For(Duration::from_secs(load.seconds)), |_| ())
+        .await;
+    Ok(told(cli, &report, servers(&cli.pids) - before))
+}
+
+fn told(cli: &Cli, report: &Report, cpu: Duration) -> ExitCode {
+    let mut json = report.json(&cli.load);
+    if report.operations > 0 && !cli.pids.is_empty() {
+        json["server_cpu_us"] = json!(cpu.as_secs_f64() * 1e6 / report.operations as f64);
+    }
+    println!("{json}");
+    match report.wrong() {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::from(3),
+    }
+}
+
+/// The processor time that all of these processes have used so far.
+fn servers(pids: &[String]) -> Duration {
+    pids.iter().filter_map(|pid| used(pid)).sum()
+}

@@ -1,0 +1,50 @@
+//! RESP, as redis speaks it. Answers come in the order of the requests.
+
+use std::collections::VecDeque;
+use std::io::Write as _;
+
+use kv54::bench::{Answer, Op, Parsed, Response, Values, Wire, key};
+
+use crate::memcached::{line, number};
+
+#[derive(Default)]
+pub struct Redis {
+    asked: VecDeque<u32>,
+}
+
+impl Wire for Redis {
+    fn request(&mut self, out: &mut Vec<u8>, id: u32, op: Op, number: u32, values: &Values) {
+        self.asked.push_back(id);
+        match op {
+            Op::Get => out.extend(b"*2\r\n$3\r\nGET\r\n$16\r\n"),
+            Op::Set => out.extend(b"*3\r\n$3\r\nSET\r\n$16\r\n"),
+        }
+        out.extend(key(number));
+        if op == Op::Set {
+            let _ = write!(out, "\r\n${}\r\n", values.len());
+            values.write(out, number);
+        }
+        out.extend(b"\r\n");
+    }
+
+    fn response<'a>(&mut self, input: &'a [u8], _: &mut Vec<u8>) -> Parsed<'a> {
+        let Some(line) = line(input) else {
+            return Ok(None);
+        };
+        let mut len = line.len() + 2;
+        let answer = match line {
+            b"+OK" | b"$-1" => Answer::Nil,
+            [b'$', digits @ ..] => {
+                let Some(value) = input.get(len..len + number(digits)? + 2) else {
+                    return Ok(None);
+                };
+                len += value.len();
+                Answer::Value(&value[..value.len() - 2])
+            }
+            other => Answer::Error(String::from_utf8_lossy(other).replacen('-', "", 1)),
+        };
+        let id = self.asked.pop_front().ok_or("an answer to nothing")?;
+        let answer = Some((id, answer));
+        Ok(Some(Response { len, answer }))
+    }
+}

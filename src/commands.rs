@@ -162,7 +162,10 @@ fn block_on(command: impl Future<Output = Outcome>) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
-    runtime.map_err(Failure::usage)?.block_on(command)
+    let runtime = runtime.map_err(Failure::usage)?;
+    let outcome = runtime.block_on(command);
+    runtime.shutdown_background(); // a name that is still being looked up is no reason to stay
+    outcome
 }
 
 /// Writes a result to standard output, byte for byte.

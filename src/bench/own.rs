@@ -60,7 +60,7 @@ async fn ask(
                 let mut value = Vec::with_capacity(values.len());
                 values.write(&mut value, number);
                 let value = String::from_utf8(value).unwrap_or_default();
-                client.set(&key, value.into()).await
+                client.set(&key, &value.into()).await
             }
         };
         now = Instant::now();

@@ -389,6 +389,8 @@ pub(crate) fn explain(error: &io::Error) -> String {
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "connection reset".into(),
         io::ErrorKind::UnexpectedEof => "connection closed".into(),
         io::ErrorKind::TimedOut => "no answer in time".into(),
+        io::ErrorKind::HostUnreachable => "no route to this host".into(),
+        io::ErrorKind::NetworkUnreachable => "network unreachable".into(),
         _ => error.to_string(),
     }
 }

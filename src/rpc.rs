@@ -12,11 +12,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use futures::stream::{self, BoxStream, StreamExt as _};
 use msgpack_rpc::Value;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
 
@@ -59,9 +61,22 @@ pub fn tcp() -> Dial {
     })
 }
 
+/// Answers on a TCP address for as long as the process lives.
+pub async fn listen(address: &str, service: &impl Service) -> io::Result<()> {
+    let listener = TcpListener::bind(address).await?;
+    let never = CancellationToken::new();
+    serve(incoming(&listener), service, Limits::default(), never).await;
+    Ok(())
+}
+
+/// The connections to a TCP listener, which stays bound for as long as its owner keeps it.
+pub fn incoming(listener: &TcpListener) -> BoxStream<'_, io::Result<Box<dyn Connection>>> {
+    stream::repeat(listener).then(accept).boxed()
+}
+
 /// The next connection to a TCP listener. An error takes a moment: most likely there are no
 /// more files, and one that closes is worth waiting for.
-pub async fn accept(listener: &TcpListener) -> io::Result<Box<dyn Connection>> {
+async fn accept(listener: &TcpListener) -> io::Result<Box<dyn Connection>> {
     let accepted = listener.accept().await;
     if accepted.is_err() {
         sleep(Duration::from_millis(100)).await;
@@ -80,6 +95,6 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Locks for a few instructions. What panicked elsewhere has been answered there; the data is whole.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

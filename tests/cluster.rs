@@ -3,13 +3,11 @@
 
 mod common;
 
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use common::{Cluster, FIVE, Hiccups, block_on};
 use futures::future::join_all;
-use futures::stream;
 use kv54::error::{Error, Kind};
 use kv54::rpc::codec::encode;
 use kv54::rpc::{self, Limits, Peer, Service, tcp};
@@ -453,17 +451,6 @@ async fn pretend(listener: tokio::net::TcpListener, stop: CancellationToken) {
         }
     }
 
-    let incoming: Pin<Box<_>> = Box::pin(stream::unfold(listener, async |listener| {
-        Some((rpc::accept(&listener).await, listener))
-    }));
-    rpc::serve(
-        incoming,
-        &Pretender,
-        Limits {
-            connections: 10,
-            buffers: 1 << 20,
-        },
-        stop,
-    )
-    .await;
+    let incoming = rpc::incoming(&listener);
+    rpc::serve(incoming, &Pretender, Limits::default(), stop).await;
 }

@@ -2,7 +2,6 @@
 
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
@@ -10,7 +9,7 @@ use std::time::Duration;
 
 use clap::Args;
 use futures::StreamExt as _;
-use futures::stream::{self, FuturesUnordered};
+use futures::stream::FuturesUnordered;
 use tokio::net::{TcpListener, lookup_host};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -25,8 +24,6 @@ use crate::rpc::{self, Limits};
 use crate::server::Node;
 use crate::store::Store;
 
-/// What all connections of a node may have in their buffers, in bytes.
-const BUFFERS: usize = 256 << 20;
 /// How long an operation is tried again for a guest of the node.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 /// Files that a node needs beside its connections: to its peers, and its own.
@@ -139,7 +136,7 @@ async fn node(
     );
     let limits = Limits {
         connections: cluster.connections,
-        buffers: BUFFERS,
+        ..Limits::default()
     };
     let store = Arc::new(Store::new(cluster, place));
     let replicas = Replicas::at_home(&store, TIMEOUT, &rpc::tcp());
@@ -148,11 +145,8 @@ async fn node(
         client: Client { replicas },
     };
     // The listener stays bound while anything is answered here, so that no successor is.
-    let incoming = pin!(stream::unfold(&listener, async |listener| {
-        Some((rpc::accept(listener).await, listener))
-    }));
     tokio::select! {
-        () = rpc::serve(incoming, &node, limits, stop) => {}
+        () = rpc::serve(rpc::incoming(&listener), &node, limits, stop) => {}
         () = join(&node.store, &node.client.replicas) => {}
     }
     log::info!("stopped");

@@ -57,6 +57,15 @@ pub struct Limits {
     pub buffers: usize,
 }
 
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            connections: 1024,
+            buffers: 256 << 20,
+        }
+    }
+}
+
 /// Answers every request on every connection until `stop`, then finishes what is in flight.
 pub async fn serve<L, S>(mut incoming: L, service: &S, limits: Limits, stop: CancellationToken)
 where

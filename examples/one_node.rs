@@ -1,0 +1,29 @@
+//! The first step: a key-value store on one node, and nothing distributed about it. The rest of
+//! kv54 answers what this one cannot: what if that node dies?
+//!
+//! `cargo run --release --example one_node`, and then anybody who speaks MessagePack-RPC.
+
+use kv54::{error::Error, rpc, store::key};
+use msgpack_rpc::Value;
+use std::{collections::HashMap, env, io, sync::Mutex};
+
+struct OneNode(Mutex<HashMap<Vec<u8>, Value>>);
+
+impl rpc::Service for OneNode {
+    async fn answer(&self, method: &str, params: &[Value]) -> Result<Value, Error> {
+        let mut map = rpc::lock(&self.0);
+        let answer = match (method, params) {
+            ("get", [k]) => map.get(key(k)?).cloned(),
+            // The former value is nobody's business: set answers nil.
+            ("set", [k, value]) => map.insert(key(k)?.into(), value.clone()).and(None),
+            _ => return Err(Error::not_a_request(method, params.len())),
+        };
+        Ok(answer.unwrap_or(Value::Nil))
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> io::Result<()> {
+    let address = env::args().nth(1).unwrap_or("127.0.0.1:5401".into());
+    rpc::listen(&address, &OneNode(Mutex::default())).await
+}

@@ -517,10 +517,10 @@ fn pack(value: &Value) -> Result<Box<[u8]>, Error> {
     }
 }
 
-fn unpack(packed: &[u8]) -> Result<Value, Error> {
+fn unpack(mut packed: &[u8]) -> Result<Value, Error> {
     match packed {
         [] => Ok(Value::Nil),
-        packed => Ok(codec::read(packed)?.to_owned()),
+        _ => Ok(codec::read(&mut packed)?.to_owned()),
     }
 }
 

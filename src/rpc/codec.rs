@@ -62,8 +62,7 @@ impl Codec {
         let Walk { at, values, .. } = std::mem::take(&mut self.walk);
         self.weight = 2 * at + values * size_of::<Value>();
         let frame = input.split_to(at);
-        let value = read(&frame).map_err(|error| out_of_step(&frame, error))?;
-        message(&value).map(Some).map_err(|error| {
+        message(&frame).map(Some).map_err(|error| {
             let id = msgid(&frame);
             Malformed {
                 id,
@@ -98,27 +97,26 @@ fn msgid(mut bytes: &[u8]) -> Option<u32> {
 
 /// The message that a whole MessagePack value is, if its shape is right: the crate's own
 /// decoder copies every parameter, drops a method sent as bin and panics on short responses.
-fn message(value: &ValueRef<'_>) -> Result<Message, Error> {
-    let ValueRef::Array(items) = value else {
-        return Err(Error::new(Kind::BadRequest, "a message is an array"));
-    };
-    let kind = items.first().and_then(ValueRef::as_u64);
-    match (kind, items.as_slice()) {
-        (Some(0), [_, id, name, ValueRef::Array(params)]) => Ok(Message::Request(Request {
-            id: narrow(id)?,
-            method: method(name)?,
-            params: owned(params),
+fn message(mut bytes: &[u8]) -> Result<Message, Error> {
+    let bytes = &mut bytes;
+    let items = rmp::decode::read_array_len(bytes).ok();
+    let kind: Option<u8> = rmp::decode::read_int(bytes).ok();
+    match (kind, items) {
+        (Some(0), Some(4)) => Ok(Message::Request(Request {
+            id: id(bytes)?,
+            method: method(bytes)?,
+            params: params(bytes)?,
         })),
-        (Some(1), [_, id, error, result]) => Ok(Message::Response(Response {
-            id: narrow(id)?,
-            result: match error {
-                ValueRef::Nil => Ok(result.to_owned()),
-                error => Err(error.to_owned()),
+        (Some(1), Some(4)) => Ok(Message::Response(Response {
+            id: id(bytes)?,
+            result: match (read(bytes)?, read(bytes)?) {
+                (ValueRef::Nil, result) => Ok(result.to_owned()),
+                (error, _) => Err(error.to_owned()),
             },
         })),
-        (Some(2), [_, name, ValueRef::Array(params)]) => Ok(Message::Notification(Notification {
-            method: method(name)?,
-            params: owned(params),
+        (Some(2), Some(3)) => Ok(Message::Notification(Notification {
+            method: method(bytes)?,
+            params: params(bytes)?,
         })),
         _ => Err(Error::new(
             Kind::BadRequest,
@@ -127,23 +125,14 @@ fn message(value: &ValueRef<'_>) -> Result<Message, Error> {
     }
 }
 
-fn owned(params: &[ValueRef<'_>]) -> Vec<Value> {
-    params.iter().map(ValueRef::to_owned).collect()
+fn id(bytes: &mut &[u8]) -> Result<u32, Error> {
+    let why = "a msgid is an integer from 0 to 4294967295";
+    rmp::decode::read_int(bytes).map_err(|_| Error::new(Kind::BadRequest, why))
 }
 
-fn narrow(id: &ValueRef<'_>) -> Result<u32, Error> {
-    let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
-    id.ok_or_else(|| {
-        Error::new(
-            Kind::BadRequest,
-            "a msgid is an integer from 0 to 4294967295",
-        )
-    })
-}
-
-fn method(name: &ValueRef<'_>) -> Result<String, Error> {
-    let name = match name {
-        ValueRef::String(name) => name.as_str(),
+fn method(bytes: &mut &[u8]) -> Result<String, Error> {
+    let name = match read(bytes)? {
+        ValueRef::String(name) => name.into_str(),
         ValueRef::Binary(name) => std::str::from_utf8(name).ok(),
         _ => None,
     };
@@ -151,9 +140,15 @@ fn method(name: &ValueRef<'_>) -> Result<String, Error> {
         .ok_or_else(|| Error::new(Kind::BadRequest, "a method is a string"))
 }
 
-/// One whole value, borrowed from its bytes: what is large is then copied once, at its size.
-pub fn read(mut bytes: &[u8]) -> Result<ValueRef<'_>, Error> {
-    rmpv::decode::read_value_ref(&mut bytes)
+fn params(bytes: &mut &[u8]) -> Result<Vec<Value>, Error> {
+    let why = "a request's parameters are an array";
+    let len = rmp::decode::read_array_len(bytes).map_err(|_| Error::new(Kind::BadRequest, why))?;
+    (0..len).map(|_| Ok(read(bytes)?.to_owned())).collect()
+}
+
+/// Takes one value off the front, borrowed: what is large is then copied once, at its size.
+pub fn read<'a>(bytes: &mut &'a [u8]) -> Result<ValueRef<'a>, Error> {
+    rmpv::decode::read_value_ref(bytes)
         .map_err(|error| Error::new(Kind::BadRequest, error.to_string()))
 }
 

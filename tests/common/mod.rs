@@ -24,6 +24,7 @@ use kv54::rpc::tcp;
 pub const FIVE: [&str; 5] = ["alice", "bob", "carol", "dave", "erin"];
 
 pub mod history;
+pub mod wire;
 
 /// Long enough for anything that will happen at all.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -280,6 +281,11 @@ impl Cluster {
 
     pub fn node(&self, name: &str) -> &Node {
         &self.nodes.iter().find(|(node, _)| node == name).unwrap().1
+    }
+
+    /// All nodes that are running, by name.
+    pub fn running_nodes(&self) -> impl Iterator<Item = (&str, &Node)> {
+        self.nodes.iter().map(|(name, node)| (name.as_str(), node))
     }
 
     /// Where a node listens.

@@ -404,7 +404,7 @@ impl Kept {
         let of_part = |part: &Part| {
             let reading = part.missing.values().map(|reading| match reading.of {
                 0 => 0,
-                of => (reading.read * 100 / of).min(99),
+                of => (reading.read.saturating_mul(100) / of).min(99), // as told by the other
             });
             (copies - 1 - part.missing.len()) * 100 + reading.sum::<usize>()
         };

@@ -1,7 +1,9 @@
 //! What can go wrong, in the words of the wire: an error travels as one string
 //! whose first word says which of these it is.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
+
+use msgpack_rpc::Value;
 
 /// What kind of trouble it is: the stable first word of every error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +55,27 @@ impl Kind {
     }
 }
 
+/// How many characters of what a stranger sent are quoted.
+const MAX_QUOTE: usize = 100;
+
+/// How many characters of an error from the wire are believed to be one: far more than any has.
+const MAX_TEXT: usize = 16 << 10;
+
+fn beginning(text: &str) -> String {
+    text.chars().take(MAX_QUOTE).collect()
+}
+
+/// A stranger's value as it is quoted to them: in a few words, however large it is.
+pub fn quoted(value: &Value) -> String {
+    match value {
+        Value::Array(_) => "an array".to_owned(),
+        Value::Map(_) => "a map".to_owned(),
+        Value::Binary(_) | Value::Ext(..) => "bytes".to_owned(),
+        Value::String(text) => format!("{:?}", beginning(text.as_str().unwrap_or_default())),
+        short => short.to_string(),
+    }
+}
+
 /// An error of kv54, printed and sent as `kind: why`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
@@ -71,10 +94,12 @@ impl Error {
         }
     }
 
-    /// The error that this text from the wire stands for. What a first word that this
+    /// The error that this text from the wire stands for, as one line of plain text. What a first word that this
     /// version does not know means for a write is unknown.
     pub fn parse(text: &str) -> Self {
-        let (word, why) = text.split_once(": ").unwrap_or(("", text));
+        let plain = |c: char| if c.is_control() { ' ' } else { c };
+        let text: String = text.chars().take(MAX_TEXT).map(plain).collect();
+        let (word, why) = text.split_once(": ").unwrap_or(("", &text));
         match WORDS.iter().find(|(_, known)| *known == word) {
             Some((kind, _)) => Error::new(*kind, why),
             None => Error::new(Kind::UnknownOutcome, text),
@@ -90,7 +115,7 @@ impl Error {
             "store" => "[ring, key, [counter, writer, value]]",
             "scan" => "[ring, part, cursor]",
             "status" => "[]",
-            _ => return Error::new(Kind::NoSuchMethod, quote(format_args!("{method:?}"))),
+            _ => return Error::new(Kind::NoSuchMethod, format!("{:?}", beginning(method))),
         };
         Error::new(
             Kind::BadRequest,
@@ -105,35 +130,6 @@ impl Error {
             self.kind = Kind::Unavailable;
         }
         self
-    }
-}
-
-/// The beginning of what somebody has sent, to be told in an error.
-pub fn quote(sent: impl fmt::Display) -> String {
-    let mut beginning = Beginning(String::new());
-    match write!(beginning, "{sent}") {
-        Ok(()) => beginning.0,
-        Err(_) => beginning.0 + "…",
-    }
-}
-
-/// Takes [`QUOTED`] bytes or a little less, then nothing any more: the rest is not even formatted.
-struct Beginning(String);
-
-/// The longest quotation, in bytes.
-const QUOTED: usize = 200;
-
-impl fmt::Write for Beginning {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let room = QUOTED - self.0.len();
-        let fits = text.char_indices().map(|(at, c)| at + c.len_utf8());
-        let end = fits.take_while(|end| *end <= room).last().unwrap_or(0);
-        self.0 += text.get(..end).unwrap_or_default();
-        if end == text.len() {
-            Ok(())
-        } else {
-            Err(fmt::Error)
-        }
     }
 }
 

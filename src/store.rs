@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::cluster::{Cluster, MAX_KEY, MAX_VALUE};
-use crate::error::{Error, Kind, quote};
+use crate::error::{Error, Kind, quoted};
 use crate::rpc::{codec, lock};
 use crate::sabotage::{Bug, planted};
 
@@ -167,7 +167,7 @@ impl Store {
                 "{name}'s ring is {ours} ({}, window {:?}), yours is {}: use the same cluster.toml",
                 names.join(" "),
                 self.cluster.window,
-                quote(ring),
+                quoted(ring),
             ),
         ))
     }
@@ -470,7 +470,7 @@ pub fn key(value: &Value) -> Result<&[u8], Error> {
     value.as_slice().ok_or_else(|| {
         Error::new(
             Kind::BadRequest,
-            format!("a key is a string or bytes, not {}", quote(value)),
+            format!("a key is a string or bytes, not {}", quoted(value)),
         )
     })
 }

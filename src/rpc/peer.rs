@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::codec::{Codec, MESSAGE, write_request};
 use super::{Dial, lock};
-use crate::error::{Error, Kind, quote};
+use crate::error::{Error, Kind, quoted};
 
 /// A question unanswered for this long wakes its asker, which may ask somebody else too.
 pub const HEDGE: Duration = Duration::from_millis(10);
@@ -261,7 +261,7 @@ impl Shared {
         let place = response.id.wrapping_sub(state.first) as usize;
         let answer = response.result.map_err(|error| match error.as_str() {
             Some(text) => Error::parse(text),
-            None => self.trouble(Kind::UnknownOutcome, quote(error)),
+            None => self.trouble(Kind::UnknownOutcome, quoted(&error)),
         });
         let waker = match state.questions.get_mut(place) {
             Some(question @ Question::Asked(..)) => question.answer(arrived, answer),

@@ -208,7 +208,7 @@ impl Shared {
             let arrived = Instant::now(); // after the bytes: the window must not count them early
             loop {
                 match codec.decode(&mut input) {
-                    Ok(Some(Message::Response(response))) => self.answered(arrived, response),
+                    Ok(Some(Message::Response(response))) => self.answered(arrived, response)?,
                     Ok(None) => break,
                     Ok(Some(_)) => return Err(io::Error::other("it asks where it should answer")),
                     Err(malformed) => return Err(io::Error::other(malformed.error)),
@@ -256,7 +256,7 @@ impl Shared {
         oldest
     }
 
-    fn answered(&self, arrived: Instant, response: Response) {
+    fn answered(&self, arrived: Instant, response: Response) -> io::Result<()> {
         let mut state = lock(&self.state);
         let place = response.id.wrapping_sub(state.first) as usize;
         let answer = response.result.map_err(|error| match error.as_str() {
@@ -269,13 +269,14 @@ impl Shared {
                 *question = Question::Done;
                 None
             }
-            _ => return, // an answer to nothing, or a second one
+            _ => return Err(io::Error::other("an answer, and nothing was asked")), // or a second one
         };
         state.open -= 1;
         state.suspect_until = arrived;
         state.tidy();
         drop(state);
         waker.into_iter().for_each(Waker::wake);
+        Ok(())
     }
 }
 

@@ -1,0 +1,40 @@
+//! Exercises, from easy to hard. Each file asks a question, has a place for your answer, which
+//! is a wrong one until you change it, and a test that waits for you:
+//!
+//! `cargo test --test exercises exercise_1 -- --ignored`
+//!
+//! From the third on you are the network: [`tea`] has three replicas, and nothing arrives
+//! before you say so. Every exercise has an answer in `solutions/`, which the project's own
+//! checks turn on with `--features solutions`. Nobody looks there first.
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+mod tea;
+
+#[path = "1_the_sixth_node.rs"]
+mod the_sixth_node;
+
+#[path = "2_how_many.rs"]
+mod how_many;
+
+#[path = "3_new_then_old.rs"]
+mod new_then_old;
+
+#[path = "4_compare_and_set.rs"]
+mod compare_and_set;
+
+#[path = "5_the_deleted_return.rs"]
+mod the_deleted_return;
+
+#[path = "6_time_to_live.rs"]
+mod time_to_live;
+
+#[path = "7_two_windows.rs"]
+mod two_windows;
+
+#[path = "8_crash_vectors.rs"]
+mod crash_vectors;

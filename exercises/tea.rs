@@ -136,7 +136,7 @@ impl Tea {
 
     fn keep(&self, at: usize, entry: &Entry) {
         if entry.stamp != Stamp::default() {
-            self.stores[&at].store(b"tea", entry).unwrap();
+            self.stores[&at].store(b"tea", entry.as_ref()).unwrap();
         }
     }
 }

@@ -21,9 +21,9 @@ impl Client {
         let newest = replicas.load().await?;
         if !newest.agreed {
             // Before answering: else a later get could miss what this one saw.
-            replicas.repair(newest.entry()).await?;
+            replicas.repair(newest.entry.as_ref()).await?;
         }
-        Ok(newest.value)
+        Ok(newest.entry.value)
     }
 
     /// Writes the value and answers nil. An error says whether it was not written, or
@@ -38,8 +38,8 @@ impl Client {
     pub async fn delete(&self, key: &[u8]) -> Result<Value, Error> {
         let replicas = self.replicas.of(key)?;
         match replicas.load().await? {
-            gone if gone.agreed && gone.value.is_nil() => Ok(Value::Nil),
-            old => replicas.store(old.stamp.newer(&Value::Nil)).await,
+            gone if gone.agreed && gone.entry.value.is_nil() => Ok(Value::Nil),
+            old => replicas.store(old.entry.stamp.newer(&Value::Nil)).await,
         }
     }
 }

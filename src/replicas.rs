@@ -42,24 +42,12 @@ pub struct Operation<'a> {
     deadline: Instant,
 }
 
-/// What a majority knows of a key: its newest entry.
+/// What a majority knows of a key.
 pub struct Newest {
-    /// The highest stamp.
-    pub stamp: Stamp,
-    /// What was written with it.
-    pub value: Value,
+    /// The entry with the highest stamp.
+    pub entry: Entry,
     /// Whether every replica of the majority had it.
     pub agreed: bool,
-}
-
-impl Newest {
-    /// Its stamp and its value.
-    pub fn entry(&self) -> Entry<'_> {
-        Entry {
-            stamp: self.stamp,
-            value: &self.value,
-        }
-    }
 }
 
 /// One replica, asked.
@@ -174,9 +162,9 @@ impl Operation<'_> {
         answers.retain(|(_, answer)| answer.stamp == stamp);
         let value = answers.into_iter().find_map(|(_, answer)| answer.value);
         let left_out = || Error::new(Kind::Unavailable, "a replica left the value out");
+        let value = value.ok_or_else(left_out)?;
         Ok(Newest {
-            stamp,
-            value: value.ok_or_else(left_out)?,
+            entry: Entry { stamp, value },
             agreed,
         })
     }
@@ -187,7 +175,7 @@ impl Operation<'_> {
     }
 
     /// Has a majority keep the entry, and tells the others too; answers nil.
-    pub async fn store(&self, entry: Entry<'_>) -> Result<Value, Error> {
+    pub async fn store(&self, entry: Entry<&Value>) -> Result<Value, Error> {
         let of_key = |e: Error| Error::new(e.kind, format!("key {:?}: {}", self.name(), e.why));
         check_value(entry.value).map_err(of_key)?;
         let encoded = entry.encode();
@@ -199,7 +187,7 @@ impl Operation<'_> {
     }
 
     /// The same for an entry that somebody else wrote.
-    pub async fn repair(&self, entry: Entry<'_>) -> Result<Value, Error> {
+    pub async fn repair(&self, entry: Entry<&Value>) -> Result<Value, Error> {
         if planted(Bug::GetWithoutRepair) {
             return Ok(Value::Nil);
         }

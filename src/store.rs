@@ -34,7 +34,7 @@ impl Stamp {
 
     /// A new write of this value, over what has this stamp.
     #[must_use]
-    pub fn newer(self, value: &Value) -> Entry<'_> {
+    pub fn newer<V>(self, value: V) -> Entry<V> {
         let counter = self.counter.saturating_add(1);
         let writer = if planted(Bug::SameStampForTwoSets) {
             0
@@ -48,16 +48,26 @@ impl Stamp {
     }
 }
 
-/// A value and when it was written. A nil value is an absent key.
+/// A value, or a reference to one, and when it was written. A nil value is an absent key.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Entry<'a> {
+pub struct Entry<V = Value> {
     /// When it was written.
     pub stamp: Stamp,
     /// What was written.
-    pub value: &'a Value,
+    pub value: V,
 }
 
-impl Entry<'_> {
+impl Entry {
+    /// The same with a reference to the value.
+    pub fn as_ref(&self) -> Entry<&Value> {
+        Entry {
+            stamp: self.stamp,
+            value: &self.value,
+        }
+    }
+}
+
+impl Entry<&Value> {
     /// `[counter, writer, value]` as MessagePack.
     pub fn encode(self) -> Vec<u8> {
         let value = self.value.as_ref();
@@ -192,7 +202,7 @@ impl Store {
     }
 
     /// Keeps the entry if it is newer than what is kept under this key; answers nil either way.
-    pub fn store(&self, key: &[u8], entry: Entry<'_>) -> Result<Value, Error> {
+    pub fn store(&self, key: &[u8], entry: Entry<&Value>) -> Result<Value, Error> {
         if !(1..1 << 63).contains(&entry.stamp.counter) {
             return Err(Error::new(
                 Kind::BadRequest,
@@ -592,7 +602,7 @@ impl TryFrom<Value> for Loaded {
     }
 }
 
-impl<'a> TryFrom<&'a Value> for Entry<'a> {
+impl<'a> TryFrom<&'a Value> for Entry<&'a Value> {
     type Error = Error;
 
     fn try_from(value: &'a Value) -> Result<Self, Error> {

@@ -3,7 +3,7 @@
 //!
 //! `cargo run --release --example one_node`, and then anybody who speaks MessagePack-RPC.
 
-use kv54::{error::Error, rpc, store::key};
+use kv54::{error::Error, error::Kind, rpc, store::key};
 use msgpack_rpc::Value;
 use std::{collections::HashMap, env, io, sync::Mutex};
 
@@ -16,7 +16,7 @@ impl rpc::Service for OneNode {
             ("get", [k]) => map.get(key(k)?).cloned(),
             // The former value is nobody's business: set answers nil.
             ("set", [k, value]) => map.insert(key(k)?.into(), value.clone()).and(None),
-            _ => return Err(Error::not_a_request(method, params.len())),
+            _ => return Err(Error::new(Kind::NoSuchMethod, method)),
         };
         Ok(answer.unwrap_or(Value::Nil))
     }

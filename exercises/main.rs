@@ -3,8 +3,8 @@
 //!
 //! `cargo test --test exercises exercise_1 -- --ignored`
 //!
-//! From the third on you are the network: [`tea`] has three replicas, and nothing arrives
-//! before you say so. Every exercise has an answer in `solutions/`, which the project's own
+//! In 3, 4, 5 and 7 you are the network: [`tea`] has three replicas, and nothing arrives before
+//! you say so. Every exercise has an answer in `solutions/`, which the project's own
 //! checks turn on with `--features solutions`. Nobody looks there first.
 #![allow(
     unreachable_pub,

@@ -40,8 +40,8 @@ impl Tea {
             stores: stores.into(),
             answered: BTreeMap::new(),
             repairs: true,
-            waits: true,
             collects: true,
+            waits: true,
             restarts: 0,
             log: Vec::new(),
         };
@@ -94,9 +94,9 @@ impl Tea {
         let stamps = [ERIN, ALICE, BOB].map(|at| self.load(at).stamp);
         let deleted = self.load(ERIN).value.is_nil();
         if self.collects && deleted && stamps.iter().all(|stamp| *stamp == stamps[0]) {
-            self.stores
-                .values_mut()
-                .for_each(|store| *store = ready(empty(store.place())));
+            for store in self.stores.values_mut() {
+                *store = ready(empty(store.place()));
+            }
             self.log.push("collected".to_owned());
         }
     }

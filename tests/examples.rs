@@ -81,9 +81,10 @@ fn one_node_keeps_what_it_is_told() {
         assert_eq!(ask("get", &[&tea]).await, Ok("green".into()));
         assert_eq!(ask("set", &[&tea, &black]).await, Ok(Value::Nil));
         assert_eq!(ask("get", &[&tea]).await, Ok("black".into()));
-        let kind = async |method, params: &[&[u8]]| ask(method, params).await.unwrap_err().kind;
-        assert_eq!(kind("get", &[]).await, Kind::BadRequest);
-        assert_eq!(kind("brew", &[&tea]).await, Kind::NoSuchMethod);
+        let no_key = ask("get", &[&encode(&54.into())]).await.unwrap_err();
+        assert_eq!(no_key.kind, Kind::BadRequest);
+        let no_method = ask("delete", &[&tea]).await.unwrap_err();
+        assert_eq!(no_method.kind, Kind::NoSuchMethod);
     };
     block_on(async { tokio::time::timeout(PATIENCE, story).await.unwrap() });
     drop(node);
@@ -104,13 +105,14 @@ fn is_unreachable(answer: Result<Value, kv54::error::Error>) -> bool {
 fn example(name: &str, args: &[&str]) -> Running {
     let cargo = |command| {
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.args([command, "--quiet", "--locked", "--example", name]);
+        cargo.args([command, "--quiet", "--locked"]);
         cargo
     };
-    assert!(cargo("build").status().unwrap().success());
+    let built = cargo("build").arg("--examples").status().unwrap();
+    assert!(built.success());
     let mut run = cargo("run");
-    run.arg("--").args(args).stdout(Stdio::piped());
-    Running(run.spawn().unwrap())
+    run.args(["--example", name, "--"]).args(args);
+    Running(run.stdout(Stdio::piped()).spawn().unwrap())
 }
 
 struct Running(Child);

@@ -417,14 +417,14 @@ fn attack(bounds: Bounds, story: impl FnOnce(&mut Cluster)) {
         .then(|| ALONE.lock().unwrap_or_else(PoisonError::into_inner));
     let healthy = Healthy::client(&cluster);
     story(&mut cluster);
-    let latencies = healthy.leaves();
+    let (latencies, hiccup) = healthy.leaves();
     drop(alone);
 
     let p99 = latencies[latencies.len() * 99 / 100];
     let nodes: Vec<_> = cluster.running_nodes().collect();
     let peaks: Vec<u64> = nodes.iter().map(|(_, node)| peak(node.pid())).collect();
     eprintln!(
-        "{}: {} healthy answers, p99 {p99:.1?}, the slowest {:.1?}; MiB at most {peaks:?}",
+        "{}: {} healthy answers, p99 {p99:.1?}, the slowest {:.1?}, hiccup {hiccup:.1?}; MiB at most {peaks:?}",
         thread::current().name().unwrap_or_default(),
         latencies.len(),
         latencies[latencies.len() - 1],
@@ -434,7 +434,11 @@ fn attack(bounds: Bounds, story: impl FnOnce(&mut Cluster)) {
         assert!(!log.contains("panicked"), "{name}: {log}");
         Wire::to(&cluster, name).does("status", []);
     }
-    assert!(p99 < QUICK, "a healthy client waited {p99:?}");
+    // An answer passes through three processes, and each may be kept from running unseen by us.
+    assert!(
+        p99 < QUICK + hiccup,
+        "a healthy client waited {p99:?}, the machine {hiccup:?}"
+    );
     assert!(
         peaks.iter().all(|peak| *peak < bounds.mib),
         "{peaks:?} MiB, {} allowed",
@@ -453,8 +457,9 @@ fn peak(pid: u32) -> u64 {
     kib.unwrap_or(0) >> 10
 }
 
-/// A client that sets and gets at alice, and notes how long each answer took.
-struct Healthy(Arc<AtomicBool>, JoinHandle<Vec<Duration>>);
+/// A client that sets and gets at alice, and notes how long each answer took, without the
+/// machine's hiccups meanwhile, and the longest of those.
+struct Healthy(Arc<AtomicBool>, JoinHandle<(Vec<Duration>, Duration)>);
 
 impl Healthy {
     fn client(cluster: &Cluster) -> Healthy {
@@ -482,12 +487,12 @@ impl Healthy {
                 }
             }
             latencies.sort();
-            latencies
+            (latencies, hiccups.longest())
         };
         Healthy(done, thread::spawn(live))
     }
 
-    fn leaves(self) -> Vec<Duration> {
+    fn leaves(self) -> (Vec<Duration>, Duration) {
         self.0.store(true, Relaxed);
         self.1.join().unwrap()
     }

@@ -249,8 +249,8 @@ impl<S: Service> Session<'_, S> {
                 }
             };
             self.drip = None;
-            self.turn += REQUEST;
             let (service, weight) = (self.service, self.codec.weight() + REQUEST);
+            self.turn += weight;
             let answer = async move {
                 let answer = AssertUnwindSafe(service.answer(&method, &params))
                     .catch_unwind()

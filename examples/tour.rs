@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use kv54::client::Client;
-use kv54::cluster::Cluster;
+use kv54::cluster::{self, Cluster};
 use kv54::join::join;
 use kv54::replicas::Replicas;
 use kv54::rpc::{self, Dial, Limits, Peer, codec};
@@ -121,11 +121,11 @@ type Unreachable = Arc<Mutex<BTreeSet<String>>>;
 /// TCP, where somebody is there.
 fn network(unreachable: &Unreachable) -> Dial {
     let (unreachable, tcp) = (unreachable.clone(), rpc::tcp());
-    Arc::new(move |address| {
-        if rpc::lock(&unreachable).contains(address) {
+    Arc::new(move |node| {
+        if rpc::lock(&unreachable).contains(&node.address) {
             return Box::pin(ready(Err(ConnectionRefused.into())));
         }
-        tcp(address)
+        tcp(node)
     })
 }
 
@@ -138,7 +138,7 @@ async fn live(store: Arc<Store>, listener: TcpListener, network: &Dial, stop: &C
     let replicas = Replicas::at_home(&store, TIMEOUT, network);
     let client = Client { replicas };
     let node = Node { store, client };
-    let incoming = rpc::incoming(&listener);
+    let incoming = rpc::incoming(&listener, |stream, _| stream);
     tokio::select! {
         () = rpc::serve(incoming, &node, Limits::default(), CancellationToken::new()) => {}
         () = join(&node.store, &node.client.replicas) => {}
@@ -180,13 +180,13 @@ impl Ring {
         let stopped = stop.clone();
         let thread = thread::spawn(move || live(store, listener, &network, &stopped));
         host.running = Some((stop, thread));
-        rpc::lock(&self.unreachable).remove(self.address(place));
+        rpc::lock(&self.unreachable).remove(&self.node(place).address);
         Ok(())
     }
 
     /// A node that reaches nobody is a memory, and nothing else: its thread can go.
     fn cut_off(&mut self, place: usize) {
-        rpc::lock(&self.unreachable).insert(self.address(place).to_owned());
+        rpc::lock(&self.unreachable).insert(self.node(place).address.clone());
         if let Some((stop, thread)) = self.hosts[place].running.take() {
             stop.cancel();
             let _ = thread.join();
@@ -220,7 +220,7 @@ impl Ring {
 
     /// Asks one node, as a program does that knows one address.
     async fn get_through(&self, place: usize, key: &str) -> Result<Value, kv54::error::Error> {
-        let peer = Peer::new(self.address(place), TIMEOUT, network(&self.unreachable));
+        let peer = Peer::new(self.node(place), TIMEOUT, network(&self.unreachable));
         peer.call("get", &[&codec::encode(&key.into())]).await.1
     }
 
@@ -232,7 +232,7 @@ impl Ring {
         (owner, names.join(", "))
     }
 
-    fn address(&self, place: usize) -> &str {
-        &self.cluster.nodes()[place].address
+    fn node(&self, place: usize) -> &cluster::Node {
+        &self.cluster.nodes()[place]
     }
 }

@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::io::poll_read_buf;
 
+use crate::cluster::Node;
 use crate::rpc::{Connection as Stream, Dial, explain, lock};
 
 mod guest;
@@ -322,20 +323,20 @@ impl Tally {
 }
 
 impl<W: Wire> Bench<W> {
-    /// Connects to the addresses in turn.
+    /// Connects to the nodes in turn.
     pub async fn connect(
         load: &Load,
-        addresses: &[&str],
+        nodes: &[Node],
         dial: &Dial,
         wire: impl Fn() -> W,
     ) -> Result<Self, String> {
         let (values, tally) = (Arc::new(Values::new(load.value_size)), Tally::new()?);
         let tally = Arc::new(Mutex::new(tally));
         let mut connections = Vec::new();
-        for address in addresses.iter().cycle().take(load.connections.into()) {
-            let dialled = timeout(PATIENCE, dial(address)).await;
+        for node in nodes.iter().cycle().take(load.connections.into()) {
+            let dialled = timeout(PATIENCE, dial(node)).await;
             let dialled = dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-            let named = |error| format!("{address}: {}", explain(&error));
+            let named = |error| format!("{}: {}", node.address, explain(&error));
             let mut wire = wire();
             let mut output = Vec::new();
             wire.hello(&mut output);

@@ -68,7 +68,7 @@ impl Replicas {
     /// tried again until `timeout`; what one attempt may take is the ring's window.
     pub fn new(cluster: Arc<Cluster>, timeout: Duration, dial: &Dial) -> Self {
         let nodes = cluster.nodes();
-        let peer = |node: &Node| Peer::new(&node.address, cluster.window, dial.clone());
+        let peer = |node: &Node| Peer::new(node, cluster.window, dial.clone());
         let ring = |node: &Node| encode(&cluster.fingerprint(&node.name).into());
         Replicas {
             home: None,

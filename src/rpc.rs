@@ -8,11 +8,12 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use futures::stream::{self, BoxStream, StreamExt as _};
+use futures::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use msgpack_rpc::Value;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -20,6 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster::Node;
 use crate::error::Error;
 
 pub mod codec;
@@ -35,9 +37,9 @@ pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection for S {}
 
-/// How a peer is reached: an address `host:port` to a connection.
+/// How a node is reached.
 pub type Dial =
-    Arc<dyn Fn(&str) -> BoxFuture<'static, io::Result<Box<dyn Connection>>> + Send + Sync>;
+    Arc<dyn Fn(&Node) -> BoxFuture<'static, io::Result<Box<dyn Connection>>> + Send + Sync>;
 
 /// What answers requests.
 pub trait Service: Sync {
@@ -51,8 +53,8 @@ pub trait Service: Sync {
 
 /// Dials over TCP.
 pub fn tcp() -> Dial {
-    Arc::new(|address| {
-        let address = address.to_owned();
+    Arc::new(|node| {
+        let address = node.address.clone();
         Box::pin(async move {
             let stream = TcpStream::connect(address).await?;
             tune(&stream)?;
@@ -65,25 +67,33 @@ pub fn tcp() -> Dial {
 pub async fn listen(address: &str, service: &impl Service) -> io::Result<()> {
     let listener = TcpListener::bind(address).await?;
     let never = CancellationToken::new();
-    serve(incoming(&listener), service, Limits::default(), never).await;
+    let incoming = incoming(&listener, |stream, _| stream);
+    serve(incoming, service, Limits::default(), never).await;
     Ok(())
 }
 
-/// The connections to a TCP listener, which stays bound for as long as its owner keeps it.
-pub fn incoming(listener: &TcpListener) -> BoxStream<'_, io::Result<Box<dyn Connection>>> {
-    stream::repeat(listener).then(accept).boxed()
+/// The connections to a TCP listener, each as `welcome` makes it from the stream and where it
+/// comes from. The listener stays bound for as long as its owner keeps it.
+pub fn incoming<'a>(
+    listener: &'a TcpListener,
+    welcome: impl Fn(Box<dyn Connection>, SocketAddr) -> Box<dyn Connection> + Send + 'a,
+) -> BoxStream<'a, io::Result<Box<dyn Connection>>> {
+    let accepted = stream::repeat(listener).then(accept);
+    accepted
+        .map_ok(move |(stream, from)| welcome(stream, from))
+        .boxed()
 }
 
 /// The next connection to a TCP listener. An error takes a moment: most likely there are no
 /// more files, and one that closes is worth waiting for.
-async fn accept(listener: &TcpListener) -> io::Result<Box<dyn Connection>> {
+async fn accept(listener: &TcpListener) -> io::Result<(Box<dyn Connection>, SocketAddr)> {
     let accepted = listener.accept().await;
     if accepted.is_err() {
         sleep(Duration::from_millis(100)).await;
     }
-    let (stream, _) = accepted?;
+    let (stream, from) = accepted?;
     tune(&stream)?;
-    Ok(Box::new(stream))
+    Ok((Box::new(stream), from))
 }
 
 /// Without `TCP_NODELAY`, answers wait 40 ms for company; without keepalive, a vanished host is never noticed.

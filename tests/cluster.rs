@@ -432,8 +432,10 @@ async fn told(
     key: &str,
     last: Option<Value>,
 ) -> Result<Value, Error> {
-    let peer = Peer::new(&cluster.address(node), Duration::from_secs(5), tcp());
-    let ring = encode(&cluster.ring().fingerprint(node).into());
+    let ring = cluster.ring();
+    let place = ring.place(node).unwrap();
+    let peer = Peer::new(&ring.nodes()[place], Duration::from_secs(5), tcp());
+    let ring = encode(&ring.fingerprint(node).into());
     let (key, last) = (encode(&key.into()), last.map(|last| encode(&last)));
     let params: Vec<&[u8]> = [&*ring, &key].into_iter().chain(last.as_deref()).collect();
     peer.call(method, &params).await.1
@@ -451,6 +453,6 @@ async fn pretend(listener: tokio::net::TcpListener, stop: CancellationToken) {
         }
     }
 
-    let incoming = rpc::incoming(&listener);
+    let incoming = rpc::incoming(&listener, |stream, _| stream);
     rpc::serve(incoming, &Pretender, Limits::default(), stop).await;
 }

@@ -10,6 +10,7 @@ use std::thread::spawn;
 use std::time::Duration;
 
 use common::{Ports, block_on};
+use kv54::cluster::Node;
 use kv54::error::Kind;
 use kv54::rpc::codec::encode;
 use kv54::rpc::{Peer, tcp};
@@ -70,7 +71,11 @@ fn one_node_keeps_what_it_is_told() {
     let address = format!("127.0.0.1:{}", ports.port(1));
     let node = example("one_node", &[&address]);
     let story = async {
-        let peer = Peer::new(&address, Duration::from_secs(5), tcp());
+        let node = Node {
+            name: "one".into(),
+            address,
+        };
+        let peer = Peer::new(&node, Duration::from_secs(5), tcp());
         let [tea, green, black] = ["tea", "green", "black"].map(|text| encode(&text.into()));
         while is_unreachable(peer.call("get", &[&tea]).await.1) {
             tokio::time::sleep(Duration::from_millis(20)).await;

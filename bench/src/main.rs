@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use kv54::cluster::Node;
 use kv54::bench::{Bench, Guest, Load, Phase, Report, Wire, used};
 use kv54::rpc::tcp;
 use serde_json::json;
@@ -61,8 +62,12 @@ async fn main() -> ExitCode {
 /// Fills, warms up and measures.
 async fn measure<W: Wire>(cli: &Cli, wire: impl Fn() -> W) -> Result<ExitCode, String> {
     let Cli { load, at, .. } = cli;
-    let addresses: Vec<&str> = at.iter().map(String::as_str).collect();
-    let mut bench = Bench::connect(load, &addresses, &tcp(), wire).await?;
+    let node = |address: &String| Node {
+        name: address.clone(),
+        address: address.clone(),
+    };
+    let nodes: Vec<Node> = at.iter().map(node).collect();
+    let mut bench = Bench::connect(load, &nodes, &tcp(), wire).await?;
     let filled = bench.run(Phase::Fill, |_| ()).await;
     if cli.fill || filled.wrong() > 0 {
         return Ok(told(cli, &filled, Duration::ZERO));

@@ -35,10 +35,8 @@ impl Bench {
                 .await?
         } else {
             let cluster = options.cluster()?;
-            let nodes = cluster.nodes().iter();
-            let addresses: Vec<&str> = nodes.map(|node| node.address.as_str()).collect();
-            let dial = tcp();
-            let connected = crate::bench::Bench::connect(&self.load, &addresses, &dial, || Guest);
+            let (nodes, dial) = (cluster.nodes(), tcp());
+            let connected = crate::bench::Bench::connect(&self.load, nodes, &dial, || Guest);
             let mut guests = connected.await.map_err(unreachable)?;
             self.measure(async |phase, tick| guests.run(phase, tick).await)
                 .await?

@@ -187,9 +187,7 @@ impl Via {
             .unwrap_or(options.timeout() + cluster.window);
         let encoded: Vec<Vec<u8>> = params.iter().map(codec::encode).collect();
         let params: Vec<&[u8]> = encoded.iter().map(Vec::as_slice).collect();
-        let (_, answer) = Peer::new(&node.address, patience, tcp())
-            .call(method, &params)
-            .await;
+        let (_, answer) = Peer::new(node, patience, tcp()).call(method, &params).await;
         Ok(answer.map_err(|error| Error::new(error.kind, format!("{name}: {}", error.why))))
     }
 }

@@ -145,8 +145,9 @@ async fn node(
         client: Client { replicas },
     };
     // The listener stays bound while anything is answered here, so that no successor is.
+    let incoming = rpc::incoming(&listener, |stream, _| stream);
     tokio::select! {
-        () = rpc::serve(rpc::incoming(&listener), &node, limits, stop) => {}
+        () = rpc::serve(incoming, &node, limits, stop) => {}
         () = join(&node.store, &node.client.replicas) => {}
     }
     log::info!("stopped");

@@ -42,7 +42,7 @@ impl Show {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         let cluster = options.cluster()?;
         let patience = options.timeout().min(cluster.window);
-        let peer = |node: &Node| Peer::new(&node.address, patience, tcp());
+        let peer = |node: &Node| Peer::new(node, patience, tcp());
         let peers: Vec<Peer> = cluster.nodes().iter().map(peer).collect();
         let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
         loop {

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::codec::{Codec, MESSAGE, write_request};
 use super::{Dial, lock};
+use crate::cluster::Node;
 use crate::error::{Error, Kind, quoted};
 
 /// A question unanswered for this long wakes its asker, which may ask somebody else too.
@@ -35,7 +36,7 @@ const MAX_OUTBOX: usize = 64 << 20;
 pub struct Peer(Arc<Shared>);
 
 struct Shared {
-    address: String,
+    node: Node,
     dial: Dial,
     patience: Duration,
     state: Mutex<State>,
@@ -64,9 +65,9 @@ enum Question {
 }
 
 impl Peer {
-    /// The node at `address` (`host:port`). A dial takes `patience` at most, and a
+    /// This node, as the file has it. A dial takes `patience` at most, and a
     /// connection that leaves a question unanswered for that long is given up.
-    pub fn new(address: &str, patience: Duration, dial: Dial) -> Self {
+    pub fn new(node: &Node, patience: Duration, dial: Dial) -> Self {
         let state = State {
             running: false,
             outbox: Vec::new(),
@@ -78,7 +79,7 @@ impl Peer {
             down: None,
         };
         Peer(Arc::new(Shared {
-            address: address.to_owned(),
+            node: node.clone(),
             dial,
             patience,
             state: Mutex::new(state),
@@ -151,7 +152,7 @@ impl Shared {
     }
 
     fn trouble(&self, kind: Kind, why: impl std::fmt::Display) -> Error {
-        Error::new(kind, format!("{}: {why}", self.address))
+        Error::new(kind, format!("{}: {why}", self.node.address))
     }
 
     /// Dials, reads, writes and watches the clock until something breaks.
@@ -170,7 +171,7 @@ impl Shared {
     }
 
     async fn converse(&self) -> (Option<Duration>, io::Error) {
-        let dialled = timeout(self.patience, (self.dial)(&self.address)).await;
+        let dialled = timeout(self.patience, (self.dial)(&self.node)).await;
         let (from, to) = match dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(stream) => tokio::io::split(stream),
             Err(error) => return (Some(REDIAL), error),

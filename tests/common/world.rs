@@ -195,8 +195,8 @@ impl World {
 }
 
 fn dial() -> Dial {
-    Arc::new(|address| {
-        let address = address.to_owned();
+    Arc::new(|node| {
+        let address = node.address.clone();
         Box::pin(async move {
             let stream = TcpStream::connect(address).await?;
             Ok(Box::new(stream) as Box<dyn Connection>)
@@ -232,7 +232,7 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
     let client = Client {
         replicas: Replicas::new(world.cluster.clone(), TIMEOUT, &dial()),
     };
-    let peer = |node: &kv54::cluster::Node| Peer::new(&node.address, TIMEOUT, dial());
+    let peer = |node: &kv54::cluster::Node| Peer::new(node, TIMEOUT, dial());
     let peers: Vec<Peer> = world.cluster.nodes().iter().map(peer).collect();
     while !world.calm.get() {
         let key = &world.keys[fastrand::usize(..world.keys.len())];

@@ -54,8 +54,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// Dials over TCP and counts what is asked.
 fn counting(calls: Arc<AtomicU32>) -> Dial {
     let dial = tcp();
-    Arc::new(move |address| {
-        let (dialled, calls) = (dial(address), calls.clone());
+    Arc::new(move |node| {
+        let (dialled, calls) = (dial(node), calls.clone());
         Box::pin(async move {
             let counted = Counted {
                 stream: dialled.await?,

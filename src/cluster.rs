@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::Deserialize;
 use toml::Spanned;
+
+use crate::tls::{self, Files};
 
 /// The longest key, in bytes.
 pub const MAX_KEY: usize = 1 << 10;
@@ -28,6 +30,8 @@ pub struct Cluster {
     pub memory: usize,
     /// Connections that a node accepts at once.
     pub connections: usize,
+    /// Where the certificates are, if connections are encrypted.
+    pub tls: Option<Files>,
 }
 
 /// One node of the ring.
@@ -41,7 +45,7 @@ pub struct Node {
 
 /// What is wrong with the file: one line that names file, line and field.
 #[derive(Debug)]
-pub struct Invalid(String);
+pub struct Invalid(pub(crate) String);
 
 impl fmt::Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -57,6 +61,7 @@ struct File {
     nodes: BTreeMap<Spanned<String>, Spanned<String>>,
     #[serde(default)]
     limits: Limits,
+    tls: Option<Spanned<Files>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -124,6 +129,9 @@ impl Cluster {
             let start = text.find("[nodes]").unwrap_or(0);
             return Err(at(start..start, "nodes", &"a ring has at least one node"));
         }
+        if let Some(table) = &file.tls {
+            tls::check(&nodes).map_err(|why| at(table.span(), "tls", &why))?;
+        }
         let Limits {
             window,
             memory,
@@ -153,8 +161,15 @@ impl Cluster {
             1..=1_000_000 => Ok(*count),
             _ => Err("from 1 to 1000000".to_owned()),
         });
+        let beside = |file: PathBuf| path.parent().unwrap_or(path).join(file);
+        let tls = file.tls.map(Spanned::into_inner).map(|files| Files {
+            ca: beside(files.ca),
+            cert: beside(files.cert),
+            key: beside(files.key),
+        });
         Ok(Cluster {
             nodes,
+            tls,
             window: window.map_err(|(span, why)| at(span, "limits.window", &why))?,
             memory: memory.map_err(|(span, why)| at(span, "limits.memory", &why))?,
             connections: connections.map_err(|(span, why)| at(span, "limits.connections", &why))?,

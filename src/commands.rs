@@ -13,7 +13,7 @@ use crate::client::Client;
 use crate::cluster::{Cluster, Invalid};
 use crate::error::{Error, Kind};
 use crate::replicas::Replicas;
-use crate::rpc::tcp;
+use crate::tls;
 
 mod bench;
 mod keys;
@@ -118,8 +118,10 @@ impl Options {
     }
 
     fn client(&self) -> Result<Client, Failure> {
+        let cluster = self.cluster()?;
+        let dial = tls::dial(&cluster)?;
         Ok(Client {
-            replicas: Replicas::new(self.cluster()?, self.timeout(), &tcp()),
+            replicas: Replicas::new(cluster, self.timeout(), &dial),
         })
     }
 }

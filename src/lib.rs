@@ -10,6 +10,7 @@
 //! | [`join`] | catching up after a restart or a cut |
 //! | [`replicas`] | asking a key's replicas: whom first, how many, for how long |
 //! | [`rpc`] | MessagePack-RPC: codec, server loop, connections |
+//! | [`tls`] | the same connections, encrypted and both sides known |
 //! | [`error`] | what can go wrong, as the wire says it |
 //! | [`bench`] | a load generator, for this wire and for others |
 //! | [`sabotage`] | bugs that the proof must find, compiled in for its test only |
@@ -28,3 +29,4 @@ pub mod rpc;
 pub mod sabotage;
 pub mod server;
 pub mod store;
+pub mod tls;

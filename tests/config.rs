@@ -198,6 +198,30 @@ fn a_file_that_is_not_utf8_is_refused() {
 }
 
 #[test]
+#[cfg(not(feature = "tls"))]
+fn a_build_without_tls_refuses_a_file_that_wants_it() {
+    let cluster = Cluster::of(&["alice"]);
+    let files = "ca = \"ca.pem\"\ncert = \"host.pem\"\nkey = \"host.key\"\n";
+    let why = "this kv54 was built without TLS; build it with --features tls";
+    refuses(&cluster, &format!("{ALICE}\n[tls]\n{files}"), 4, &[why]);
+    cluster.file("cluster.toml", &format!("{ALICE}[tls]\n{files}"));
+    cluster.kv54(["serve", "alice"]).exits(2).says(&[why]);
+}
+
+#[test]
+fn a_node_that_the_network_can_reach_warns_of_it() {
+    let cluster = Cluster::of(&["alice"]);
+    let open = "is open to everybody who can reach it; [tls] in cluster.toml closes it";
+    let everywhere = format!("0.0.0.0:{}", cluster.spare_port(0));
+    let node = cluster.spawn(["serve", "alice", "--listen", &everywhere]);
+    let line = node.wait_for("warning: ");
+    assert!(line.contains(&format!("{everywhere} {open}")), "{line}");
+    let node = cluster.spawn(["serve", "alice"]);
+    node.wait_for("ready with");
+    assert!(!node.log().iter().any(|line| line.contains(open)));
+}
+
+#[test]
 fn every_command_refuses_a_bad_file() {
     let cluster = Cluster::of(&["alice"]);
     cluster.file("cluster.toml", "[nodes]\nalice = \"127.0.0.1\"\n");

@@ -7,8 +7,9 @@ use std::time::Duration;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Failure, Options, Outcome, print, tcp};
+use super::{Failure, Options, Outcome, print};
 use crate::bench::{Guest, Load, Own, PERCENTILES, Phase, Report};
+use crate::tls;
 
 /// What runs before the clock does.
 const WARM_UP: Duration = Duration::from_secs(1);
@@ -35,7 +36,7 @@ impl Bench {
                 .await?
         } else {
             let cluster = options.cluster()?;
-            let (nodes, dial) = (cluster.nodes(), tcp());
+            let (nodes, dial) = (cluster.nodes(), tls::dial(&cluster)?);
             let connected = crate::bench::Bench::connect(&self.load, nodes, &dial, || Guest);
             let mut guests = connected.await.map_err(unreachable)?;
             self.measure(async |phase, tick| guests.run(phase, tick).await)

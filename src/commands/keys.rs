@@ -13,8 +13,9 @@ use super::{Failure, Options, Outcome, print, print_coloured, text};
 use crate::client::Client;
 use crate::cluster::MAX_VALUE;
 use crate::error::{Error, Kind};
-use crate::rpc::{Peer, codec, tcp};
+use crate::rpc::{Peer, codec};
 use crate::store::{self, Loaded, Stamp};
+use crate::tls;
 
 /// Write a value.
 #[derive(Args)]
@@ -187,7 +188,9 @@ impl Via {
             .unwrap_or(options.timeout() + cluster.window);
         let encoded: Vec<Vec<u8>> = params.iter().map(codec::encode).collect();
         let params: Vec<&[u8]> = encoded.iter().map(Vec::as_slice).collect();
-        let (_, answer) = Peer::new(node, patience, tcp()).call(method, &params).await;
+        let (_, answer) = Peer::new(node, patience, tls::dial(&cluster)?)
+            .call(method, &params)
+            .await;
         Ok(answer.map_err(|error| Error::new(error.kind, format!("{name}: {}", error.why))))
     }
 }

@@ -23,6 +23,7 @@ use crate::replicas::Replicas;
 use crate::rpc::{self, Limits};
 use crate::server::Node;
 use crate::store::Store;
+use crate::tls;
 
 /// How long an operation is tried again for a guest of the node.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
@@ -129,23 +130,30 @@ async fn node(
     listen: Option<String>,
     stop: CancellationToken,
 ) -> Outcome {
-    let listener = bind(&cluster, place, listen).await?;
-    log::info!(
-        "listening on {}",
-        listener.local_addr().map_err(Failure::usage)?
+    let (dial, guard) = (
+        tls::dial(&cluster)?,
+        tls::guard(&cluster, cluster.name(place))?,
     );
+    let listener = bind(&cluster, place, listen).await?;
+    let address = listener.local_addr().map_err(Failure::usage)?;
+    log::info!("listening on {address}");
+    if cluster.tls.is_none() && !address.ip().is_loopback() {
+        log::warn!(
+            "{address} is open to everybody who can reach it; [tls] in cluster.toml closes it"
+        );
+    }
     let limits = Limits {
         connections: cluster.connections,
         ..Limits::default()
     };
     let store = Arc::new(Store::new(cluster, place));
-    let replicas = Replicas::at_home(&store, TIMEOUT, &rpc::tcp());
+    let replicas = Replicas::at_home(&store, TIMEOUT, &dial);
     let node = Node {
         store,
         client: Client { replicas },
     };
     // The listener stays bound while anything is answered here, so that no successor is.
-    let incoming = rpc::incoming(&listener, |stream, _| stream);
+    let incoming = rpc::incoming(&listener, guard);
     tokio::select! {
         () = rpc::serve(incoming, &node, limits, stop) => {}
         () = join(&node.store, &node.client.replicas) => {}

@@ -12,8 +12,9 @@ use tokio::time::{Instant, sleep};
 use super::{Options, Outcome, print, print_coloured, text};
 use crate::cluster::{Cluster, Node};
 use crate::error::Kind;
-use crate::rpc::{Peer, tcp};
+use crate::rpc::Peer;
 use crate::store::Status;
+use crate::tls;
 
 /// Show how the nodes are.
 #[derive(Args)]
@@ -42,7 +43,8 @@ impl Show {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         let cluster = options.cluster()?;
         let patience = options.timeout().min(cluster.window);
-        let peer = |node: &Node| Peer::new(node, patience, tcp());
+        let dial = tls::dial(&cluster)?;
+        let peer = |node: &Node| Peer::new(node, patience, dial.clone());
         let peers: Vec<Peer> = cluster.nodes().iter().map(peer).collect();
         let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
         loop {

@@ -30,6 +30,8 @@ const SUSPICION: Duration = Duration::from_secs(1);
 const REDIAL: Duration = Duration::from_millis(50);
 /// Unsent questions, in bytes; more are refused.
 const MAX_OUTBOX: usize = 64 << 20;
+/// How a node with certificates begins its answer to a plain question.
+const TLS_ALERT: [u8; 2] = [21, 3];
 
 /// A node that can be asked. Cloning it gives another handle on the same connection.
 #[derive(Clone)]
@@ -212,6 +214,9 @@ impl Shared {
                     Ok(Some(Message::Response(response))) => self.answered(arrived, response)?,
                     Ok(None) => break,
                     Ok(Some(_)) => return Err(io::Error::other("it asks where it should answer")),
+                    Err(_) if input.starts_with(&TLS_ALERT) => {
+                        return Err(io::Error::other("it speaks TLS; see [tls] in cluster.toml"));
+                    }
                     Err(malformed) => return Err(io::Error::other(malformed.error)),
                 }
             }

@@ -1,6 +1,7 @@
 //! `bench`: how fast the nodes answer.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -47,9 +48,8 @@ impl Bench {
             false => print(self.text(&report))?,
         }
         if report.cpu.is_some_and(|share| share > BUSY) {
-            eprintln!(
-                "kv54: bench itself was busy all the time: the nodes may be faster than this"
-            );
+            let hint = "bench itself was busy all the time: the nodes may be faster than this";
+            let _ = writeln!(std::io::stderr(), "kv54: {hint}");
         }
         done(&report, "")?;
         Ok(ExitCode::SUCCESS)

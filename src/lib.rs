@@ -12,7 +12,7 @@
 //! | [`rpc`] | MessagePack-RPC: codec, server loop, connections |
 //! | [`tls`] | the same connections, encrypted and both sides known |
 //! | [`error`] | what can go wrong, as the wire says it |
-//! | [`bench`] | a load generator, for this wire and for others |
+//! | [`bench`](mod@bench) | a load generator, for this wire and for others |
 //! | [`sabotage`] | bugs that the proof must find, compiled in for its test only |
 //! | [`commands`] | what a person types |
 //!

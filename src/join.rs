@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::join_all;
+use msgpack_rpc::Value;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::error::{Error, Kind};
 use crate::replicas::Replicas;
 use crate::sabotage::{Bug, planted};
-use crate::store::{Entry, Status, Store, key};
+use crate::store::{Entry, Loaded, Status, Store, key};
 
 /// Between two looks at a neighbour's digests.
 const LOOK: Duration = Duration::from_secs(1);
@@ -49,10 +50,8 @@ async fn report(store: &Store) {
             ..
         } = store.status();
         if state == "ready" {
-            return log::info!(
-                "ready with {keys} keys after {:.1?}",
-                store.started().elapsed()
-            );
+            let (s, took) = (if keys == 1 { "" } else { "s" }, store.started().elapsed());
+            return log::info!("ready with {keys} key{s} after {took:.1?}");
         }
         if told.elapsed() >= REPORT {
             log::info!(
@@ -121,39 +120,91 @@ async fn read(store: &Store, replicas: &Replicas, place: usize, part: usize) -> 
     let entries = replicas.status(place).await?.entries;
     let owner = replicas.cluster().name(part);
     let of = entries.get(owner).copied().unwrap_or(0);
-    let (mut start, mut cursor, mut quickest) = (None, 0, Duration::MAX);
+    let (mut scan, mut quickest) = (Scan::new(replicas, place, part), Duration::MAX);
     loop {
         let asked = Instant::now();
-        let page = replicas
-            .ask(place, "scan", &[part.into(), cursor.into()])
-            .await?;
+        let page = scan.page().await?;
         let took = asked.elapsed();
-        let Some([start_id, next, entries]) = page.as_array().map(Vec::as_slice) else {
-            return Err(odd());
-        };
-        // A neighbour that has restarted counts its entries anew.
-        if *start.get_or_insert(start_id.as_u64()) != start_id.as_u64() {
-            return Err(Error::new(Kind::Unavailable, "it has restarted meanwhile"));
+        for (key, entry) in page.iter().flatten() {
+            store.store(key, entry.as_ref())?;
         }
-        for entry in entries.as_array().ok_or_else(odd)? {
-            let Some([name, entry]) = entry.as_array().map(Vec::as_slice) else {
-                return Err(odd());
-            };
-            store.store(key(name)?, Entry::try_from(entry)?)?;
-        }
-        if next.is_nil() {
+        let Some(read) = scan.cursor else {
             return Ok(());
-        }
-        cursor = next
-            .as_u64()
-            .filter(|next| *next > cursor)
-            .ok_or_else(odd)?;
-        store.has_read(part, place, usize::try_from(cursor).unwrap_or(0), of);
+        };
+        store.has_read(part, place, usize::try_from(read).unwrap_or(0), of);
         // A neighbour that takes far longer than it could is busy with its guests: they go first.
         quickest = quickest.min(took);
         if took > 4 * quickest {
             sleep(took).await;
         }
+    }
+}
+
+/// One part as one node holds it, page by page: every entry that it held at the first page, and
+/// perhaps some that came later.
+pub struct Scan<'a> {
+    replicas: &'a Replicas,
+    place: usize,
+    part: usize,
+    start_id: Option<u64>,
+    cursor: Option<u64>,
+}
+
+impl<'a> Scan<'a> {
+    /// Begins before the first page.
+    pub fn new(replicas: &'a Replicas, place: usize, part: usize) -> Self {
+        Scan {
+            replicas,
+            place,
+            part,
+            start_id: None,
+            cursor: Some(0),
+        }
+    }
+
+    /// Begins anew, and fails if the node has restarted since the first page.
+    pub fn rewind(&mut self) {
+        self.cursor = Some(0);
+    }
+
+    /// The next page: keys and entries; `None` after the last one.
+    pub async fn page(&mut self) -> Result<Option<Vec<(Vec<u8>, Entry)>>, Error> {
+        let Some(cursor) = self.cursor else {
+            return Ok(None);
+        };
+        let page = self
+            .replicas
+            .ask(self.place, "scan", &[self.part.into(), cursor.into()])
+            .await?;
+        let [start_id, next, entries] = items(page)?;
+        let start_id = start_id.as_u64().ok_or_else(odd)?;
+        // A node that has restarted counts its entries anew.
+        if *self.start_id.get_or_insert(start_id) != start_id {
+            return Err(Error::new(Kind::Unavailable, "it has restarted meanwhile"));
+        }
+        self.cursor = match next.as_u64() {
+            Some(next) if next > cursor => Some(next),
+            None if next.is_nil() => None,
+            _ => return Err(odd()),
+        };
+        let Value::Array(entries) = entries else {
+            return Err(odd());
+        };
+        let entries = entries.into_iter().map(|pair| {
+            let [name, entry] = items(pair)?;
+            let Loaded { stamp, value } = entry.try_into()?;
+            let value = value.ok_or_else(odd)?;
+            Ok((key(&name)?.to_vec(), Entry { stamp, value }))
+        });
+        entries.collect::<Result<_, _>>().map(Some)
+    }
+}
+
+/// The items of an array of so many.
+fn items<const N: usize>(value: Value) -> Result<[Value; N], Error> {
+    match value {
+        Value::Array(items) => items.try_into().map_err(|_| odd()),
+        _ => Err(odd()),
     }
 }
 

@@ -16,7 +16,10 @@ use crate::replicas::Replicas;
 use crate::tls;
 
 mod bench;
+mod export;
+mod import;
 mod keys;
+mod line;
 mod serve;
 mod status;
 mod text;
@@ -82,6 +85,8 @@ enum Command {
     Status(status::Show),
     /// Load the nodes and measure how fast they answer
     Bench(bench::Bench),
+    Export(export::Export),
+    Import(import::Import),
 }
 
 /// Why a command did not do what it was told.
@@ -105,6 +110,8 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Where(locate) => block_on(locate.run(&options)),
         Command::Status(show) => block_on(show.run(&options)),
         Command::Bench(bench) => block_on(bench.run(&options)),
+        Command::Export(export) => block_on(export.run(&options)),
+        Command::Import(import) => block_on(import.run(&options)),
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) fn put(object: &mut Map<String, Json>, name: &str, value: &Value) {
 
 /// A value as JSON. What JSON lacks is told in words: bytes as base64, an extension as
 /// `{"ext": type, "base64": …}`, a map's key that is no string as its JSON, NaN as null.
-fn json(value: &Value) -> Json {
+pub(super) fn json(value: &Value) -> Json {
     match value {
         Value::Nil => Json::Null,
         Value::Boolean(truth) => json!(truth),

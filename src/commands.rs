@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::client::Client;
 use crate::cluster::{Cluster, Invalid};
@@ -26,7 +27,7 @@ mod text;
 
 /// A distributed key-value store in 54 lines: any two of three.
 #[derive(Parser)]
-#[command(version, arg_required_else_help = true, after_help = EXIT_CODES)]
+#[command(version, arg_required_else_help = true, after_help = MORE)]
 pub struct Cli {
     #[command(flatten)]
     options: Options,
@@ -34,7 +35,13 @@ pub struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes:
+const MORE: &str = "Examples:
+  kv54 serve --all             five nodes in one terminal,
+  kv54 set tea green           and in another one
+  kv54 get tea
+  kv54 export > dump.jsonl
+
+Exit codes:
   0  done (status: every node is ready)
   1  the key is absent (get)
   2  wrong usage or configuration; wrong-ring, too-large, bad-request
@@ -51,7 +58,8 @@ struct Options {
         value_name = "FILE"
     )]
     config: PathBuf,
-    /// How long an operation is tried again [default: 5s; status --wait: no limit]
+    /// How long an operation is tried again [default: 5s; status --wait: no limit]. With --via,
+    /// how long the answer is waited for: the node itself goes on trying for 5s
     #[arg(long, global = true, value_name = "TIME", value_parser = timeout)]
     timeout: Option<Duration>,
     /// What nodes log: off, error, warn, info or debug
@@ -63,7 +71,7 @@ struct Options {
         value_name = "LEVEL"
     )]
     log: log::LevelFilter,
-    /// Answer with one JSON object
+    /// Answer with one line of JSON; an error stays one line of text on standard error
     #[arg(long, global = true)]
     json: bool,
 }
@@ -87,7 +95,17 @@ enum Command {
     Bench(bench::Bench),
     Export(export::Export),
     Import(import::Import),
+    /// Print what makes a shell complete commands and options
+    #[command(after_help = COMPLETIONS)]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
 }
+
+const COMPLETIONS: &str = "Examples:
+  source <(kv54 completions bash)
+  kv54 completions fish > ~/.config/fish/completions/kv54.fish";
 
 /// Why a command did not do what it was told.
 pub struct Failure {
@@ -112,12 +130,30 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Bench(bench) => block_on(bench.run(&options)),
         Command::Export(export) => block_on(export.run(&options)),
         Command::Import(import) => block_on(import.run(&options)),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "kv54", &mut script);
+            print(script).map(|()| ExitCode::SUCCESS)
+        }
     }
 }
 
 impl Options {
     fn cluster(&self) -> Result<Arc<Cluster>, Failure> {
+        if self.config.try_exists().is_ok_and(|exists| !exists) {
+            let path = self.config.display();
+            return Err(Failure::usage(format!(
+                "{path}: there is no such file; --config FILE or KV54_CONFIG names another one, and \
+                 printf '[nodes]\\nalice = \"127.0.0.1:5401\"\\n' > {path} makes the smallest"
+            )));
+        }
         Ok(Arc::new(Cluster::read(&self.config)?))
+    }
+
+    /// The failure of asking for a node that the file does not name.
+    fn no_node(&self, cluster: &Cluster, name: &str) -> Failure {
+        let (path, names) = (self.config.display(), text::and(&cluster.names()));
+        Failure::usage(format!("{path}: there is no node {name:?}, only {names}"))
     }
 
     fn timeout(&self) -> Duration {

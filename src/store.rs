@@ -565,6 +565,13 @@ impl From<Loaded> for Value {
     }
 }
 
+impl From<Entry> for Value {
+    fn from(Entry { stamp, value }: Entry) -> Self {
+        let value = Some(value);
+        Loaded { stamp, value }.into()
+    }
+}
+
 impl TryFrom<&Value> for Stamp {
     type Error = Error;
 

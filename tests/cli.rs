@@ -75,6 +75,160 @@ fn without_a_value_standard_input_is_the_value_byte_for_byte() {
 }
 
 #[test]
+fn several_keys_are_several_lines() {
+    let cluster = Cluster::five();
+    cluster.kv54(["set", "tea", "green"]).exits(0);
+    cluster.kv54(["set", "milk", "white"]).exits(0);
+    for via in [&[][..], &["--via", "dave"]] {
+        let get = |keys: &[&str]| cluster.kv54([&["get"], keys, via].concat());
+        let both = get(&["tea", "milk", "tea"]).exits(0);
+        let lines = "tea\tgreen\nmilk\twhite\ntea\tgreen\n";
+        assert_eq!((both.text(), &*both.err), (lines, ""));
+        let one = get(&["tea", "honey"]).exits(1);
+        assert_eq!(one.text(), "tea\tgreen\n");
+        one.says(&["key \"honey\" is absent"]);
+        let none = get(&["rum", "honey", "salt"]).exits(1);
+        assert_eq!(none.text(), "");
+        none.says(&["keys \"rum\", \"honey\" and \"salt\" are absent"]);
+        let list = get(&["milk", "honey", "--json"]).exits(1);
+        let expected =
+            json!([{ "key": "milk", "value": "white" }, { "key": "honey", "value": null }]);
+        assert_eq!((list.json(), &*list.err), (expected, ""));
+    }
+    let keys: Vec<String> = (0..200).map(|n| format!("key{n}")).collect();
+    for key in &keys {
+        cluster.kv54(["set", key, key]).exits(0);
+    }
+    let all = cluster.kv54([&["get".to_owned()], &keys[..]].concat());
+    let lines: Vec<String> = keys.iter().map(|key| format!("{key}\t{key}\n")).collect();
+    assert_eq!(all.exits(0).text(), lines.concat());
+    let raw = cluster.kv54(["get", "tea", "milk", "--raw"]).exits(2);
+    raw.says(&["--raw prints the value of one key"]);
+}
+
+#[test]
+fn who_does_not_answer_is_named_and_so_is_who_does() {
+    let mut cluster = Cluster::five();
+    let tea = cluster.key_on(&["alice", "bob", "carol"]);
+    cluster.kill("bob");
+    cluster.kill("carol");
+    let refused = |name: &str| format!("{name}: {}: connection refused", cluster.address(name));
+    let (bob, carol) = (refused("bob"), refused("carol"));
+    let states = "; alice, dave and erin are ready, bob and carol are down\n";
+    let parts = [&*tea, "1 of 3", "2 needed", &bob, &carol, states];
+    for args in [
+        &["get", &tea][..],
+        &["get", &tea, "--json"],
+        &["get", "tea", &tea],
+        &["set", &tea, "green"],
+        &["delete", &tea],
+    ] {
+        let args = [args, &["--timeout", "300ms"]].concat();
+        let said = cluster.kv54(args).exits(3);
+        assert_eq!(said.text(), "", "an error is text, also with --json");
+        said.says(&parts);
+    }
+    let via = cluster.kv54(["get", "tea", "--via", "bob"]).exits(3);
+    via.says(&[&bob, states]);
+    let told = cluster.kv54(["where", &tea]).exits(0);
+    let bob = told.text().lines().find(|line| line.starts_with("bob"));
+    assert!(
+        bob.unwrap().ends_with("down     connection refused"),
+        "{told:?}"
+    );
+    let told = cluster.kv54(["where", &tea, "--json"]).exits(0).json();
+    let replicas = told["replicas"].as_array().unwrap();
+    let error = |name: &str| &replicas.iter().find(|node| node["name"] == name).unwrap()["error"];
+    assert_eq!(
+        (error("alice"), error("bob")),
+        (&json!(null), &json!("connection refused"))
+    );
+    for name in ["alice", "dave", "erin"] {
+        cluster.kill(name);
+    }
+    let said = cluster.kv54(["get", &tea, "--timeout", "300ms"]).exits(3);
+    said.says(&["0 of 3", "; all 5 nodes are down\n"]);
+}
+
+#[test]
+fn every_command_shows_an_example_of_itself() {
+    let cluster = Cluster::of(&["alice"]);
+    let help = cluster.kv54(["--help"]).exits(0);
+    let commands = help.text().split("Commands:").nth(1).unwrap();
+    let commands = commands.split("Options:").next().unwrap().lines();
+    let commands: Vec<&str> = commands
+        .filter_map(|line| line.strip_prefix("  ")?.split(' ').next())
+        .filter(|name| !name.is_empty() && *name != "help")
+        .collect();
+    assert!(commands.len() >= 9, "{commands:?}");
+    for command in commands {
+        for args in [[command, "--help"], ["help", command]] {
+            let help = cluster.kv54(args).exits(0);
+            let examples = help.text().split("Examples:").nth(1).unwrap_or_default();
+            assert!(examples.contains(&format!("kv54 {command}")), "{help:?}");
+        }
+    }
+    let help = cluster.kv54(["set", "--help"]).exits(0);
+    assert!(help.text().contains("newline at its end"), "{help:?}");
+    assert!(help.text().contains("goes on trying for 5s"), "{help:?}");
+}
+
+#[test]
+fn a_shell_learns_every_command() {
+    let cluster = Cluster::of(&["alice"]);
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = cluster.kv54(["completions", shell]).exits(0);
+        for word in ["export", "import", "--config", "--via"] {
+            let word = if shell == "fish" {
+                word.trim_start_matches('-')
+            } else {
+                word
+            };
+            assert!(script.text().contains(word), "{shell}: {word}");
+        }
+    }
+    let source = format!(
+        "source <({} completions bash); COMP_WORDS=(kv54 ex); COMP_CWORD=1; _kv54 kv54 ex kv54; echo ${{COMPREPLY[*]}}",
+        env!("CARGO_BIN_EXE_kv54"),
+    );
+    let mut bash = std::process::Command::new("bash");
+    let completed = bash.args(["-c", &source]).output().unwrap();
+    assert_eq!(String::from_utf8(completed.stdout).unwrap(), "export\n");
+    cluster.kv54(["completions", "dos"]).exits(2);
+}
+
+#[test]
+fn a_file_that_is_missing_is_named_with_what_to_do() {
+    let cluster = Cluster::of(&["alice"]);
+    for args in [
+        &["get", "tea"][..],
+        &["serve", "alice"],
+        &["status"],
+        &["import"],
+    ] {
+        let args = [args, &["--config", "none.toml"]].concat();
+        cluster.kv54(args).exits(2).says(&[
+            "none.toml: there is no such file",
+            "--config",
+            "KV54_CONFIG",
+            "printf '[nodes]\\nalice = \"127.0.0.1:5401\"\\n' > none.toml",
+        ]);
+    }
+    // What it says to type works.
+    let said = cluster.kv54(["status", "--config", "none.toml"]);
+    let printf = said.err.split(" and ").nth(1).unwrap();
+    let printf = printf.split(" makes").next().unwrap();
+    let mut bash = std::process::Command::new("bash");
+    bash.current_dir(&cluster.dir).args(["-c", printf]);
+    assert!(bash.status().unwrap().success());
+    let told = cluster.kv54(["where", "tea", "--config", "none.toml", "--json"]);
+    assert_eq!(told.json()["replicas"][0]["address"], "127.0.0.1:5401");
+    // A directory is there, and is no file.
+    let said = cluster.kv54(["status", "--config", "."]).exits(2);
+    said.says(&["directory"]);
+}
+
+#[test]
 fn json_is_one_object_with_the_promised_fields() {
     let mut cluster = Cluster::five();
     let set = cluster.kv54(["set", "tea", "green", "--json"]).exits(0);
@@ -192,11 +346,17 @@ fn wrong_usage_is_told_and_exits_with_2() {
     cluster
         .kv54(["serve", "zoe"])
         .exits(2)
-        .says(&["cluster.toml", "\"zoe\"", "alice"]);
-    cluster
-        .kv54(["get", "tea", "--via", "zoe"])
-        .exits(2)
-        .says(&["cluster.toml", "\"zoe\""]);
+        .says(&["cluster.toml: there is no node \"zoe\", only alice\n"]);
+    let five = Cluster::of(&FIVE);
+    let names = "there is no node \"zoe\", only alice, bob, carol, dave and erin\n";
+    for args in [&["serve", "zoe"][..], &["get", "tea", "--via", "zoe"]] {
+        five.kv54(args).exits(2).says(&["cluster.toml: ", names]);
+    }
+    let near = cluster.kv54(["exprt"]).exits(2).err;
+    assert!(
+        near.contains("similar") && near.contains("'export'"),
+        "{near}"
+    );
     let long = "k".repeat(1025);
     cluster
         .kv54(["get", &long])

@@ -183,7 +183,7 @@ fn what_is_no_toml_is_refused_where_it_breaks() {
 fn a_file_that_is_not_there_is_named() {
     let cluster = Cluster::of(&["alice"]);
     let said = cluster.kv54(["status", "--config", "nowhere.toml"]);
-    let said = said.exits(2).says(&["nowhere.toml", "No such file"]);
+    let said = said.exits(2).says(&["nowhere.toml", "no such file"]);
     assert!(said.out.is_empty());
     let said = cluster.kv54(["status", "--config", "."]);
     said.exits(2).says(&["kv54: .: "]);

@@ -132,7 +132,7 @@ fn a_joining_node_is_not_one_of_the_two_that_are_listed() {
         let replicas = cluster.client().replicas;
         let entry = Stamp::default().newer(value.clone());
         for name in ["bob", "carol"] {
-            let told = [key.as_slice().into(), (&entry).into()];
+            let told = [key.as_slice().into(), entry.clone().into()];
             block_on(replicas.ask(ring.place(name).unwrap(), "store", &told)).unwrap();
         }
     }
@@ -517,7 +517,7 @@ fn set(cluster: &Cluster, entries: &[(Vec<u8>, Value)]) {
     let client = cluster.client();
     block_on(async {
         for (key, value) in entries {
-            client.set(key, value.clone()).await.unwrap();
+            client.set(key, value).await.unwrap();
         }
         client.replicas.settle().await;
     });
@@ -530,7 +530,7 @@ fn tell_two_of_three(cluster: &Cluster, entries: &[(Vec<u8>, Value)], without: u
         for (key, value) in entries {
             let known = client.replicas.of(key).unwrap().load_stamp().await.unwrap();
             let entry = known.newer(value.clone());
-            let told = [key.as_slice().into(), (&entry).into()];
+            let told = [key.as_slice().into(), entry.clone().into()];
             for (n, place) in ring.replicas(ring.owner(key)).enumerate() {
                 if n != without {
                     client.replicas.ask(place, "store", &told).await.unwrap();

@@ -49,7 +49,8 @@ fn a_restarted_node_says_that_it_is_joining_serves_its_guests_and_catches_up() {
     );
     let told = cluster.kv54(["where", &key]).exits(0);
     let row = told.text().lines().find(|row| row.starts_with("carol "));
-    assert!(row.unwrap().ends_with("joining"), "{told:?}");
+    assert!(row.unwrap().contains("  joining  "), "{told:?}");
+    assert!(row.unwrap().contains("waiting for bob"), "{told:?}");
     let carol = status(&cluster, "carol");
     assert_eq!(
         (&carol["state"], &carol["progress"]),

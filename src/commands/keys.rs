@@ -6,10 +6,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 use futures::future::join_all;
+use futures::stream::{self, StreamExt as _};
 use msgpack_rpc::Value;
 use serde_json::{Map, json};
 
-use super::{Failure, Options, Outcome, print, print_coloured, text};
+use super::{Failure, Options, Outcome, print, print_coloured, status, text};
 use crate::client::Client;
 use crate::cluster::MAX_VALUE;
 use crate::error::{Error, Kind};
@@ -17,12 +18,19 @@ use crate::rpc::{Peer, codec};
 use crate::store::{self, Loaded, Stamp};
 use crate::tls;
 
+/// Several keys of one command that are asked for at once.
+const AT_ONCE: usize = 16;
+
 /// Write a value.
 #[derive(Args)]
+#[command(after_help = "Examples:
+  kv54 set tea green
+  kv54 set photo < photo.jpg
+  printf %s green | kv54 set tea     (echo would add a newline, which is kept)")]
 pub(super) struct Set {
     #[arg(allow_negative_numbers = true)]
     key: OsString,
-    /// The value; without it, or with `-`, standard input, byte for byte
+    /// The value; without it, or with `-`, standard input byte for byte, a newline at its end too
     #[arg(allow_negative_numbers = true)]
     value: Option<OsString>,
     #[command(flatten)]
@@ -31,10 +39,15 @@ pub(super) struct Set {
 
 /// Print a value.
 #[derive(Args)]
+#[command(after_help = "Examples:
+  kv54 get tea
+  kv54 get photo --raw > photo.jpg
+  kv54 get tea milk honey --json")]
 pub(super) struct Get {
-    #[arg(allow_negative_numbers = true)]
-    key: OsString,
-    /// Print exactly the value's bytes, without a newline
+    /// The key; several are answered by lines `key<TAB>value`, or by a list with --json
+    #[arg(required = true, value_name = "KEY", allow_negative_numbers = true)]
+    keys: Vec<OsString>,
+    /// Print exactly the value's bytes, without a newline; of one key only
     #[arg(long, conflicts_with = "json")]
     raw: bool,
     #[command(flatten)]
@@ -43,6 +56,9 @@ pub(super) struct Get {
 
 /// Delete a key.
 #[derive(Args)]
+#[command(after_help = "Examples:
+  kv54 delete tea
+  kv54 del tea")]
 pub(super) struct Delete {
     #[arg(allow_negative_numbers = true)]
     key: OsString,
@@ -52,6 +68,9 @@ pub(super) struct Delete {
 
 /// Show on which nodes a key lives, and what each of them holds.
 #[derive(Args)]
+#[command(after_help = "Examples:
+  kv54 where tea
+  kv54 where tea --json")]
 pub(super) struct Where {
     #[arg(allow_negative_numbers = true)]
     key: OsString,
@@ -63,6 +82,12 @@ struct Via {
     /// only says how long its answer is waited for
     #[arg(long = "via", value_name = "NAME")]
     node: Option<String>,
+}
+
+/// Who is asked: a majority of a key's replicas, or the one node that was named.
+enum Asked {
+    Majority(Client),
+    Node(String, Peer),
 }
 
 impl Set {
@@ -99,40 +124,68 @@ impl Delete {
 
 impl Get {
     pub(super) async fn run(self, options: &Options) -> Outcome {
-        let key = text::typed(self.key.into_encoded_bytes());
-        let value = self
-            .via
-            .ask("get", std::slice::from_ref(&key), options)
-            .await?
-            .map_err(Error::of_read)?;
-        let mut line = text::printed(&value);
-        if options.json {
+        let keys = self.keys.into_iter();
+        let keys: Vec<Value> = keys
+            .map(|key| text::typed(key.into_encoded_bytes()))
+            .collect();
+        let several = keys.len() > 1;
+        if several && self.raw {
+            return Err(Failure::usage("--raw prints the value of one key"));
+        }
+        let asked = self.via.asked(options)?;
+        let gets = keys
+            .iter()
+            .map(|key| asked.ask("get", std::slice::from_ref(key)));
+        let values: Vec<_> = stream::iter(gets).buffered(AT_ONCE).collect().await;
+        let (mut lines, mut objects, mut absent) = (Vec::new(), Vec::new(), Vec::new());
+        for (key, value) in keys.iter().zip(values) {
+            let value = match value.map_err(Error::of_read) {
+                Ok(value) => value,
+                Err(error) => return Err(explained(error, options).await),
+            };
             let mut object = Map::new();
-            text::put(&mut object, "key", &key);
+            text::put(&mut object, "key", key);
             text::put(&mut object, "value", &value);
-            line = json!(object).to_string().into_bytes();
+            objects.push(json!(object));
+            if value.is_nil() {
+                absent.push(key.to_string());
+                continue;
+            }
+            if several {
+                lines.extend(text::printed(key));
+                lines.push(b'\t');
+            }
+            lines.extend(text::printed(&value));
+            if !self.raw {
+                lines.push(b'\n');
+            }
         }
-        if !self.raw {
-            line.push(b'\n');
+        match options.json {
+            true if several => print(format!("{}\n", json!(objects)))?,
+            true => objects
+                .iter()
+                .try_for_each(|object| print(format!("{object}\n")))?,
+            false => print(lines)?,
         }
-        if !value.is_nil() || options.json {
-            print(line)?;
-        }
-        match value.is_nil() {
-            true if options.json => Ok(ExitCode::from(1)),
-            true => Err(Failure {
-                code: 1,
-                why: format!("key {key} is absent"),
-            }),
-            false => Ok(ExitCode::SUCCESS),
-        }
+        let why = match absent.len() {
+            0 => return Ok(ExitCode::SUCCESS),
+            _ if options.json => return Ok(ExitCode::from(1)),
+            1 => format!("key {} is absent", text::and(&absent)),
+            _ => format!("keys {} are absent", text::and(&absent)),
+        };
+        Err(Failure { code: 1, why })
     }
 }
 
 impl Via {
     /// A write: done, failed, or nobody knows.
     async fn write(self, method: &str, params: &[Value], options: &Options) -> Outcome {
-        match self.ask(method, params, options).await? {
+        let asked = self.asked(options)?;
+        let answer = asked.ask(method, params).await;
+        if let Asked::Majority(client) = &asked {
+            client.replicas.settle().await;
+        }
+        match answer {
             Ok(_) if options.json => {
                 let mut object = Map::new();
                 params
@@ -143,56 +196,61 @@ impl Via {
                 Ok(ExitCode::SUCCESS)
             }
             Ok(_) => print("ok\n").map(|()| ExitCode::SUCCESS),
-            Err(error) if error.kind == Kind::UnknownOutcome => {
-                let why = format!("{method} has an unknown outcome: {}", error.why);
-                Err(Failure { code: 3, why })
-            }
             Err(error) => {
-                let Failure { code, why } = error.into();
-                Err(Failure {
-                    code,
-                    why: format!("{method} failed: {why}"),
-                })
+                let unknown = error.kind == Kind::UnknownOutcome;
+                let Failure { code, why } = explained(error, options).await;
+                let why = match why.strip_prefix("unknown-outcome: ") {
+                    Some(why) if unknown => format!("{method} has an unknown outcome: {why}"),
+                    _ => format!("{method} failed: {why}"),
+                };
+                Err(Failure { code, why })
             }
         }
     }
 
-    /// Asks a majority, or the one node that was named.
-    async fn ask(
-        &self,
-        method: &str,
-        params: &[Value],
-        options: &Options,
-    ) -> Result<Result<Value, Error>, Failure> {
+    /// Who is to be asked.
+    fn asked(&self, options: &Options) -> Result<Asked, Failure> {
         let Some(name) = &self.node else {
-            let client = options.client()?;
-            let answer = ask_majority(&client, method, params).await;
-            if method != "get" {
-                client.replicas.settle().await;
-            }
-            return Ok(answer);
+            return Ok(Asked::Majority(options.client()?));
         };
         let cluster = options.cluster()?;
         let node = cluster
             .place(name)
             .and_then(|place| cluster.nodes().get(place));
-        let node = node.ok_or_else(|| {
-            Failure::usage(format!(
-                "{}: there is no node {name:?}",
-                options.config.display()
-            ))
-        })?;
+        let node = node.ok_or_else(|| options.no_node(&cluster, name))?;
         // Unless told otherwise, the node is given the time to say itself why it cannot.
         let patience = options
             .timeout
             .unwrap_or(options.timeout() + cluster.window);
+        let peer = Peer::new(node, patience, tls::dial(&cluster)?);
+        Ok(Asked::Node(name.clone(), peer))
+    }
+}
+
+impl Asked {
+    async fn ask(&self, method: &str, params: &[Value]) -> Result<Value, Error> {
+        let (name, peer) = match self {
+            Asked::Majority(client) => return ask_majority(client, method, params).await,
+            Asked::Node(name, peer) => (name, peer),
+        };
         let encoded: Vec<Vec<u8>> = params.iter().map(codec::encode).collect();
         let params: Vec<&[u8]> = encoded.iter().map(Vec::as_slice).collect();
-        let (_, answer) = Peer::new(node, patience, tls::dial(&cluster)?)
-            .call(method, &params)
-            .await;
-        Ok(answer.map_err(|error| Error::new(error.kind, format!("{name}: {}", error.why))))
+        let (_, answer) = peer.call(method, &params).await;
+        answer.map_err(|error| Error::new(error.kind, format!("{name}: {}", error.why)))
     }
+}
+
+/// The failure that the error is, and where nodes did not answer, how all of them are.
+async fn explained(error: Error, options: &Options) -> Failure {
+    let silent = matches!(
+        error.kind,
+        Kind::Unavailable | Kind::Joining | Kind::UnknownOutcome
+    );
+    let Failure { code, mut why } = error.into();
+    if let (true, Ok(cluster)) = (silent, options.cluster()) {
+        why = format!("{why}; {}", status::summary(&cluster, options).await?);
+    }
+    Failure { code, why }
 }
 
 async fn ask_majority(client: &Client, method: &str, params: &[Value]) -> Result<Value, Error> {
@@ -250,15 +308,20 @@ impl Where {
                 (None, "ready") => "nothing".to_owned(),
                 (None, state) => text::coloured(state),
             };
+            let why = held.as_ref().err().map(|error| {
+                let address = format!("{}: ", node.address);
+                error.why.trim_start_matches(&address).to_owned()
+            });
+            replicas.push(json!({
+                "name": node.name, "address": node.address, "state": state, "stamp": stamp, "deleted": deleted, "error": why,
+            }));
             rows.push(vec![
                 node.name.clone(),
                 node.address.clone(),
                 role.to_owned(),
                 holds,
+                why.unwrap_or_default(),
             ]);
-            replicas.push(json!({
-                "name": node.name, "address": node.address, "state": state, "stamp": stamp, "deleted": deleted,
-            }));
         }
         object.extend([
             ("hash".to_owned(), hash.into()),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::Args;
 use futures::StreamExt as _;
+use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use tokio::net::{TcpListener, lookup_host};
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,6 +33,10 @@ const OTHER_FILES: u64 = 64;
 
 /// Run a node, or all of them.
 #[derive(Args)]
+#[command(after_help = "Examples:
+  kv54 serve --all
+  kv54 serve alice
+  kv54 serve alice --listen 0.0.0.0:5401")]
 pub(super) struct Serve {
     /// The node's name in the file [default: this machine's host name]
     #[arg(conflicts_with = "all")]
@@ -97,28 +102,18 @@ impl Serve {
 
     /// The place of the node that is named, or that this machine is named after.
     fn place(&self, cluster: &Cluster, options: &Options) -> Result<usize, Failure> {
-        let (name, said) = if let Some(name) = &self.name {
-            (name.clone(), "")
-        } else {
-            let host = hostname::get().map_err(|e| Failure::usage(format!("no host name: {e}")))?;
-            let host = host.to_string_lossy();
-            let short = host.split('.').next().unwrap_or(&host);
-            let name = if cluster.place(&host).is_some() {
-                &host
-            } else {
-                short
-            };
-            (
-                name.to_owned(),
-                ", which is this machine's name; kv54 serve NAME runs another",
-            )
-        };
-        cluster.place(&name).ok_or_else(|| {
-            let path = options.config.display();
-            Failure::usage(format!(
-                "{path}: there is no node {name:?} in {}{said}",
-                cluster.names().join(", ")
-            ))
+        if let Some(name) = &self.name {
+            let place = cluster.place(name);
+            return place.ok_or_else(|| options.no_node(cluster, name));
+        }
+        let host = hostname::get().map_err(|e| Failure::usage(format!("no host name: {e}")))?;
+        let host = host.to_string_lossy();
+        let short = host.split('.').next().unwrap_or(&host);
+        let place = cluster.place(&host).or_else(|| cluster.place(short));
+        place.ok_or_else(|| {
+            let Failure { code, why } = options.no_node(cluster, short);
+            let why = format!("{why}; it is this machine's name, and kv54 serve NAME runs another");
+            Failure { code, why }
         })
     }
 }
@@ -187,13 +182,12 @@ async fn bind(
 
 /// The first node of the file that is not on this machine's loopback.
 async fn off_loopback(cluster: &Cluster) -> Option<&str> {
-    for node in cluster.nodes() {
-        let found = lookup_host(&node.address).await;
-        if found.is_ok_and(|mut found| found.any(|address| !address.ip().is_loopback())) {
-            return Some(&node.name);
-        }
-    }
-    None
+    let nodes = cluster.nodes();
+    let found = join_all(nodes.iter().map(|node| lookup_host(&node.address))).await;
+    nodes.iter().zip(found).find_map(|(node, found)| {
+        let off = found.ok()?.any(|address| !address.ip().is_loopback());
+        off.then_some(&*node.name)
+    })
 }
 
 /// Log lines on standard error, each with its node's name, which is its thread's.

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use super::{Options, Outcome, print, print_coloured, text};
+use super::{Failure, Options, Outcome, print, print_coloured, text};
 use crate::cluster::{Cluster, Node};
 use crate::error::Kind;
 use crate::rpc::Peer;
@@ -18,6 +18,9 @@ use crate::tls;
 
 /// Show how the nodes are.
 #[derive(Args)]
+#[command(after_help = "Examples:
+  kv54 status
+  kv54 status --wait --timeout 60s")]
 pub(super) struct Show {
     /// Wait until every node is ready, for --timeout if it is given
     #[arg(long)]
@@ -42,17 +45,10 @@ struct Line {
 impl Show {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         let cluster = options.cluster()?;
-        let patience = options.timeout().min(cluster.window);
-        let dial = tls::dial(&cluster)?;
-        let peer = |node: &Node| Peer::new(node, patience, dial.clone());
-        let peers: Vec<Peer> = cluster.nodes().iter().map(peer).collect();
+        let peers = peers(&cluster, options)?;
         let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
         loop {
-            let asked = peers
-                .iter()
-                .zip(cluster.nodes())
-                .map(|(peer, node)| ask(peer, node, &cluster));
-            let lines = join_all(asked).await;
+            let lines = ask_all(&peers, &cluster).await;
             let ready = lines.iter().all(|line| line.state == "ready");
             let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
             if !self.wait || ready || late {
@@ -69,6 +65,40 @@ impl Show {
             sleep(Duration::from_millis(100)).await;
         }
     }
+}
+
+/// How the nodes are, in half a sentence.
+pub(super) async fn summary(cluster: &Cluster, options: &Options) -> Result<String, Failure> {
+    let lines = ask_all(&peers(cluster, options)?, cluster).await;
+    let mut states: Vec<(&str, Vec<&str>)> = Vec::new();
+    for line in &lines {
+        match states.iter_mut().find(|(state, _)| *state == line.state) {
+            Some((_, names)) => names.push(&line.name),
+            None => states.push((&line.state, vec![&line.name])),
+        }
+    }
+    if let [(state, _)] = states[..] {
+        return Ok(match lines.len() {
+            1 => format!("it is the only node, and {state}"),
+            count => format!("all {count} nodes are {state}"),
+        });
+    }
+    let said = states.iter().map(|(state, names)| {
+        let are = if names.len() == 1 { "is" } else { "are" };
+        format!("{} {are} {state}", text::and(names))
+    });
+    Ok(said.collect::<Vec<_>>().join(", "))
+}
+
+fn peers(cluster: &Cluster, options: &Options) -> Result<Vec<Peer>, Failure> {
+    let (patience, dial) = (options.timeout().min(cluster.window), tls::dial(cluster)?);
+    let peer = |node: &Node| Peer::new(node, patience, dial.clone());
+    Ok(cluster.nodes().iter().map(peer).collect())
+}
+
+async fn ask_all(peers: &[Peer], cluster: &Cluster) -> Vec<Line> {
+    let nodes = peers.iter().zip(cluster.nodes());
+    join_all(nodes.map(|(peer, node)| ask(peer, node, cluster))).await
 }
 
 async fn ask(peer: &Peer, node: &Node, cluster: &Cluster) -> Line {

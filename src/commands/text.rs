@@ -66,6 +66,16 @@ fn base64(value: &Value) -> String {
     BASE64.encode(value.as_slice().unwrap_or_default())
 }
 
+/// Names as a sentence has them: `alice, bob and carol`.
+pub(super) fn and(names: &[impl AsRef<str>]) -> String {
+    let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+    match names.split_last() {
+        Some((last, [])) => (*last).to_owned(),
+        Some((last, others)) => format!("{} and {last}", others.join(", ")),
+        None => String::new(),
+    }
+}
+
 /// Rows in columns, two spaces apart; the last column is not padded.
 pub(super) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);

@@ -248,7 +248,9 @@ async fn explained(error: Error, options: &Options) -> Failure {
     );
     let Failure { code, mut why } = error.into();
     if let (true, Ok(cluster)) = (silent, options.cluster()) {
-        why = format!("{why}; {}", status::summary(&cluster, options).await?);
+        if let Ok(summary) = status::summary(&cluster, options).await {
+            why = format!("{why}; {summary}");
+        }
     }
     Failure { code, why }
 }

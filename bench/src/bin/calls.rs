@@ -34,7 +34,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     Values::new(100).write(&mut value, 0);
     for number in 0..OPERATIONS {
         client
-            .set(&key(number), String::from_utf8_lossy(&value).into())
+            .set(&key(number), &String::from_utf8_lossy(&value).into())
             .await?;
     }
     client.replicas.settle().await;

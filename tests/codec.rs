@@ -221,6 +221,15 @@ fn a_header_of_4_gib_is_refused_as_soon_as_it_is_there() {
 }
 
 #[test]
+fn what_is_refused_at_its_first_header_is_nobodys_however_much_has_arrived() {
+    let bytes = [0xdd, 0, 1, 0, 1, 0, 7];
+    for seen in 5..=bytes.len() {
+        let refused = whole(&bytes[..seen]).unwrap_err();
+        assert_eq!(verdict(&refused), (Kind::TooLarge, None, false));
+    }
+}
+
+#[test]
 fn the_byte_that_messagepack_never_uses_is_refused() {
     let bytes = [0x94, 0, 7, 0xa3, b's', b'e', b't', 0x92, 0xa1, b'k', 0xc1];
     let (last, before) = bytes.split_last().unwrap();

@@ -57,7 +57,11 @@ impl Codec {
         match self.walk.advance(input, MESSAGE) {
             Ok(false) => return Ok(None),
             Ok(true) => {}
-            Err(error) => return Err(out_of_step(input, error)),
+            Err(error) => {
+                // No further than it has looked: what lies behind that may be here or still to come.
+                let seen = input.get(..self.walk.at).unwrap_or_default();
+                return Err(out_of_step(seen, error));
+            }
         }
         let Walk { at, values, .. } = std::mem::take(&mut self.walk);
         self.weight = 2 * at + values * size_of::<Value>();

@@ -90,7 +90,8 @@ impl Cluster {
             } else {
                 format!("{field}: ")
             };
-            Invalid(format!("{}:{line}: {field}{why}", path.display()))
+            let said = format!("{}:{line}: {field}{why}", path.display());
+            Invalid(said.replace(char::is_control, "\u{fffd}")) // a terminal would obey them
         };
         let file: File = toml::from_str(text).map_err(|error| {
             let span = error.span().unwrap_or(0..0);

@@ -120,6 +120,22 @@ fn a_line_break_in_a_name_does_not_break_the_line_of_the_error() {
 }
 
 #[test]
+fn a_terminal_obeys_nothing_that_stands_in_a_broken_file() {
+    let cluster = Cluster::of(&["alice"]);
+    for broken in [
+        "[no\0de",
+        "\u{1b}[31m = 5",
+        "\"\\u001b[31m\" = { bob = 5 }",
+        "[\"\\r\"]",
+        "b\rob",
+    ] {
+        let said = refuses(&cluster, &format!("{ALICE}{broken}\n"), 3, &[]);
+        let line = said.err.trim_end_matches('\n');
+        assert!(!line.contains(char::is_control), "{line:?}");
+    }
+}
+
+#[test]
 fn a_bad_limit_is_named() {
     let cluster = Cluster::of(&["alice"]);
     for (limit, parts) in [

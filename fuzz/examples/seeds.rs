@@ -1,0 +1,108 @@
+//! Writes the fuzzers' first messages, as guests and nodes send them, into `fuzz/seeds`:
+//!
+//! `cargo run --manifest-path fuzz/Cargo.toml --example seeds`
+
+use std::path::Path;
+
+use kv54::cluster::Cluster;
+use kv54::error::{Error, Kind};
+use kv54::rpc::codec::{encode, write_request, write_response};
+use kv54::store::{Entry, Stamp};
+use msgpack_rpc::Value;
+
+fn main() -> std::io::Result<()> {
+    let get = request("get", &["tea".into()]);
+    let set = request("set", &["tea".into(), "green".into()]);
+    let delete = request("delete", &["tea".into()]);
+    let status = request("status", &[]);
+    let notification = encode(&array([
+        2.into(),
+        "set".into(),
+        array(["tea".into(), "green".into()]),
+    ]));
+    let nested = array([Value::Map(vec![(
+        "cups".into(),
+        array([1.into(), 2.5.into(), Value::Nil]),
+    )])]);
+    let nested = request("set", &["tea".into(), nested]);
+    let bytes = Value::Binary(b"\x00\xff".to_vec());
+    let odd = request("set", &[bytes, Value::Ext(5, vec![1, 2, 3])]);
+    let shapeless = encode(&array([0.into(), 54.into(), "get".into(), "tea".into()]));
+    let old = Entry {
+        stamp: Stamp {
+            counter: 1,
+            writer: 54,
+        },
+        value: "green".into(),
+    };
+    let mut answer = Vec::new();
+    write_response(&mut answer, 54, &Ok((&old).into()));
+    let mut refusal = Vec::new();
+    write_response(
+        &mut refusal,
+        54,
+        &Err(Error::new(Kind::Joining, "waiting for bob")),
+    );
+
+    save("codec", "batch", &[&set, &get, &delete, &status])?;
+    save("codec", "nested", &[&nested])?;
+    save("codec", "bin-and-ext", &[&odd])?;
+    save("codec", "notification", &[&notification, &get])?;
+    save("codec", "shapeless", &[&shapeless, &get])?;
+    save("codec", "answer", &[&answer])?;
+    save("codec", "refusal", &[&refusal])?;
+    save("codec", "too-large", &[&set[..12], b"\xdd\x00\x01\x00\x00"])?;
+
+    save("request", "guest", &[&set, &get, &delete, &get])?;
+    save("request", "values", &[&nested, &odd, &get])?;
+    save("request", "status", &[&status])?;
+    save("request", "notification", &[&notification, &get])?;
+    save("request", "shapeless", &[&shapeless, &get])?;
+    for names in [&["alice"][..], &["alice", "bob", "carol"]] {
+        let [load, store, scan] = neighbour(ring(names), &old);
+        let name = format!("neighbour-of-{}", names.len());
+        save("request", &name, &[&load, &store, &load, &scan, &get])?;
+    }
+    Ok(())
+}
+
+/// What a node asks alice: everything that only nodes ask.
+fn neighbour(ring: u32, entry: &Entry) -> [Vec<u8>; 3] {
+    let ring = Value::from(ring);
+    [
+        request("load", &[ring.clone(), "tea".into(), Stamp::MAX.into()]),
+        request("store", &[ring.clone(), "tea".into(), entry.into()]),
+        request("scan", &[ring, 0.into(), 0.into()]),
+    ]
+}
+
+/// What alice wants to hear as `ring`, where the target `request` plays.
+fn ring(names: &[&str]) -> u32 {
+    let nodes: Vec<String> = names
+        .iter()
+        .map(|name| format!("{name} = '{name}:54'"))
+        .collect();
+    let file = format!("limits.window = '50ms'\n[nodes]\n{}", nodes.join("\n"));
+    let cluster = Cluster::parse("cluster.toml".as_ref(), &file).expect("a ring");
+    cluster.fingerprint("alice")
+}
+
+fn request(method: &str, params: &[Value]) -> Vec<u8> {
+    let encoded: Vec<Vec<u8>> = params.iter().map(encode).collect();
+    let encoded: Vec<&[u8]> = encoded.iter().map(Vec::as_slice).collect();
+    let mut bytes = Vec::new();
+    write_request(&mut bytes, 54, method, &encoded);
+    bytes
+}
+
+fn array<const N: usize>(items: [Value; N]) -> Value {
+    Value::Array(items.into())
+}
+
+fn save(target: &str, name: &str, messages: &[&[u8]]) -> std::io::Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("seeds")
+        .join(target);
+    std::fs::create_dir_all(&folder)?;
+    std::fs::write(folder.join(name), messages.concat())
+}

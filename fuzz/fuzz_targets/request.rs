@@ -1,0 +1,254 @@
+//! Any bytes to a node, the way a guest sends them, in a ring of one that is soon full and in a
+//! ring of three: every request is answered once, in words that a guest can read; afterwards the
+//! nodes still answer, have counted every byte, and come to hold the same.
+#![no_main]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use futures::channel::mpsc;
+use futures::future::join_all;
+use kv54::client::Client;
+use kv54::cluster::Cluster;
+use kv54::error::Error;
+use kv54::join::join;
+use kv54::replicas::Replicas;
+use kv54::rpc::codec::{Codec, encode, write_request};
+use kv54::rpc::{Connection, Dial, Limits, serve};
+use kv54::server::Node;
+use kv54::store::{Status, Store};
+use libfuzzer_sys::fuzz_target;
+use msgpack_rpc::Value;
+use msgpack_rpc::message::{Message, Notification, Request, Response};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex, split};
+use tokio::task::yield_now;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+const NAMES: [&str; 3] = ["alice", "bob", "carol"];
+const LIMITS: Limits = Limits {
+    connections: 16,
+    buffers: 64 << 20,
+};
+/// How long an operation is tried again.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// How long anything may take that is to happen at all.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What a pipe holds, in bytes: less than many a message and many an answer.
+const PIPE: usize = 512;
+/// The longest error, in bytes: room for a key or two, not for a whole message.
+const MAX_ERROR: usize = 17 << 10;
+/// What an entry takes beside its key and value, in bytes, as the README says.
+const OVERHEAD: usize = 100;
+
+// A node answers a panic and goes on; the fuzzer's own hook aborts before it can.
+fuzz_target!(|bytes: &[u8]| {
+    for (nodes, memory) in [(1, 400), (3, 1 << 30)] {
+        fastrand::seed(54);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build();
+        let played = visit(ring(nodes, memory), bytes);
+        runtime.expect("a runtime").block_on(played);
+    }
+});
+
+fn ring(nodes: usize, memory: usize) -> Cluster {
+    let nodes = NAMES[..nodes]
+        .iter()
+        .map(|name| format!("{name} = '{name}:54'\n"));
+    let file = format!(
+        "limits.window = '50ms'\n[nodes]\n{}",
+        nodes.collect::<String>()
+    );
+    let mut cluster = Cluster::parse("cluster.toml".as_ref(), &file).expect("a ring");
+    cluster.memory = memory;
+    cluster
+}
+
+/// Nodes, and a guest of the first of them who sends these bytes.
+async fn visit(cluster: Cluster, bytes: &[u8]) {
+    let cluster = Arc::new(cluster);
+    let (doors, incoming): (Vec<_>, Vec<_>) =
+        cluster.nodes().iter().map(|_| mpsc::unbounded()).unzip();
+    let ring = cluster.clone();
+    let dial: Dial = Arc::new(move |address| {
+        let place = ring
+            .place(address.trim_end_matches(":54"))
+            .expect("a node's address");
+        let (near, far) = duplex(PIPE);
+        let entered = doors[place].unbounded_send(Ok(Box::new(far) as Box<dyn Connection>));
+        entered.expect("nodes do not stop");
+        Box::pin(async { Ok(Box::new(near) as Box<dyn Connection>) })
+    });
+    let node = |place| {
+        let store = Arc::new(Store::new(cluster.clone(), place));
+        let replicas = Replicas::at_home(&store, TIMEOUT, &dial);
+        Node {
+            store,
+            client: Client { replicas },
+        }
+    };
+    let nodes: Vec<Node> = (0..cluster.nodes().len()).map(node).collect();
+    let stores: Vec<Arc<Store>> = nodes.iter().map(|node| node.store.clone()).collect();
+    let lives = nodes.iter().zip(incoming).map(async |(node, incoming)| {
+        tokio::select! {
+            biased;
+            () = serve(incoming, node, LIMITS, CancellationToken::new()) => {}
+            () = join(&node.store, &node.client.replicas) => {}
+        }
+    });
+    let guest = async {
+        until("ready", || {
+            stores.iter().all(|store| store.status().state == "ready")
+        })
+        .await;
+        let mut answered = answers(&ask(&dial, "alice", bytes).await);
+        let mut asked = asked(bytes);
+        asked.sort_unstable();
+        answered.sort_unstable();
+        assert_eq!(answered, asked, "one answer for each request");
+        for store in &stores {
+            is_alive(&dial, store).await;
+            has_counted_every_byte(store);
+        }
+        if cluster.memory > 1 << 20 {
+            until("alike", || {
+                stores
+                    .iter()
+                    .all(|store| store.status().digests == stores[0].status().digests)
+            })
+            .await;
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = join_all(lives) => panic!("nodes do not stop"),
+        () = guest => {}
+    }
+}
+
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let held = async {
+        while !holds() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, held)
+        .await
+        .unwrap_or_else(|_| panic!("never {what}"));
+}
+
+/// Sends bytes in pieces as long as their first bytes say; all that comes back, to the end.
+async fn ask(dial: &Dial, name: &str, mut bytes: &[u8]) -> Vec<u8> {
+    let (mut from, mut to) = split(dial(&format!("{name}:54")).await.expect("a connection"));
+    let sent = async {
+        while let Some(first) = bytes.first() {
+            let (piece, rest) = bytes.split_at(usize::from(*first).clamp(1, bytes.len()));
+            if to.write_all(piece).await.is_err() {
+                return; // it need not listen to all of it
+            }
+            yield_now().await;
+            bytes = rest;
+        }
+        let _ = to.shutdown().await;
+    };
+    let mut answers = Vec::new();
+    let heard = from.read_to_end(&mut answers);
+    let ((), heard) = timeout(PATIENCE, async { tokio::join!(sent, heard) })
+        .await
+        .expect("an end");
+    heard.expect("an end in order");
+    answers
+}
+
+/// The msgids that are to be answered. What comes after bytes that are no message is not read.
+fn asked(bytes: &[u8]) -> Vec<u32> {
+    let (mut codec, mut input, mut ids) = (Codec::default(), BytesMut::from(bytes), Vec::new());
+    loop {
+        match codec.decode(&mut input) {
+            Ok(Some(Message::Request(Request { id, .. }))) => ids.push(id),
+            Ok(Some(Message::Notification(Notification { .. }))) => {}
+            Ok(None | Some(Message::Response(_))) => return ids,
+            Err(malformed) => {
+                ids.extend(malformed.id);
+                if !malformed.in_step {
+                    return ids;
+                }
+            }
+        }
+    }
+}
+
+/// The msgids that were answered, each with a value or with an error that a person can read.
+fn answers(bytes: &[u8]) -> Vec<u32> {
+    let (mut codec, mut input, mut ids) = (Codec::default(), BytesMut::from(bytes), Vec::new());
+    while let Some(message) = codec.decode(&mut input).expect("answers within the bounds") {
+        let Message::Response(Response { id, result }) = message else {
+            panic!("no answer: {message:?}");
+        };
+        if let Err(error) = result {
+            let text = error.as_str().expect("an error is a string");
+            assert_eq!(
+                Error::parse(text).to_string(),
+                text,
+                "its first word is known"
+            );
+            assert!(!text.contains(char::is_control), "one line: {text:?}");
+            assert!(text.len() <= MAX_ERROR, "an error of {} bytes", text.len());
+        }
+        ids.push(id);
+    }
+    assert!(input.is_empty(), "half an answer");
+    ids
+}
+
+/// Whether a node answers others than the one who has sent it these bytes.
+async fn is_alive(dial: &Dial, store: &Store) {
+    let mut question = Vec::new();
+    write_request(&mut question, 54, "status", &[]);
+    let answer = ask(dial, store.name(), &question).await;
+    let message = Codec::default().decode(&mut BytesMut::from(&*answer));
+    let Ok(Some(Message::Response(Response {
+        id: 54,
+        result: Ok(status),
+    }))) = message
+    else {
+        panic!("no status: {message:?}");
+    };
+    let status = Status::try_from(status).expect("a status");
+    assert_eq!(
+        (&*status.name, status.bytes),
+        (store.name(), store.status().bytes)
+    );
+}
+
+/// Whether a store's figures are those of the entries that it has, and within its limit.
+fn has_counted_every_byte(store: &Store) {
+    let (mut keys, mut tombstones, mut bytes) = (0, 0, 0);
+    for part in 0..store.cluster().nodes().len() {
+        let mut cursor = Value::from(0);
+        while !cursor.is_nil() {
+            let page = store.scan(&part.into(), &cursor).expect("a page");
+            for entry in page[2].as_array().expect("entries") {
+                let (key, value) = (entry[0].as_slice().expect("a key"), &entry[1][2]);
+                bytes += key.len() + OVERHEAD;
+                if value.is_nil() {
+                    tombstones += 1;
+                } else {
+                    keys += 1;
+                    bytes += encode(value).len();
+                }
+            }
+            cursor = page[1].clone();
+        }
+    }
+    let status = store.status();
+    assert_eq!(
+        (status.keys, status.tombstones, status.bytes),
+        (keys, tombstones, bytes)
+    );
+    assert!(bytes <= store.cluster().memory, "{bytes} bytes are kept");
+}

@@ -143,16 +143,20 @@ async fn node(
     };
     let store = Arc::new(Store::new(cluster, place));
     let replicas = Replicas::at_home(&store, TIMEOUT, &dial);
-    let node = Node {
+    let node = Arc::new(Node {
         store,
         client: Client { replicas },
-    };
-    // The listener stays bound while anything is answered here, so that no successor is.
-    let incoming = rpc::incoming(&listener, guard);
-    tokio::select! {
-        () = rpc::serve(incoming, &node, limits, stop) => {}
-        () = join(&node.store, &node.client.replicas) => {}
-    }
+    });
+    let joiner = node.clone();
+    let joining = tokio::spawn(async move { join(&joiner.store, &joiner.client.replicas).await });
+    // A task of its own takes turns with the peers'; a runtime's main future comes after a wait.
+    let serving = tokio::spawn(async move {
+        // The listener stays bound while anything is answered here, so that no successor is.
+        let incoming = rpc::incoming(&listener, guard);
+        rpc::serve(incoming, &*node, limits, stop).await;
+    });
+    serving.await.map_err(Failure::usage)?;
+    joining.abort();
     log::info!("stopped");
     Ok(ExitCode::SUCCESS)
 }

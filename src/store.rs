@@ -102,6 +102,7 @@ const PAGE: usize = 16 << 10;
 pub struct Store {
     cluster: Arc<Cluster>,
     me: usize,
+    ring: u32, // the fingerprint that who asks must name
     started: Instant,
     start_id: u64,
     kept: Mutex<Kept>,
@@ -156,6 +157,7 @@ impl Store {
             }
         }
         Store {
+            ring: cluster.fingerprint(cluster.name(me)),
             cluster,
             me,
             started: Instant::now(),
@@ -166,11 +168,10 @@ impl Store {
 
     /// This store, for who asks on the same `ring`.
     pub fn on(&self, ring: &Value) -> Result<&Self, Error> {
-        let (name, ours) = (self.name(), self.cluster.fingerprint(self.name()));
-        if ring.as_u64() == Some(ours.into()) {
+        if ring.as_u64() == Some(self.ring.into()) {
             return Ok(self);
         }
-        let names = self.cluster.names();
+        let (name, ours, names) = (self.name(), self.ring, self.cluster.names());
         Err(Error::new(
             Kind::WrongRing,
             format!(
@@ -341,7 +342,7 @@ impl Store {
             .to_owned(),
             waiting_for: self.names(&missing).into_iter().map(String::from).collect(),
             progress: kept.progress(self.cluster.copies()),
-            ring: self.cluster.fingerprint(self.name()),
+            ring: self.ring,
             keys: parts().map(|part| part.entries.len()).sum::<usize>() - tombstones,
             tombstones,
             bytes: kept.bytes,

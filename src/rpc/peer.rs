@@ -15,6 +15,7 @@ use msgpack_rpc::Value;
 use msgpack_rpc::message::{Message, Response};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Notify;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::codec::{Codec, MESSAGE, write_request};
@@ -28,6 +29,8 @@ pub const HEDGE: Duration = Duration::from_millis(10);
 const SUSPICION: Duration = Duration::from_secs(1);
 /// How long a node that could not be dialled is not dialled again.
 const REDIAL: Duration = Duration::from_millis(50);
+/// Unsent questions, in bytes, that are worth a write of their own.
+const FEW: usize = 1 << 10;
 /// Unsent questions, in bytes; more are refused.
 const MAX_OUTBOX: usize = 64 << 20;
 /// How a node with certificates begins its answer to a plain question.
@@ -189,12 +192,12 @@ impl Shared {
     async fn write(&self, mut to: impl AsyncWrite + Unpin) -> io::Result<Infallible> {
         let mut batch = Vec::new();
         loop {
+            self.to_write.notified().await;
+            if lock(&self.state).outbox.len() < FEW {
+                yield_now().await; // whoever else is ready now asks too: one write for all
+            }
             batch.clear();
             std::mem::swap(&mut batch, &mut lock(&self.state).outbox);
-            if batch.is_empty() {
-                self.to_write.notified().await;
-                continue;
-            }
             to.write_all(&batch).await?;
             to.flush().await?;
             batch.shrink_to(MESSAGE.bytes);

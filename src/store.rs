@@ -9,6 +9,7 @@ use indexmap::IndexMap;
 use msgpack_rpc::Value;
 use rmpv::ValueRef;
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use crate::cluster::{Cluster, MAX_KEY, MAX_VALUE};
@@ -115,7 +116,7 @@ struct Kept {
 
 #[derive(Default)]
 struct Part {
-    entries: IndexMap<Box<[u8]>, Packed>,
+    entries: IndexMap<SmallVec<[u8; 16]>, Packed>,
     tombstones: usize,
     digest: u64,
     missing: BTreeMap<usize, Progress>, // its replicas that have not been read to the end
@@ -248,7 +249,7 @@ impl Store {
                 part.tombstones -= usize::from(old.value.is_empty());
                 *old = packed;
             }
-            None => drop(part.entries.insert(key.into(), packed)),
+            None => drop(part.entries.insert(SmallVec::from_slice(key), packed)),
         }
         Ok(Value::Nil)
     }
@@ -276,7 +277,7 @@ impl Store {
                 stamp: packed.stamp,
                 value: Some(unpack(&packed.value)?),
             };
-            page.push(Value::Array(vec![Value::from(&**key), entry.into()]));
+            page.push(Value::Array(vec![Value::from(&key[..]), entry.into()]));
         }
         let next = cursor.saturating_add(page.len());
         let next = if next < entries.len() {

@@ -9,9 +9,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use msgpack_rpc::Value;
+use smallvec::SmallVec;
 use tokio::time::{Instant, sleep};
 
-use crate::cluster::{Cluster, Node};
+use crate::cluster::{COPIES, Cluster, Node};
 use crate::error::{Error, Kind};
 use crate::rpc::codec::{encode, encode_bytes};
 use crate::rpc::{Call, Dial, HEDGE, Peer};
@@ -55,6 +56,9 @@ enum Asked<T> {
     Answered(Option<Result<T, Error>>),
     Calling(Call, fn(Value) -> Result<T, Error>),
 }
+
+/// One for each copy, in place.
+type Few<T> = SmallVec<[T; COPIES]>;
 
 /// Which replicas are asked at once.
 #[derive(Clone, Copy, PartialEq)]
@@ -147,7 +151,7 @@ impl Replicas {
             let suspect = self.peers.get(place).is_some_and(late);
             (suspect, (place + nodes - from) % nodes, place)
         };
-        let mut order: Vec<_> = self.cluster.replicas(part).map(rank).collect();
+        let mut order: Few<_> = self.cluster.replicas(part).map(rank).collect();
         order.sort_unstable();
         order.into_iter().map(|(.., place)| place)
     }
@@ -195,7 +199,7 @@ impl Operation<'_> {
     }
 
     /// What a majority has, without the values where `known` is as new.
-    async fn load_above(&self, known: Option<Stamp>) -> Result<Vec<(usize, Loaded)>, Error> {
+    async fn load_above(&self, known: Option<Stamp>) -> Result<Few<(usize, Loaded)>, Error> {
         // What is at home, which is asked first, need not be sent: the others are told its stamp.
         let mut told = known;
         let ask = |place| {
@@ -216,7 +220,7 @@ impl Operation<'_> {
         &self,
         first: First,
         mut ask: impl FnMut(usize) -> Asked<T>,
-    ) -> Result<Vec<(usize, T)>, Error> {
+    ) -> Result<Few<(usize, T)>, Error> {
         let (copies, mut needed) = (
             self.replicas.cluster.copies(),
             self.replicas.cluster.majority(),
@@ -229,7 +233,7 @@ impl Operation<'_> {
             let why = format!("key {:?}: no time is left to ask its replicas", self.name());
             return Err(Error::new(Kind::Unavailable, why));
         }
-        let mut answers = Vec::new();
+        let mut answers = Few::new();
         let mut heard = false; // whether a replica may have stored what the majority did not
         loop {
             if !planted(Bug::AnswersCountedAcrossWindows) {
@@ -260,7 +264,7 @@ impl Operation<'_> {
         first: First,
         needed: usize,
         mut ask: impl FnMut(usize) -> Asked<T>,
-        answers: &mut Vec<(usize, T)>,
+        answers: &mut Few<(usize, T)>,
     ) -> Vec<(usize, Error)> {
         let closes = self.deadline.min(opened + self.replicas.cluster.window);
         let order = self.replicas.order(self.part, opened);
@@ -271,7 +275,7 @@ impl Operation<'_> {
             First::Majority => needed,
             First::All => usize::MAX,
         };
-        let mut asked: Vec<_> = order.by_ref().take(at_once).collect();
+        let mut asked: Few<_> = order.by_ref().take(at_once).collect();
         let mut errors = Vec::new();
         future::poll_fn(|context| {
             loop {

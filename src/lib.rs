@@ -17,6 +17,22 @@
 //! | [`commands`] | what a person types |
 //!
 //! Start with [`server`] and [`client`]: they are the 54 lines.
+//!
+//! A program that has `cluster.toml` can be a client itself, without any node in between:
+//!
+//! ```no_run
+//! # use std::{path::Path, sync::Arc, time::Duration};
+//! use kv54::{client::Client, cluster::Cluster, replicas::Replicas, rpc::tcp};
+//!
+//! # async fn story() -> Result<(), Box<dyn std::error::Error>> {
+//! let cluster = Arc::new(Cluster::read(Path::new("cluster.toml"))?);
+//! let replicas = Replicas::new(cluster, Duration::from_secs(5), &tcp());
+//! let client = Client { replicas };
+//! client.set(b"tea", &"green".into()).await?;
+//! assert_eq!(client.get(b"tea").await?, "green".into());
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod bench;
 pub mod client;

@@ -41,7 +41,25 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection for S {}
 pub type Dial =
     Arc<dyn Fn(&Node) -> BoxFuture<'static, io::Result<Box<dyn Connection>>> + Send + Sync>;
 
-/// What answers requests.
+/// What answers requests. `examples/one_node.rs` is a whole one.
+///
+/// ```no_run
+/// # use kv54::{error::Error, rpc};
+/// # use msgpack_rpc::Value;
+/// struct Echo;
+///
+/// impl rpc::Service for Echo {
+///     async fn answer(&self, method: &str, params: &[Value]) -> Result<Value, Error> {
+///         match (method, params) {
+///             ("echo", [value]) => Ok(value.clone()),
+///             _ => Err(Error::not_a_request(method, params.len())),
+///         }
+///     }
+/// }
+/// # async fn story() -> std::io::Result<()> {
+/// rpc::listen("127.0.0.1:5401", &Echo).await
+/// # }
+/// ```
 pub trait Service: Sync {
     /// The answer to one request. An answer that is ready at once is sent in order, at once.
     fn answer(

@@ -100,6 +100,19 @@ const OVERHEAD: usize = 100;
 const PAGE: usize = 16 << 10;
 
 /// The memory of one node.
+///
+/// ```
+/// use kv54::{cluster::Cluster, store::{Stamp, Store}};
+///
+/// let alone = Cluster::parse("cluster.toml".as_ref(), "[nodes]\nalice = 'alice:5401'")?;
+/// let store = Store::new(alone.into(), 0);
+/// let first = Stamp::default().newer("green".into());
+/// let second = first.stamp.newer("black".into());
+/// store.store(b"tea", second.as_ref())?;
+/// store.store(b"tea", first.as_ref())?; // comes late, and is older
+/// assert_eq!(store.load(b"tea", None)?.value, Some("black".into()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Store {
     cluster: Arc<Cluster>,
     me: usize,

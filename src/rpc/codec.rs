@@ -39,6 +39,20 @@ pub struct Malformed {
 }
 
 /// Cuts a stream of bytes into messages.
+///
+/// ```
+/// use kv54::rpc::codec::Codec;
+/// use msgpack_rpc::message::Message;
+///
+/// let (mut codec, mut input) = (Codec::default(), bytes::BytesMut::new());
+/// input.extend(b"\x94\x00\x07\xa3get\x91\xa3te");
+/// assert!(codec.decode(&mut input).is_ok_and(|message| message.is_none())); // an a is to come
+/// input.extend(b"a");
+/// let Ok(Some(Message::Request(request))) = codec.decode(&mut input) else {
+///     panic!("no request");
+/// };
+/// assert_eq!((request.id, &*request.method), (7, "get"));
+/// ```
 #[derive(Debug, Default)]
 pub struct Codec {
     walk: Walk,

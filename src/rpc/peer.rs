@@ -37,6 +37,18 @@ const MAX_OUTBOX: usize = 64 << 20;
 const TLS_ALERT: [u8; 2] = [21, 3];
 
 /// A node that can be asked. Cloning it gives another handle on the same connection.
+///
+/// ```no_run
+/// # use std::time::Duration;
+/// # use kv54::{cluster::Node, error::Error, rpc::{Peer, codec::encode, tcp}};
+/// # async fn story() -> Result<(), Error> {
+/// let node = Node { name: "alice".into(), address: "127.0.0.1:5401".into() };
+/// let alice = Peer::new(&node, Duration::from_secs(1), tcp());
+/// let (_arrived, answer) = alice.call("get", &[&encode(&"tea".into())]).await;
+/// println!("{}", answer?);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Peer(Arc<Shared>);
 

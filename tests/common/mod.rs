@@ -182,38 +182,15 @@ impl Cluster {
         self.kv54(["status", "--wait", "--timeout", "60s"]).exits(0);
     }
 
-    /// The parts of which not all replicas show the same digest, and what each of them shows.
+    /// The parts of which not all replicas show the same digest.
     pub fn differences(&self) -> Vec<String> {
-        let status = self.kv54(["status", "--json"]).json();
-        let mut parts = Vec::new();
-        for owner in &self.names {
-            let shown: Vec<String> = (status["nodes"].as_array().unwrap().iter())
-                .filter(|node| node["state"] == "down" || node["digests"][owner].is_string())
-                .map(|node| format!("{} {}", node["name"], node["digests"][owner]))
-                .collect();
-            let digests = shown.iter().map(|line| line.split_once(' ').unwrap().1);
-            let different: std::collections::BTreeSet<_> = digests.collect();
-            if different.len() != 1 || shown.len() != self.names.len().min(3) {
-                parts.push(format!("part {owner}: {}", shown.join(", ")));
-            }
-        }
-        parts
+        differences(&self.kv54(["status", "--json"]).json())
     }
 
-    /// Waits until all replicas of each part show the same digest, which takes 10 s at most
-    /// and what the machine itself took; how long it was.
+    /// Waits until all replicas of each part show the same digest.
     #[track_caller]
     pub fn wait_until_equal(&self) -> Duration {
-        let (start, hiccups) = (Instant::now(), Hiccups::watch());
-        loop {
-            let (waited, differences) = (start.elapsed(), self.differences());
-            if differences.is_empty() {
-                return waited;
-            }
-            let allowed = Duration::from_secs(10) + hiccups.sum();
-            assert!(waited < allowed, "after {waited:?}: {differences:#?}");
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        wait_until_equal(|| self.kv54(["status", "--json"]).json())
     }
 
     /// Runs a command of kv54 in the background.
@@ -482,6 +459,40 @@ impl Said {
 
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.out).unwrap()
+    }
+}
+
+/// The parts of which not all replicas show the same digest, and what each of them shows.
+pub fn differences(status: &serde_json::Value) -> Vec<String> {
+    let nodes = status["nodes"].as_array().unwrap();
+    let mut parts = Vec::new();
+    for owner in nodes.iter().map(|node| node["name"].as_str().unwrap()) {
+        let shown: Vec<String> = (nodes.iter())
+            .filter(|node| node["state"] == "down" || node["digests"][owner].is_string())
+            .map(|node| format!("{} {}", node["name"], node["digests"][owner]))
+            .collect();
+        let digests = shown.iter().map(|line| line.split_once(' ').unwrap().1);
+        let different: std::collections::BTreeSet<_> = digests.collect();
+        if different.len() != 1 || shown.len() != nodes.len().min(3) {
+            parts.push(format!("part {owner}: {}", shown.join(", ")));
+        }
+    }
+    parts
+}
+
+/// Waits until this status shows the same digest at all replicas of each part, which takes
+/// 10 s at most and what the machine itself took; how long it was.
+#[track_caller]
+pub fn wait_until_equal(status: impl Fn() -> serde_json::Value) -> Duration {
+    let (start, hiccups) = (Instant::now(), Hiccups::watch());
+    loop {
+        let (waited, differences) = (start.elapsed(), differences(&status()));
+        if differences.is_empty() {
+            return waited;
+        }
+        let allowed = Duration::from_secs(10) + hiccups.sum();
+        assert!(waited < allowed, "after {waited:?}: {differences:#?}");
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 

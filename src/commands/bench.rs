@@ -21,6 +21,10 @@ const BUSY: f64 = 0.9;
 ///
 /// Writes the keys bench:0000000000, bench:0000000001 and so on, and leaves them there.
 #[derive(Args)]
+#[command(after_help = "Examples:
+  kv54 bench get
+  kv54 bench mix --connections 8 --depth 32 --seconds 10
+  kv54 bench set --own --json")]
 pub(super) struct Bench {
     #[command(flatten)]
     load: Load,

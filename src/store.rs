@@ -545,7 +545,7 @@ fn pack(value: &Value) -> Result<Box<[u8]>, Error> {
 fn unpack(mut packed: &[u8]) -> Result<Value, Error> {
     match packed {
         [] => Ok(Value::Nil),
-        _ => Ok(codec::read(&mut packed)?.to_owned()),
+        _ => codec::read(&mut packed),
     }
 }
 

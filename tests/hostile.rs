@@ -42,8 +42,8 @@ const SMALL: Bounds = Bounds {
     limits: "",
     alone: true,
 };
-/// 256 MiB of buffers may be filled.
-const BUFFERS: Bounds = Bounds { mib: 400, ..SMALL };
+/// 256 MiB of buffers may be filled; growing, they may for a moment take twice that.
+const BUFFERS: Bounds = Bounds { mib: 600, ..SMALL };
 
 #[test]
 fn bytes_that_are_no_requests() {
@@ -692,7 +692,7 @@ fn is_not_hurt_by(what: &str, lie: &Lie) {
             took < Duration::from_secs(3) + hiccups.sum(),
             "{what}: {took:?}"
         );
-        assert!(most < 48, "{what}: {most} MiB");
+        assert!(most < 96, "{what}: {most} MiB");
     });
 }
 

@@ -248,7 +248,7 @@ async fn explained(error: Error, options: &Options) -> Failure {
     );
     let Failure { code, mut why } = error.into();
     if let (true, Ok(cluster)) = (silent, options.cluster()) {
-        if let Ok(summary) = status::summary(&cluster, options).await {
+        if let Ok(summary) = status::summary(&cluster).await {
             why = format!("{why}; {summary}");
         }
     }

@@ -27,6 +27,9 @@ pub(super) struct Show {
     wait: bool,
 }
 
+/// How long nodes are asked for a hint behind an error, whose own time is over.
+const MOMENT: Duration = Duration::from_millis(300);
+
 /// One line of the answer.
 #[derive(Serialize)]
 struct Line {
@@ -45,7 +48,7 @@ struct Line {
 impl Show {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         let cluster = options.cluster()?;
-        let peers = peers(&cluster, options)?;
+        let peers = peers(&cluster, options.timeout().min(cluster.window))?;
         let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
         loop {
             let lines = ask_all(&peers, &cluster).await;
@@ -68,8 +71,8 @@ impl Show {
 }
 
 /// How the nodes are, in half a sentence.
-pub(super) async fn summary(cluster: &Cluster, options: &Options) -> Result<String, Failure> {
-    let lines = ask_all(&peers(cluster, options)?, cluster).await;
+pub(super) async fn summary(cluster: &Cluster) -> Result<String, Failure> {
+    let lines = ask_all(&peers(cluster, MOMENT)?, cluster).await;
     let mut states: Vec<(&str, Vec<&str>)> = Vec::new();
     for line in &lines {
         match states.iter_mut().find(|(state, _)| *state == line.state) {
@@ -90,8 +93,8 @@ pub(super) async fn summary(cluster: &Cluster, options: &Options) -> Result<Stri
     Ok(said.collect::<Vec<_>>().join(", "))
 }
 
-fn peers(cluster: &Cluster, options: &Options) -> Result<Vec<Peer>, Failure> {
-    let (patience, dial) = (options.timeout().min(cluster.window), tls::dial(cluster)?);
+fn peers(cluster: &Cluster, patience: Duration) -> Result<Vec<Peer>, Failure> {
+    let dial = tls::dial(cluster)?;
     let peer = |node: &Node| Peer::new(node, patience, dial.clone());
     Ok(cluster.nodes().iter().map(peer).collect())
 }

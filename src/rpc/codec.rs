@@ -128,8 +128,8 @@ fn message(mut bytes: &[u8]) -> Result<Message, Error> {
         (Some(1), Some(4)) => Ok(Message::Response(Response {
             id: id(bytes)?,
             result: match (read(bytes)?, read(bytes)?) {
-                (ValueRef::Nil, result) => Ok(result.to_owned()),
-                (error, _) => Err(error.to_owned()),
+                (Value::Nil, result) => Ok(result),
+                (error, _) => Err(error),
             },
         })),
         (Some(2), Some(3)) => Ok(Message::Notification(Notification {
@@ -149,7 +149,7 @@ fn id(bytes: &mut &[u8]) -> Result<u32, Error> {
 }
 
 fn method(bytes: &mut &[u8]) -> Result<String, Error> {
-    let name = match read(bytes)? {
+    let name = match leaf(bytes)? {
         ValueRef::String(name) => name.into_str(),
         ValueRef::Binary(name) => std::str::from_utf8(name).ok(),
         _ => None,
@@ -159,13 +159,41 @@ fn method(bytes: &mut &[u8]) -> Result<String, Error> {
 }
 
 fn params(bytes: &mut &[u8]) -> Result<Vec<Value>, Error> {
-    let why = "a request's parameters are an array";
-    let len = rmp::decode::read_array_len(bytes).map_err(|_| Error::new(Kind::BadRequest, why))?;
-    (0..len).map(|_| Ok(read(bytes)?.to_owned())).collect()
+    match read(bytes)? {
+        Value::Array(params) => Ok(params),
+        _ => Err(Error::new(
+            Kind::BadRequest,
+            "a request's parameters are an array",
+        )),
+    }
 }
 
-/// Takes one value off the front, borrowed: what is large is then copied once, at its size.
-pub fn read<'a>(bytes: &mut &'a [u8]) -> Result<ValueRef<'a>, Error> {
+/// Takes one value off the front. How much it may be has been checked: its nesting is followed.
+pub fn read(bytes: &mut &[u8]) -> Result<Value, Error> {
+    let short = |_| Error::new(Kind::BadRequest, "the value breaks off");
+    match bytes.first() {
+        Some(0x90..=0x9f | 0xdc | 0xdd) => {
+            let len = rmp::decode::read_array_len(bytes).map_err(short)?;
+            let mut items = Vec::with_capacity((len as usize).min(bytes.len()));
+            for _ in 0..len {
+                items.push(read(bytes)?);
+            }
+            Ok(Value::Array(items))
+        }
+        Some(0x80..=0x8f | 0xde | 0xdf) => {
+            let len = rmp::decode::read_map_len(bytes).map_err(short)?;
+            let mut pairs = Vec::with_capacity((len as usize).min(bytes.len()));
+            for _ in 0..len {
+                pairs.push((read(bytes)?, read(bytes)?));
+            }
+            Ok(Value::Map(pairs))
+        }
+        _ => Ok(leaf(bytes)?.to_owned()),
+    }
+}
+
+/// The same, borrowed: a large string is then copied once, at its size.
+fn leaf<'a>(bytes: &mut &'a [u8]) -> Result<ValueRef<'a>, Error> {
     rmpv::decode::read_value_ref(bytes)
         .map_err(|error| Error::new(Kind::BadRequest, error.to_string()))
 }

@@ -19,6 +19,7 @@ use futures::{FutureExt as _, future};
 use msgpack_rpc::Value;
 use msgpack_rpc::message::{Message, Notification, Request};
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
+use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::io::poll_read_buf;
 use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
@@ -34,9 +35,11 @@ const MAX_PENDING: usize = 2 << 20;
 /// What an answer may be, in bytes, as long as none has shown it.
 const UNKNOWN_ANSWER: usize = 64 << 10;
 /// A connection's turn, in bytes that come and go; then the others have theirs.
-const TURN: usize = 128 << 10;
-/// What a request counts for beside its bytes: work in a turn, memory in flight.
-const REQUEST: usize = 2 << 10;
+const TURN: usize = 64 << 10;
+/// What a request counts for in a turn beside its bytes.
+const REQUEST: usize = 1 << 10;
+/// What a request in flight takes beside its values, in bytes: its future, and its questions.
+const FUTURE: usize = 2 << 10;
 /// The time an unfinished message may take.
 const MAX_DRIP: Duration = Duration::from_secs(10);
 /// The time that requests in flight have when the node stops.
@@ -194,8 +197,8 @@ impl<S: Service> Session<'_, S> {
             }
             ready!(self.poll_write(context))?;
             if self.turn >= TURN {
-                context.waker().wake_by_ref();
-                return Poll::Pending;
+                // Not woken at once: the network is looked at before this connection again.
+                return pin!(yield_now()).poll(context).map(Ok);
             }
             if full && !self.is_full() {
                 continue; // there is room again, and nothing else would come back for the rest
@@ -249,8 +252,8 @@ impl<S: Service> Session<'_, S> {
                 }
             };
             self.drip = None;
-            let (service, weight) = (self.service, self.codec.weight() + REQUEST);
-            self.turn += weight;
+            let (service, weight) = (self.service, self.codec.weight() + FUTURE);
+            self.turn += self.codec.weight() + REQUEST;
             let answer = async move {
                 let answer = AssertUnwindSafe(service.answer(&method, &params))
                     .catch_unwind()

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use kv54::cluster::Node;
 use kv54::bench::{Bench, Guest, Load, Phase, Report, Wire, used};
+use kv54::cluster::Node;
 use kv54::rpc::tcp;
 use serde_json::json;
 

@@ -36,7 +36,7 @@ fn main() -> std::io::Result<()> {
         value: "green".into(),
     };
     let mut answer = Vec::new();
-    write_response(&mut answer, 54, &Ok((&old).into()));
+    write_response(&mut answer, 54, &Ok(old.clone().into()));
     let mut refusal = Vec::new();
     write_response(
         &mut refusal,
@@ -71,7 +71,7 @@ fn neighbour(ring: u32, entry: &Entry) -> [Vec<u8>; 3] {
     let ring = Value::from(ring);
     [
         request("load", &[ring.clone(), "tea".into(), Stamp::MAX.into()]),
-        request("store", &[ring.clone(), "tea".into(), entry.into()]),
+        request("store", &[ring.clone(), "tea".into(), entry.clone().into()]),
         request("scan", &[ring, 0.into(), 0.into()]),
     ]
 }

@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use futures::channel::mpsc;
 use futures::future::join_all;
 use kv54::client::Client;
-use kv54::cluster::Cluster;
+use kv54::cluster::{self, Cluster};
 use kv54::error::Error;
 use kv54::join::join;
 use kv54::replicas::Replicas;
@@ -74,10 +74,8 @@ async fn visit(cluster: Cluster, bytes: &[u8]) {
     let (doors, incoming): (Vec<_>, Vec<_>) =
         cluster.nodes().iter().map(|_| mpsc::unbounded()).unzip();
     let ring = cluster.clone();
-    let dial: Dial = Arc::new(move |address| {
-        let place = ring
-            .place(address.trim_end_matches(":54"))
-            .expect("a node's address");
+    let dial: Dial = Arc::new(move |node| {
+        let place = ring.place(&node.name).expect("a node's name");
         let (near, far) = duplex(PIPE);
         let entered = doors[place].unbounded_send(Ok(Box::new(far) as Box<dyn Connection>));
         entered.expect("nodes do not stop");
@@ -143,7 +141,11 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
 
 /// Sends bytes in pieces as long as their first bytes say; all that comes back, to the end.
 async fn ask(dial: &Dial, name: &str, mut bytes: &[u8]) -> Vec<u8> {
-    let (mut from, mut to) = split(dial(&format!("{name}:54")).await.expect("a connection"));
+    let node = cluster::Node {
+        name: name.to_owned(),
+        address: format!("{name}:54"),
+    };
+    let (mut from, mut to) = split(dial(&node).await.expect("a connection"));
     let sent = async {
         while let Some(first) = bytes.first() {
             let (piece, rest) = bytes.split_at(usize::from(*first).clamp(1, bytes.len()));

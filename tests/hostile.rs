@@ -745,7 +745,17 @@ impl Liars {
     fn at(cluster: &Cluster, names: &[&str], lie: &Lie) -> Liars {
         let done = Arc::new(AtomicBool::new(false));
         let liar = |name| {
-            let listener = TcpListener::bind(cluster.address(name)).unwrap();
+            // A process that is just being started by another test may hold what was bound before.
+            let deadline = Instant::now() + Duration::from_secs(10);
+            let listener = loop {
+                match TcpListener::bind(cluster.address(name)) {
+                    Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                        assert!(Instant::now() < deadline, "{error}");
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                    bound => break bound.unwrap(),
+                }
+            };
             listener.set_nonblocking(true).unwrap();
             let (done, lie) = (done.clone(), lie.clone());
             thread::spawn(move || {

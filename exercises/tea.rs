@@ -136,7 +136,9 @@ impl Tea {
 
     fn keep(&self, at: usize, entry: &Entry) {
         if entry.stamp != Stamp::default() {
-            self.stores[&at].store(b"tea", entry.as_ref()).unwrap();
+            self.stores[&at]
+                .keep(b"tea", &entry.encode().unwrap())
+                .unwrap();
         }
     }
 }

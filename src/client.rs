@@ -5,7 +5,7 @@
 //!
 //! Whoever has `cluster.toml` can do this: a command, and every node for its guests.
 
-use crate::{error::Error, replicas::Replicas};
+use crate::{error::Error, replicas::Replicas, rpc::ValueRef};
 use msgpack_rpc::Value;
 
 /// Whoever asks a key's replicas and believes what two of three say.
@@ -21,14 +21,14 @@ impl Client {
         let newest = replicas.load().await?;
         if !newest.agreed {
             // Before answering: else a later get could miss what this one saw.
-            replicas.repair(newest.entry.as_ref()).await?;
+            replicas.repair(&newest.entry).await?;
         }
         Ok(newest.entry.value)
     }
 
     /// Writes the value and answers nil. An error says whether it was not written, or
     /// (`unknown-outcome:`) may have been.
-    pub async fn set(&self, key: &[u8], value: &Value) -> Result<Value, Error> {
+    pub async fn set(&self, key: &[u8], value: &ValueRef<'_>) -> Result<Value, Error> {
         let replicas = self.replicas.of(key)?;
         let stamp = replicas.load_stamp().await?;
         replicas.store(stamp.newer(value)).await
@@ -39,7 +39,7 @@ impl Client {
         let replicas = self.replicas.of(key)?;
         match replicas.load().await? {
             gone if gone.agreed && gone.entry.value.is_nil() => Ok(Value::Nil),
-            old => replicas.store(old.entry.stamp.newer(&Value::Nil)).await,
+            old => replicas.store(old.entry.stamp.newer(&ValueRef::Nil)).await,
         }
     }
 }

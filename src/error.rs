@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use msgpack_rpc::Value;
+use rmpv::ValueRef;
 
 /// What kind of trouble it is: the stable first word of every error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,12 +66,12 @@ fn beginning(text: &str) -> String {
 }
 
 /// A stranger's value as it is quoted to them: in a few words, however large it is.
-pub fn quoted(value: &Value) -> String {
+pub fn quoted(value: &ValueRef<'_>) -> String {
     match value {
-        Value::Array(_) => "an array".to_owned(),
-        Value::Map(_) => "a map".to_owned(),
-        Value::Binary(_) | Value::Ext(..) => "bytes".to_owned(),
-        Value::String(text) => format!("{:?}", beginning(text.as_str().unwrap_or_default())),
+        ValueRef::Array(_) => "an array".to_owned(),
+        ValueRef::Map(_) => "a map".to_owned(),
+        ValueRef::Binary(_) | ValueRef::Ext(..) => "bytes".to_owned(),
+        ValueRef::String(text) => format!("{:?}", beginning(text.as_str().unwrap_or_default())),
         short => short.to_string(),
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::error::{Error, Kind};
 use crate::replicas::Replicas;
 use crate::sabotage::{Bug, planted};
-use crate::store::{Entry, Loaded, Status, Store, key};
+use crate::store::{Entry, Loaded, Status, Store};
 
 /// Between two looks at a neighbour's digests.
 const LOOK: Duration = Duration::from_secs(1);
@@ -126,7 +126,7 @@ async fn read(store: &Store, replicas: &Replicas, place: usize, part: usize) -> 
         let page = scan.page().await?;
         let took = asked.elapsed();
         for (key, entry) in page.iter().flatten() {
-            store.store(key, entry.as_ref())?;
+            store.keep(key, &entry.encode()?)?;
         }
         let Some(read) = scan.cursor else {
             return Ok(());
@@ -194,7 +194,10 @@ impl<'a> Scan<'a> {
             let [name, entry] = items(pair)?;
             let Loaded { stamp, value } = entry.try_into()?;
             let value = value.ok_or_else(odd)?;
-            Ok((key(&name)?.to_vec(), Entry { stamp, value }))
+            Ok((
+                name.as_slice().ok_or_else(odd)?.to_vec(),
+                Entry { stamp, value },
+            ))
         });
         entries.collect::<Result<_, _>>().map(Some)
     }

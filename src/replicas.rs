@@ -5,19 +5,20 @@ use std::borrow::Cow;
 use std::future::{self, Future as _};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use msgpack_rpc::Value;
+use rmpv::ValueRef;
 use smallvec::SmallVec;
 use tokio::time::{Instant, sleep};
 
 use crate::cluster::{COPIES, Cluster, Node};
 use crate::error::{Error, Kind};
-use crate::rpc::codec::{encode, encode_bytes};
+use crate::rpc::codec::{Short, encode, encode_bytes};
 use crate::rpc::{Call, Dial, HEDGE, Peer};
 use crate::sabotage::{Bug, planted};
-use crate::store::{Entry, Loaded, Stamp, Status, Store, check_key, check_value};
+use crate::store::{Encoded, Entry, Loaded, Stamp, Status, Store, check_key};
 
 /// Between two attempts of one operation.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -39,7 +40,8 @@ pub struct Operation<'a> {
     replicas: &'a Replicas,
     key: &'a [u8],
     part: usize,
-    encoded: Vec<u8>,
+    encoded: Short,
+    begun: Instant,
     deadline: Instant,
 }
 
@@ -53,7 +55,7 @@ pub struct Newest {
 
 /// One replica, asked.
 enum Asked<T> {
-    Answered(Option<Result<T, Error>>),
+    Answered(Result<T, Error>),
     Calling(Call, fn(Value) -> Result<T, Error>),
 }
 
@@ -102,12 +104,14 @@ impl Replicas {
     /// Begins an operation on a key.
     pub fn of<'a>(&'a self, key: &'a [u8]) -> Result<Operation<'a>, Error> {
         check_key(key)?;
+        let begun = Instant::now();
         Ok(Operation {
             replicas: self,
             key,
             part: self.cluster.owner(key),
             encoded: encode_bytes(key),
-            deadline: Instant::now() + self.timeout,
+            begun,
+            deadline: begun + self.timeout,
         })
     }
 
@@ -142,18 +146,18 @@ impl Replicas {
     }
 
     /// The places of a part's replicas in the order of asking: oneself, then along the ring
-    /// (from the owner, where one is none of the nodes), and whoever was late a moment ago last.
-    fn order(&self, part: usize, now: Instant) -> impl Iterator<Item = usize> + use<> {
-        let nodes = self.peers.len();
-        let from = self.here.unwrap_or(part);
-        let rank = |place| {
-            let late = |peer: &Peer| self.here != Some(place) && peer.is_suspect(now);
-            let suspect = self.peers.get(place).is_some_and(late);
-            (suspect, (place + nodes - from) % nodes, place)
+    /// (from the owner, where one is none of them), and whoever was late a moment ago last.
+    fn order(&self, part: usize, now: Instant) -> Few<usize> {
+        let mut places: Few<usize> = self.cluster.replicas(part).collect();
+        let here = places.iter().position(|place| self.here == Some(*place));
+        places.rotate_left(here.unwrap_or(0));
+        let is_late = |place: &usize| {
+            let peer = self.peers.get(*place).filter(|_| self.here != Some(*place));
+            peer.is_some_and(|peer| peer.is_suspect(now))
         };
-        let mut order: Few<_> = self.cluster.replicas(part).map(rank).collect();
-        order.sort_unstable();
-        order.into_iter().map(|(.., place)| place)
+        let (late, mut order): (Few<_>, Few<_>) = places.into_iter().partition(is_late);
+        order.extend(late);
+        order
     }
 }
 
@@ -163,8 +167,10 @@ impl Operation<'_> {
         let mut answers = self.load_above(None).await?;
         let stamp = highest(&answers);
         let agreed = answers.iter().all(|(_, answer)| answer.stamp == stamp);
-        answers.retain(|(_, answer)| answer.stamp == stamp);
-        let value = answers.into_iter().find_map(|(_, answer)| answer.value);
+        let mut newest = answers
+            .iter_mut()
+            .filter(|(_, answer)| answer.stamp == stamp);
+        let value = newest.find_map(|(_, answer)| answer.value.take());
         let left_out = || Error::new(Kind::Unavailable, "a replica left the value out");
         let value = value.ok_or_else(left_out)?;
         Ok(Newest {
@@ -179,23 +185,26 @@ impl Operation<'_> {
     }
 
     /// Has a majority keep the entry, and tells the others too; answers nil.
-    pub async fn store(&self, entry: Entry<&Value>) -> Result<Value, Error> {
-        let of_key = |e: Error| Error::new(e.kind, format!("key {:?}: {}", self.name(), e.why));
-        check_value(entry.value).map_err(of_key)?;
-        let encoded = entry.encode();
-        let ask = |place| match self.home_at(place) {
-            Some(store) => Asked::Answered(Some(store.store(self.key, entry))),
-            None => self.call(place, "store", Some(&encoded), Ok),
-        };
-        self.majority(First::All, ask).await.map(|_| Value::Nil)
+    pub async fn store(&self, entry: Entry<&ValueRef<'_>>) -> Result<Value, Error> {
+        self.tell(entry.encode()).await
     }
 
     /// The same for an entry that somebody else wrote.
-    pub async fn repair(&self, entry: Entry<&Value>) -> Result<Value, Error> {
+    pub async fn repair(&self, entry: &Entry) -> Result<Value, Error> {
         if planted(Bug::GetWithoutRepair) {
             return Ok(Value::Nil);
         }
-        self.store(entry).await.map_err(Error::of_read)
+        self.tell(entry.encode()).await.map_err(Error::of_read)
+    }
+
+    async fn tell(&self, entry: Result<Encoded, Error>) -> Result<Value, Error> {
+        let of_key = |e: Error| Error::new(e.kind, format!("key {:?}: {}", self.name(), e.why));
+        let entry = entry.map_err(of_key)?;
+        let ask = |place| match self.home_at(place) {
+            Some(store) => Asked::Answered(store.keep(self.key, &entry)),
+            None => self.call(place, "store", Some(entry.bytes()), Ok),
+        };
+        self.majority(First::All, ask).await.map(|_| Value::Nil)
     }
 
     /// What a majority has, without the values where `known` is as new.
@@ -206,9 +215,9 @@ impl Operation<'_> {
             if let Some(store) = self.home_at(place) {
                 let own = store.load(self.key, known);
                 told = known.max(own.as_ref().ok().map(|own| own.stamp));
-                return Asked::Answered(Some(own));
+                return Asked::Answered(own);
             }
-            let told = told.map(|told| encode(&told.into()));
+            let told = told.map(Stamp::encode);
             self.call(place, "load", told.as_deref(), Loaded::try_from)
         };
         self.majority(First::Majority, ask).await
@@ -228,7 +237,10 @@ impl Operation<'_> {
         if first == First::All && planted(Bug::SetWaitsForOne) {
             needed = 1;
         }
-        let mut opened = Instant::now();
+        let mut opened = match first {
+            First::Majority => self.begun, // an operation begins with a load
+            First::All => Instant::now(),
+        };
         if opened >= self.deadline {
             let why = format!("key {:?}: no time is left to ask its replicas", self.name());
             return Err(Error::new(Kind::Unavailable, why));
@@ -267,45 +279,59 @@ impl Operation<'_> {
         answers: &mut Few<(usize, T)>,
     ) -> Vec<(usize, Error)> {
         let closes = self.deadline.min(opened + self.replicas.cluster.window);
-        let order = self.replicas.order(self.part, opened);
-        let asked_before: Vec<usize> = answers.iter().map(|(place, _)| *place).collect();
-        let order = order.filter(|place| !asked_before.contains(place));
-        let mut order = order.map(|place| (place, ask(place)));
-        let at_once = match first {
+        let late = |place| (place, Error::new(Kind::UnknownOutcome, "no answer in time"));
+        let mut order = self.replicas.order(self.part, opened);
+        order.retain(|place| answers.iter().all(|(before, _)| before != place));
+        let mut order = order.into_iter();
+        let mut asking = match first {
             First::Majority => needed,
-            First::All => usize::MAX,
+            First::All => order.len(),
         };
-        let mut asked: Few<_> = order.by_ref().take(at_once).collect();
-        let mut errors = Vec::new();
+        let (mut calls, mut errors) = (Few::new(), Vec::new());
         future::poll_fn(|context| {
             loop {
+                let before = answers.len();
+                for place in order.by_ref().take(asking) {
+                    match ask(place) {
+                        Asked::Answered(Ok(answer)) => answers.push((place, answer)),
+                        Asked::Answered(Err(error)) => errors.push((place, error)),
+                        Asked::Calling(call, read) => calls.push((place, call, read)),
+                    }
+                }
                 let now = Instant::now(); // what is at home has answered before
-                asked.retain_mut(|(place, asked)| match asked.poll(now, context) {
-                    Poll::Ready((arrived, Ok(answer))) if arrived <= closes => {
-                        answers.push((*place, answer));
-                        false
+                if now > closes {
+                    let here = answers.drain(before..);
+                    errors.extend(here.map(|(place, _)| late(place)));
+                }
+                calls.retain_mut(|(place, call, read)| {
+                    let answer = Pin::new(call).poll(context);
+                    match answer.map(|(arrived, answer)| (arrived, answer.and_then(*read))) {
+                        Poll::Ready((arrived, Ok(answer))) if arrived <= closes => {
+                            answers.push((*place, answer));
+                            false
+                        }
+                        Poll::Ready((_, Err(error))) => {
+                            errors.push((*place, error));
+                            false
+                        }
+                        _ => true, // yet to answer, or too late
                     }
-                    Poll::Ready((_, Err(error))) => {
-                        errors.push((*place, error));
-                        false
-                    }
-                    _ => true, // yet to answer, or too late
                 });
                 if answers.len() >= needed || now > closes {
                     break Poll::Ready(());
                 }
-                let wanting = answers.len() + asked.len() < needed;
-                let more = wanting || now - opened >= HEDGE;
-                match order.by_ref().take(usize::from(more)).next() {
-                    Some(next) => asked.push(next),
-                    None if asked.is_empty() => break Poll::Ready(()),
-                    None => break Poll::Pending,
+                let wanting = answers.len() + calls.len() < needed;
+                asking = usize::from(wanting || now - opened >= HEDGE);
+                if asking == 0 || order.len() == 0 {
+                    break match calls.len() {
+                        0 => Poll::Ready(()),
+                        _ => Poll::Pending,
+                    };
                 }
             }
         })
         .await;
-        let late = |(place, _)| (place, Error::new(Kind::UnknownOutcome, "no answer in time"));
-        errors.extend(asked.into_iter().map(late));
+        errors.extend(calls.into_iter().map(|(place, ..)| late(place)));
         errors
     }
 
@@ -318,7 +344,7 @@ impl Operation<'_> {
     ) -> Asked<T> {
         let Replicas { peers, rings, .. } = self.replicas;
         let (Some(peer), Some(ring)) = (peers.get(place), rings.get(place)) else {
-            return Asked::Answered(Some(Err(nowhere())));
+            return Asked::Answered(Err(nowhere()));
         };
         let call = match last {
             Some(last) => peer.call(method, &[ring, &self.encoded, last]),
@@ -376,23 +402,6 @@ impl Operation<'_> {
             },
             why,
         )
-    }
-}
-
-impl<T> Asked<T> {
-    fn poll(
-        &mut self,
-        now: Instant,
-        context: &mut Context<'_>,
-    ) -> Poll<(Instant, Result<T, Error>)> {
-        match self {
-            Asked::Answered(answer) => answer
-                .take()
-                .map_or(Poll::Pending, |answer| Poll::Ready((now, answer))),
-            Asked::Calling(call, read) => Pin::new(call)
-                .poll(context)
-                .map(|(arrived, answer)| (arrived, answer.and_then(*read))),
-        }
     }
 }
 

@@ -30,6 +30,8 @@ mod serve;
 
 pub(crate) use peer::explain;
 pub use peer::{Call, HEDGE, Peer};
+/// A value as it lies in a message: borrowed, and read without a copy.
+pub use rmpv::ValueRef;
 pub use serve::{Limits, serve};
 
 /// A connection: TCP here, a simulated or an encrypted one elsewhere.
@@ -44,14 +46,14 @@ pub type Dial =
 /// What answers requests. `examples/one_node.rs` is a whole one.
 ///
 /// ```no_run
-/// # use kv54::{error::Error, rpc};
+/// # use kv54::{error::Error, rpc::{self, ValueRef}};
 /// # use msgpack_rpc::Value;
 /// struct Echo;
 ///
 /// impl rpc::Service for Echo {
-///     async fn answer(&self, method: &str, params: &[Value]) -> Result<Value, Error> {
+///     async fn answer(&self, method: &str, params: &[ValueRef<'_>]) -> Result<Value, Error> {
 ///         match (method, params) {
-///             ("echo", [value]) => Ok(value.clone()),
+///             ("echo", [value]) => Ok(value.to_owned()),
 ///             _ => Err(Error::not_a_request(method, params.len())),
 ///         }
 ///     }
@@ -65,7 +67,7 @@ pub trait Service: Sync {
     fn answer(
         &self,
         method: &str,
-        params: &[Value],
+        params: &[ValueRef<'_>],
     ) -> impl Future<Output = Result<Value, Error>> + Send;
 }
 

@@ -2,7 +2,7 @@
 //! `store`, `scan`), and a client of the whole ring for guests that know one address.
 
 use crate::store::{Store, key, stamp};
-use crate::{client::Client, error::Error, rpc::Service};
+use crate::{client::Client, error::Error, rpc::Service, rpc::ValueRef};
 use msgpack_rpc::Value;
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ pub struct Node {
 }
 
 impl Service for Node {
-    async fn answer(&self, method: &str, params: &[Value]) -> Result<Value, Error> {
+    async fn answer(&self, method: &str, params: &[ValueRef<'_>]) -> Result<Value, Error> {
         match (method, params) {
             ("get", [k]) => self.client.get(key(k)?).await,
             ("set", [k, value]) => self.client.set(key(k)?, value).await,

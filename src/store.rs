@@ -3,6 +3,7 @@
 //! the place at which a key was first inserted is its number for good.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::{Arc, Mutex};
 
 use indexmap::IndexMap;
@@ -14,7 +15,8 @@ use tokio::time::Instant;
 
 use crate::cluster::{Cluster, MAX_KEY, MAX_VALUE};
 use crate::error::{Error, Kind, quoted};
-use crate::rpc::{codec, lock};
+use crate::rpc::codec::{self, Short};
+use crate::rpc::lock;
 use crate::sabotage::{Bug, planted};
 
 /// When a write happened, in an order that all nodes agree on: by counter, then by writer.
@@ -32,6 +34,28 @@ impl Stamp {
         counter: u64::MAX,
         writer: u64::MAX,
     };
+
+    fn read(counter: Option<u64>, writer: Option<u64>) -> Result<Self, Error> {
+        match (counter, writer) {
+            (Some(counter), Some(writer)) => Ok(Stamp { counter, writer }),
+            _ => Err(odd("a stamp is [counter, writer], both from 0 to 2^64-1")),
+        }
+    }
+
+    /// Appends its two numbers as MessagePack.
+    fn write(self, out: &mut impl io::Write) {
+        for number in [self.counter, self.writer] {
+            let written = rmp::encode::write_uint(out, number);
+            debug_assert!(written.is_ok(), "memory takes every byte");
+        }
+    }
+
+    /// `[counter, writer]` as MessagePack.
+    pub fn encode(self) -> Short {
+        let mut encoded = Short::from_slice(&[0x92]);
+        self.write(&mut encoded);
+        encoded
+    }
 
     /// A new write of this value, over what has this stamp.
     #[must_use]
@@ -59,21 +83,46 @@ pub struct Entry<V = Value> {
 }
 
 impl Entry {
-    /// The same with a reference to the value.
-    pub fn as_ref(&self) -> Entry<&Value> {
-        Entry {
-            stamp: self.stamp,
-            value: &self.value,
-        }
+    /// The entry as it travels; refuses a value that is too large to be kept.
+    pub fn encode(&self) -> Result<Encoded, Error> {
+        let value = &self.value.as_ref();
+        let stamp = self.stamp;
+        Entry { stamp, value }.encode()
     }
 }
 
-impl Entry<&Value> {
-    /// `[counter, writer, value]` as MessagePack.
-    pub fn encode(self) -> Vec<u8> {
-        let value = self.value.as_ref();
-        let Stamp { counter, writer } = self.stamp;
-        codec::encode_ref(&ValueRef::Array(vec![counter.into(), writer.into(), value]))
+impl Entry<&ValueRef<'_>> {
+    /// The entry as it travels; refuses a value that is too large to be kept.
+    pub fn encode(self) -> Result<Encoded, Error> {
+        let mut bytes = Vec::with_capacity(24 + string(self.value).map_or(8, <[u8]>::len));
+        bytes.push(0x93);
+        self.stamp.write(&mut bytes);
+        let head = bytes.len();
+        write(&mut bytes, self.value)?;
+        let stamp = self.stamp;
+        Ok(Encoded { stamp, bytes, head })
+    }
+}
+
+/// An entry as it travels: `[counter, writer, value]` as MessagePack.
+pub struct Encoded {
+    stamp: Stamp,
+    bytes: Vec<u8>,
+    head: usize, // of the bytes, those before the value
+}
+
+impl Encoded {
+    /// All of it.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The value as it is kept.
+    fn packed(&self) -> &[u8] {
+        match self.bytes.get(self.head..).unwrap_or_default() {
+            [0xc0] => &[],
+            value => value,
+        }
     }
 }
 
@@ -106,10 +155,11 @@ const PAGE: usize = 16 << 10;
 ///
 /// let alone = Cluster::parse("cluster.toml".as_ref(), "[nodes]\nalice = 'alice:5401'")?;
 /// let store = Store::new(alone.into(), 0);
-/// let first = Stamp::default().newer("green".into());
-/// let second = first.stamp.newer("black".into());
-/// store.store(b"tea", second.as_ref())?;
-/// store.store(b"tea", first.as_ref())?; // comes late, and is older
+/// let (green, black) = ("green".into(), "black".into());
+/// let first = Stamp::default().newer(&green);
+/// let second = first.stamp.newer(&black);
+/// store.store(b"tea", second)?;
+/// store.store(b"tea", first)?; // comes late, and is older
 /// assert_eq!(store.load(b"tea", None)?.value, Some("black".into()));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -181,7 +231,7 @@ impl Store {
     }
 
     /// This store, for who asks on the same `ring`.
-    pub fn on(&self, ring: &Value) -> Result<&Self, Error> {
+    pub fn on(&self, ring: &ValueRef<'_>) -> Result<&Self, Error> {
         if ring.as_u64() == Some(self.ring.into()) {
             return Ok(self);
         }
@@ -217,29 +267,27 @@ impl Store {
     }
 
     /// Keeps the entry if it is newer than what is kept under this key; answers nil either way.
-    pub fn store(&self, key: &[u8], entry: Entry<&Value>) -> Result<Value, Error> {
-        if !(1..1 << 63).contains(&entry.stamp.counter) {
-            return Err(Error::new(
-                Kind::BadRequest,
-                "a stamp's counter is from 1 to 2^63 - 1",
-            ));
+    pub fn store(&self, key: &[u8], entry: Entry<&ValueRef<'_>>) -> Result<Value, Error> {
+        self.keep(key, &entry.encode()?)
+    }
+
+    /// The same for an entry that is encoded already.
+    pub fn keep(&self, key: &[u8], entry: &Encoded) -> Result<Value, Error> {
+        let (stamp, value) = (entry.stamp, entry.packed());
+        if !(1..1 << 63).contains(&stamp.counter) {
+            return Err(odd("a stamp's counter is from 1 to 2^63 - 1"));
         }
         let number = self.part(key)?;
         let mut kept = lock(&self.kept);
         let Kept { bytes, parts } = &mut *kept;
         let part = parts.entry(number).or_default();
         let old = part.entries.get_mut(key);
-        if old.as_ref().is_some_and(|old| old.stamp >= entry.stamp)
-            && !planted(Bug::OldEntryReplacesNew)
+        if old.as_ref().is_some_and(|old| old.stamp >= stamp) && !planted(Bug::OldEntryReplacesNew)
         {
             return Ok(Value::Nil);
         }
-        let packed = Packed {
-            stamp: entry.stamp,
-            value: pack(entry.value)?,
-        };
         let freed = old.as_ref().map_or(0, |old| old.value.len());
-        let taken = packed.value.len()
+        let taken = value.len()
             + if old.is_some() {
                 0
             } else {
@@ -254,23 +302,28 @@ impl Store {
             return Err(Error::new(Kind::Full, why));
         }
         *bytes = *bytes + taken - freed;
-        part.digest ^= digest(key, packed.stamp);
-        part.tombstones += usize::from(packed.value.is_empty());
-        match old {
-            Some(old) => {
-                part.digest ^= digest(key, old.stamp);
-                part.tombstones -= usize::from(old.value.is_empty());
-                *old = packed;
-            }
-            None => drop(part.entries.insert(SmallVec::from_slice(key), packed)),
+        let hash = crc32fast::hash(key);
+        part.digest ^= digest(hash, stamp);
+        part.tombstones += usize::from(value.is_empty());
+        let Some(old) = old else {
+            let (key, value) = (SmallVec::from_slice(key), value.into());
+            part.entries.insert(key, Packed { stamp, value });
+            return Ok(Value::Nil);
+        };
+        part.digest ^= digest(hash, old.stamp);
+        part.tombstones -= usize::from(old.value.is_empty());
+        old.stamp = stamp;
+        match old.value.len() == value.len() {
+            true => old.value.copy_from_slice(value), // nothing to free, nothing to take
+            false => old.value = value.into(),
         }
         Ok(Value::Nil)
     }
 
     /// One page of a part: `[start id, next cursor or nil, [[key, entry] …]]`. A cursor is the
     /// number of entries before it, from 0; it holds for as long as the start id stays the same.
-    pub fn scan(&self, part: &Value, cursor: &Value) -> Result<Value, Error> {
-        let place = |value: &Value| {
+    pub fn scan(&self, part: &ValueRef<'_>, cursor: &ValueRef<'_>) -> Result<Value, Error> {
+        let place = |value: &ValueRef<'_>| {
             value
                 .as_u64()
                 .and_then(|number| usize::try_from(number).ok())
@@ -490,9 +543,18 @@ impl TryFrom<Value> for Status {
     }
 }
 
+/// The bytes of a string, whichever way it is written.
+fn string<'a>(value: &'a ValueRef<'_>) -> Option<&'a [u8]> {
+    match value {
+        ValueRef::String(text) => Some(text.as_bytes()),
+        ValueRef::Binary(bytes) => Some(bytes),
+        _ => None,
+    }
+}
+
 /// The bytes of a key. Str, bin and old raw with the same bytes are the same key.
-pub fn key(value: &Value) -> Result<&[u8], Error> {
-    value.as_slice().ok_or_else(|| {
+pub fn key<'a>(value: &'a ValueRef<'_>) -> Result<&'a [u8], Error> {
+    string(value).ok_or_else(|| {
         Error::new(
             Kind::BadRequest,
             format!("a key is a string or bytes, not {}", quoted(value)),
@@ -501,7 +563,7 @@ pub fn key(value: &Value) -> Result<&[u8], Error> {
 }
 
 /// The stamp that the asker knows, if the request names one.
-pub fn stamp(known: &[Value]) -> Result<Option<Stamp>, Error> {
+pub fn stamp(known: &[ValueRef<'_>]) -> Result<Option<Stamp>, Error> {
     match known {
         [] => Ok(None),
         [stamp] => stamp.try_into().map(Some),
@@ -521,25 +583,24 @@ pub fn check_key(key: &[u8]) -> Result<(), Error> {
 }
 
 /// Refuses a value that is too large to be kept, or to fit into every message that carries it.
-pub fn check_value(value: &Value) -> Result<(), Error> {
-    match value.as_slice().map(<[u8]>::len) {
-        Some(..=MAX_VALUE) => Ok(()),
-        Some(length) => {
-            let why = format!("a value of {length} bytes, at most {MAX_VALUE} are taken");
-            Err(Error::new(Kind::TooLarge, why))
-        }
-        None => codec::check(&codec::encode(value), NESTED)
-            .map_err(|e| Error::new(e.kind, format!("a value of {}", e.why))),
-    }
+pub fn check_value(value: &ValueRef<'_>) -> Result<(), Error> {
+    write(&mut Vec::new(), value)
 }
 
-/// The value as it is kept; refuses one that is too large to be.
-fn pack(value: &Value) -> Result<Box<[u8]>, Error> {
-    check_value(value)?;
-    match value.is_nil() {
-        true => Ok(Box::default()),
-        false => Ok(codec::encode(value).into_boxed_slice()),
+/// Appends a value as MessagePack, if it is not too large.
+fn write(out: &mut Vec<u8>, value: &ValueRef<'_>) -> Result<(), Error> {
+    let start = out.len();
+    let size = string(value).map(<[u8]>::len);
+    if let Some(length) = size.filter(|size| *size > MAX_VALUE) {
+        let why = format!("a value of {length} bytes, at most {MAX_VALUE} are taken");
+        return Err(Error::new(Kind::TooLarge, why));
     }
+    codec::write_ref(out, value);
+    if size.is_some() {
+        return Ok(());
+    }
+    codec::check(out.get(start..).unwrap_or_default(), NESTED)
+        .map_err(|e| Error::new(e.kind, format!("a value of {}", e.why)))
 }
 
 fn unpack(mut packed: &[u8]) -> Result<Value, Error> {
@@ -551,32 +612,19 @@ fn unpack(mut packed: &[u8]) -> Result<Value, Error> {
 
 /// One entry's share of a part's digest. The writer is random, which does most of the
 /// work; the rest is the finalizer of `SplitMix64` (Steele, Lea, Flood 2014).
-fn digest(key: &[u8], stamp: Stamp) -> u64 {
-    let mut hash =
-        stamp.writer ^ stamp.counter.rotate_left(32) ^ u64::from(crc32fast::hash(key)) << 16;
+fn digest(key: u32, stamp: Stamp) -> u64 {
+    let mut hash = stamp.writer ^ stamp.counter.rotate_left(32) ^ u64::from(key) << 16;
     hash = (hash ^ hash >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     hash = (hash ^ hash >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     hash ^ hash >> 31
 }
 
-fn numbers(stamp: Stamp) -> Vec<Value> {
-    vec![stamp.counter.into(), stamp.writer.into()]
-}
-
-impl From<Stamp> for Value {
-    fn from(stamp: Stamp) -> Self {
-        Value::Array(numbers(stamp))
-    }
-}
-
 impl From<Loaded> for Value {
-    fn from(loaded: Loaded) -> Self {
-        Value::Array(
-            numbers(loaded.stamp)
-                .into_iter()
-                .chain(loaded.value)
-                .collect(),
-        )
+    fn from(Loaded { stamp, value }: Loaded) -> Self {
+        let mut items = Vec::with_capacity(3);
+        items.extend([stamp.counter.into(), stamp.writer.into()]);
+        items.extend(value);
+        Value::Array(items)
     }
 }
 
@@ -587,21 +635,19 @@ impl From<Entry> for Value {
     }
 }
 
-impl TryFrom<&Value> for Stamp {
+impl From<Stamp> for Value {
+    fn from(stamp: Stamp) -> Self {
+        Loaded { stamp, value: None }.into()
+    }
+}
+
+impl TryFrom<&ValueRef<'_>> for Stamp {
     type Error = Error;
 
-    fn try_from(value: &Value) -> Result<Self, Error> {
-        let numbers = match value.as_array().map(Vec::as_slice) {
-            Some([counter, writer, ..]) => counter.as_u64().zip(writer.as_u64()),
-            _ => None,
-        };
-        let (counter, writer) = numbers.ok_or_else(|| {
-            Error::new(
-                Kind::BadRequest,
-                "a stamp is [counter, writer], both from 0 to 2^64-1",
-            )
-        })?;
-        Ok(Stamp { counter, writer })
+    fn try_from(value: &ValueRef<'_>) -> Result<Self, Error> {
+        let numbers = value.as_array();
+        let number = |n: usize| numbers?.get(n)?.as_u64();
+        Stamp::read(number(0), number(1))
     }
 }
 
@@ -609,32 +655,32 @@ impl TryFrom<Value> for Loaded {
     type Error = Error;
 
     fn try_from(value: Value) -> Result<Self, Error> {
-        let stamp = Stamp::try_from(&value)?;
-        let value = match value {
-            Value::Array(mut items) if items.len() == 3 => items.pop(),
-            Value::Array(items) if items.len() == 2 => None,
-            _ => {
-                return Err(Error::new(
-                    Kind::BadRequest,
-                    "an entry is [counter, writer, value]",
-                ));
-            }
+        let Value::Array(mut items) = value else {
+            return Err(odd("an entry is [counter, writer, value]"));
         };
-        Ok(Loaded { stamp, value })
+        let value = if items.len() == 3 { items.pop() } else { None };
+        match items.as_slice() {
+            [counter, writer] => {
+                let stamp = Stamp::read(counter.as_u64(), writer.as_u64())?;
+                Ok(Loaded { stamp, value })
+            }
+            _ => Err(odd("an entry is [counter, writer, value]")),
+        }
     }
 }
 
-impl<'a> TryFrom<&'a Value> for Entry<&'a Value> {
+impl<'a> TryFrom<&'a ValueRef<'a>> for Entry<&'a ValueRef<'a>> {
     type Error = Error;
 
-    fn try_from(value: &'a Value) -> Result<Self, Error> {
-        let stamp = Stamp::try_from(value)?;
+    fn try_from(value: &'a ValueRef<'a>) -> Result<Self, Error> {
+        let stamp = value.try_into()?;
         match value.as_array().map(Vec::as_slice) {
             Some([_, _, value]) => Ok(Entry { stamp, value }),
-            _ => Err(Error::new(
-                Kind::BadRequest,
-                "an entry is [counter, writer, value]",
-            )),
+            _ => Err(odd("an entry is [counter, writer, value]")),
         }
     }
+}
+
+fn odd(why: &str) -> Error {
+    Error::new(Kind::BadRequest, why)
 }

@@ -10,7 +10,7 @@ use common::{Cluster, FIVE, Hiccups, block_on};
 use futures::future::join_all;
 use kv54::error::{Error, Kind};
 use kv54::rpc::codec::encode;
-use kv54::rpc::{self, Limits, Peer, Service, tcp};
+use kv54::rpc::{self, Limits, Peer, Service, ValueRef, tcp};
 use kv54::store::{Loaded, Stamp};
 use msgpack_rpc::Value;
 use tokio_util::sync::CancellationToken;
@@ -87,7 +87,7 @@ fn every_key_lands_where_the_arithmetic_says_and_nowhere_else() {
                         .await
                     {
                         Ok(entry) => {
-                            let stamp = Stamp::try_from(&entry).unwrap();
+                            let stamp = Loaded::try_from(entry).unwrap().stamp;
                             assert!(holders.contains(node), "{key} is on {node}");
                             assert_eq!(stamp.counter, 1, "{key} on {node}");
                         }
@@ -445,7 +445,7 @@ async fn pretend(listener: tokio::net::TcpListener, stop: CancellationToken) {
     struct Pretender;
 
     impl Service for Pretender {
-        async fn answer(&self, method: &str, _: &[Value]) -> Result<Value, Error> {
+        async fn answer(&self, method: &str, _: &[ValueRef<'_>]) -> Result<Value, Error> {
             match method {
                 "load" => Ok(Stamp::default().into()),
                 _ => std::future::pending().await,

@@ -517,7 +517,7 @@ fn set(cluster: &Cluster, entries: &[(Vec<u8>, Value)]) {
     let client = cluster.client();
     block_on(async {
         for (key, value) in entries {
-            client.set(key, value).await.unwrap();
+            client.set(key, &value.as_ref()).await.unwrap();
         }
         client.replicas.settle().await;
     });

@@ -177,7 +177,7 @@ fn a_dead_host_is_replaced_by_another_at_another_address() {
             1 => Value::Nil,
             _ => continue,
         };
-        block_on(cluster.client().set(key.as_bytes(), &value)).unwrap();
+        block_on(cluster.client().set(key.as_bytes(), &value.as_ref())).unwrap();
         written.insert(key, value);
     }
     let file = std::fs::read_to_string(cluster.dir.join("cluster.toml")).unwrap();
@@ -230,7 +230,7 @@ fn a_replica_that_was_cut_off_and_kept_its_memory_is_made_equal_again_within_ten
                 _ => [key_of_nobody_yet.into(), "after".into()],
             };
             let key = key.as_str().unwrap();
-            client.set(key.as_bytes(), &value).await.unwrap();
+            client.set(key.as_bytes(), &value.as_ref()).await.unwrap();
             written.insert(key.to_owned(), value);
         }
         client.replicas.settle().await;
@@ -315,7 +315,7 @@ fn write_all(cluster: &Cluster, pairs: &BTreeMap<String, Value>) {
         let client = cluster.client();
         let writes = pairs
             .iter()
-            .map(|(key, value)| client.set(key.as_bytes(), value));
+            .map(async |(key, value)| client.set(key.as_bytes(), &value.as_ref()).await);
         let mut writes = stream::iter(writes).buffer_unordered(16);
         while let Some(written) = writes.next().await {
             written.unwrap();

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use common::{Cluster, block_on};
 use futures::stream::{self, StreamExt as _};
 use kv54::error::Error;
-use kv54::rpc::{Limits, Service, serve};
+use kv54::rpc::{Limits, Service, ValueRef, serve};
 use kv54::tls;
 use msgpack_rpc::Value;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -270,7 +270,7 @@ fn an_answer_arrives_to_its_last_byte_on_the_narrowest_network() {
     struct Talker;
 
     impl Service for Talker {
-        async fn answer(&self, _: &str, _: &[Value]) -> Result<Value, Error> {
+        async fn answer(&self, _: &str, _: &[ValueRef<'_>]) -> Result<Value, Error> {
             Ok("green ".repeat(5_000).into())
         }
     }

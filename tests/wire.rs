@@ -11,7 +11,7 @@ use common::wire::{MIB, NIL, PATIENCE, Wire, array, bin, entry, request, says, s
 use futures::stream;
 use kv54::error::Error;
 use kv54::rpc::codec::{encode, write_response};
-use kv54::rpc::{Connection, Limits, Service, serve};
+use kv54::rpc::{Connection, Limits, Service, ValueRef, serve};
 use msgpack_rpc::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Notify;
@@ -672,7 +672,7 @@ struct Held {
 }
 
 impl Service for Held {
-    async fn answer(&self, method: &str, _: &[Value]) -> Result<Value, Error> {
+    async fn answer(&self, method: &str, _: &[ValueRef<'_>]) -> Result<Value, Error> {
         if method == "large" {
             self.asked.notify_one();
             self.release.notified().await;
@@ -686,7 +686,7 @@ impl Service for Held {
 struct Large;
 
 impl Service for Large {
-    async fn answer(&self, _: &str, _: &[Value]) -> Result<Value, Error> {
+    async fn answer(&self, _: &str, _: &[ValueRef<'_>]) -> Result<Value, Error> {
         Ok(bin(&vec![7; 64 << 10]))
     }
 }

@@ -6,9 +6,11 @@ use std::io::{Read as _, repeat};
 
 use bytes::BytesMut;
 use kv54::error::{Error, Kind};
-use kv54::rpc::codec::{Codec, MESSAGE, Malformed, encode};
+use kv54::rpc::ValueRef;
+use kv54::rpc::codec::{self, Codec, MESSAGE, Malformed, encode};
 use libfuzzer_sys::fuzz_target;
 use msgpack_rpc::Value;
+use msgpack_rpc::message::{Message, Notification, Request};
 use rmpv::decode::read_value_with_max_depth;
 
 static ZEROS: [u8; MESSAGE.bytes] = [0; MESSAGE.bytes];
@@ -23,10 +25,10 @@ fuzz_target!(|stream: &[u8]| {
 });
 
 /// A message as rmpv writes it, and its length; or why there is none.
-type Message = Result<(Vec<u8>, usize), (Error, Option<u32>, bool)>;
+type Read = Result<(Vec<u8>, usize), (Error, Option<u32>, bool)>;
 
 /// All that the codec makes of a stream, each with its place in it.
-fn read_all<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<(usize, Message)> {
+fn read_all<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<(usize, Read)> {
     let (mut codec, mut input) = (Codec::default(), BytesMut::new());
     let (mut at, mut read) = (0, Vec::new());
     // More and more of them, since most messages end soon.
@@ -35,7 +37,7 @@ fn read_all<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<(usize, Message)>
         input.extend_from_slice(piece);
         loop {
             let before = input.len();
-            let message = match codec.decode(&mut input) {
+            let message = match next(&mut codec, &mut input) {
                 Ok(None) => {
                     assert_eq!(input.len(), before, "it takes bytes and says nothing");
                     break;
@@ -59,6 +61,24 @@ fn read_all<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<(usize, Message)>
     panic!("it waits for more than a message may be");
 }
 
+/// The next message, taken off the front, as one who answers or else one who asked reads it.
+fn next(codec: &mut Codec, input: &mut BytesMut) -> Result<Option<Message>, Malformed> {
+    let Some(end) = codec.next(input)? else {
+        return Ok(None);
+    };
+    let message = input.split_to(end);
+    if let Ok(response) = codec::response(&message) {
+        return Ok(Some(Message::Response(response)));
+    }
+    let codec::Request { id, method, params } = codec::Request::read(&message)?;
+    let method = method.to_owned();
+    let params = params.iter().map(ValueRef::to_owned).collect();
+    Ok(Some(match id {
+        Some(id) => Message::Request(Request { id, method, params }),
+        None => Message::Notification(Notification { method, params }),
+    }))
+}
+
 /// Pieces as long as their first bytes say.
 fn cut_by_itself(mut stream: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
@@ -70,7 +90,7 @@ fn cut_by_itself(mut stream: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// Whether rmpv agrees about the message that begins with these bytes.
-fn judge(bytes: &[u8], message: Message) {
+fn judge(bytes: &[u8], message: Read) {
     // What the codec has read to its end, so can rmpv. The rest need not have one: more zeros than
     // this are more values than a message has, or the inside of a long string.
     let most = match &message {

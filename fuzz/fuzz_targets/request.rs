@@ -14,13 +14,13 @@ use kv54::cluster::{self, Cluster};
 use kv54::error::Error;
 use kv54::join::join;
 use kv54::replicas::Replicas;
-use kv54::rpc::codec::{Codec, encode, write_request};
+use kv54::rpc::codec::{Codec, Request, encode, response, write_request};
 use kv54::rpc::{Connection, Dial, Limits, serve};
 use kv54::server::Node;
 use kv54::store::{Status, Store};
 use libfuzzer_sys::fuzz_target;
 use msgpack_rpc::Value;
-use msgpack_rpc::message::{Message, Notification, Request, Response};
+use msgpack_rpc::message::Response;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex, split};
 use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
@@ -170,10 +170,16 @@ async fn ask(dial: &Dial, name: &str, mut bytes: &[u8]) -> Vec<u8> {
 fn asked(bytes: &[u8]) -> Vec<u32> {
     let (mut codec, mut input, mut ids) = (Codec::default(), BytesMut::from(bytes), Vec::new());
     loop {
-        match codec.decode(&mut input) {
-            Ok(Some(Message::Request(Request { id, .. }))) => ids.push(id),
-            Ok(Some(Message::Notification(Notification { .. }))) => {}
-            Ok(None | Some(Message::Response(_))) => return ids,
+        let message = match codec.next(&input) {
+            Ok(None) => return ids,
+            Ok(Some(end)) => input.split_to(end),
+            Err(malformed) => {
+                ids.extend(malformed.id);
+                return ids;
+            }
+        };
+        match Request::read(&message) {
+            Ok(request) => ids.extend(request.id),
             Err(malformed) => {
                 ids.extend(malformed.id);
                 if !malformed.in_step {
@@ -187,10 +193,8 @@ fn asked(bytes: &[u8]) -> Vec<u32> {
 /// The msgids that were answered, each with a value or with an error that a person can read.
 fn answers(bytes: &[u8]) -> Vec<u32> {
     let (mut codec, mut input, mut ids) = (Codec::default(), BytesMut::from(bytes), Vec::new());
-    while let Some(message) = codec.decode(&mut input).expect("answers within the bounds") {
-        let Message::Response(Response { id, result }) = message else {
-            panic!("no answer: {message:?}");
-        };
+    while let Some(end) = codec.next(&input).expect("answers within the bounds") {
+        let Response { id, result } = response(&input.split_to(end)).expect("an answer");
         if let Err(error) = result {
             let text = error.as_str().expect("an error is a string");
             assert_eq!(
@@ -212,14 +216,9 @@ async fn is_alive(dial: &Dial, store: &Store) {
     let mut question = Vec::new();
     write_request(&mut question, 54, "status", &[]);
     let answer = ask(dial, store.name(), &question).await;
-    let message = Codec::default().decode(&mut BytesMut::from(&*answer));
-    let Ok(Some(Message::Response(Response {
-        id: 54,
-        result: Ok(status),
-    }))) = message
-    else {
-        panic!("no status: {message:?}");
-    };
+    let answer = response(&answer).expect("an answer");
+    let status = answer.result.expect("a status");
+    assert_eq!(answer.id, 54);
     let status = Status::try_from(status).expect("a status");
     assert_eq!(
         (&*status.name, status.bytes),
@@ -233,7 +232,7 @@ fn has_counted_every_byte(store: &Store) {
     for part in 0..store.cluster().nodes().len() {
         let mut cursor = Value::from(0);
         while !cursor.is_nil() {
-            let page = store.scan(&part.into(), &cursor).expect("a page");
+            let page = store.scan(&part.into(), &cursor.as_ref()).expect("a page");
             for entry in page[2].as_array().expect("entries") {
                 let (key, value) = (entry[0].as_slice().expect("a key"), &entry[1][2]);
                 bytes += key.len() + OVERHEAD;

@@ -1,11 +1,10 @@
 //! MessagePack-RPC as plain clients speak it: `get` and `set` of any node.
 
-use bytes::BytesMut;
 use msgpack_rpc::Value;
-use msgpack_rpc::message::{Message, Response as Reply};
+use msgpack_rpc::message::Response as Reply;
 
 use super::{Answer, Op, Parsed, Response, Values, Wire, key};
-use crate::rpc::codec::Codec;
+use crate::rpc::codec::{self, Codec};
 
 /// A guest of one node.
 #[derive(Debug, Default)]
@@ -63,21 +62,18 @@ impl Wire for Guest {
     }
 }
 
-/// The same for any other message, at the price of a copy.
+/// The same for any other message, at the price of reading all of it.
 fn any(input: &[u8]) -> Parsed<'_> {
-    let mut rest = BytesMut::from(input);
-    let message = Codec::default().decode(&mut rest);
-    let answer = match message.map_err(|malformed| malformed.error.to_string())? {
-        None => return Ok(None),
-        Some(Message::Response(Reply { id, result })) => match result {
-            Ok(Value::Nil) => (id, Answer::Nil),
-            Ok(_) => (id, Answer::Value(&[])),
-            Err(error) => (id, Answer::Error(error.as_str().unwrap_or("?").to_owned())),
-        },
-        Some(_) => return Err("it asks where it should answer".to_owned()),
+    let end = Codec::default().next(input);
+    let Some(len) = end.map_err(|malformed| malformed.error.to_string())? else {
+        return Ok(None);
     };
-    Ok(Some(Response {
-        len: input.len() - rest.len(),
-        answer: Some(answer),
-    }))
+    let Reply { id, result } = codec::response(input).map_err(|error| error.to_string())?;
+    let answer = match result {
+        Ok(Value::Nil) => Answer::Nil,
+        Ok(_) => Answer::Value(&[]),
+        Err(error) => Answer::Error(error.as_str().unwrap_or("?").to_owned()),
+    };
+    let answer = Some((id, answer));
+    Ok(Some(Response { len, answer }))
 }

@@ -59,7 +59,7 @@ async fn ask(
             Op::Set => {
                 let mut value = Vec::with_capacity(values.len());
                 values.write(&mut value, number);
-                let value = String::from_utf8(value).unwrap_or_default();
+                let value = std::str::from_utf8(&value).unwrap_or_default();
                 client.set(&key, &value.into()).await
             }
         };

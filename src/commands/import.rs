@@ -106,7 +106,7 @@ impl Import {
 /// Sets all of these, and says which line is the first that could not be.
 async fn set(client: &Client, sets: IndexMap<Vec<u8>, (u64, Value)>) -> Option<Failure> {
     let set = async |(key, (number, value)): (Vec<u8>, (u64, Value))| {
-        let outcome = client.set(&key, &value).await;
+        let outcome = client.set(&key, &value.as_ref()).await;
         outcome.err().map(|error: Error| (number, error))
     };
     let failed = join_all(sets.into_iter().map(set)).await;

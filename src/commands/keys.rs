@@ -256,7 +256,8 @@ async fn explained(error: Error, options: &Options) -> Failure {
 }
 
 async fn ask_majority(client: &Client, method: &str, params: &[Value]) -> Result<Value, Error> {
-    match (method, params) {
+    let params: Vec<_> = params.iter().map(Value::as_ref).collect();
+    match (method, &*params) {
         ("get", [key]) => client.get(store::key(key)?).await,
         ("set", [key, value]) => client.set(store::key(key)?, value).await,
         ("delete", [key]) => client.delete(store::key(key)?).await,

@@ -108,7 +108,7 @@ pub(super) fn read(line: &[u8]) -> Result<(Vec<u8>, Value), String> {
         _ => return Err("a line has value or value_msgpack, and neither is null".to_owned()),
     };
     check_key(&key).map_err(|error| error.to_string())?;
-    check_value(&value).map_err(|error| error.to_string())?;
+    check_value(&value.as_ref()).map_err(|error| error.to_string())?;
     Ok((key, value))
 }
 

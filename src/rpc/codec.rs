@@ -2,10 +2,10 @@
 //! the network cuts the stream, and a message is refused as soon as it is seen
 //! to be over a limit, before anything is allocated for it.
 
-use bytes::BytesMut;
 use msgpack_rpc::Value;
-use msgpack_rpc::message::{Message, Notification, Request, Response};
+use msgpack_rpc::message::Response;
 use rmpv::ValueRef;
+use smallvec::SmallVec;
 
 use crate::error::{Error, Kind};
 
@@ -38,20 +38,17 @@ pub struct Malformed {
     pub error: Error,
 }
 
-/// Cuts a stream of bytes into messages.
+/// Finds where the messages in a stream of bytes end.
 ///
 /// ```
-/// use kv54::rpc::codec::Codec;
-/// use msgpack_rpc::message::Message;
+/// use kv54::rpc::codec::{Codec, Request};
 ///
-/// let (mut codec, mut input) = (Codec::default(), bytes::BytesMut::new());
-/// input.extend(b"\x94\x00\x07\xa3get\x91\xa3te");
-/// assert!(codec.decode(&mut input).is_ok_and(|message| message.is_none())); // an a is to come
-/// input.extend(b"a");
-/// let Ok(Some(Message::Request(request))) = codec.decode(&mut input) else {
-///     panic!("no request");
-/// };
-/// assert_eq!((request.id, &*request.method), (7, "get"));
+/// let (mut codec, get) = (Codec::default(), b"\x94\x00\x07\xa3get\x91\xa3tea");
+/// assert!(codec.next(&get[..11]).is_ok_and(|end| end.is_none())); // an a is to come
+/// assert!(codec.next(get).is_ok_and(|end| end == Some(12)));
+/// let request = Request::read(get).map_err(|malformed| malformed.error)?;
+/// assert_eq!((request.id, request.method, request.params.len()), (Some(7), "get", 1));
+/// # Ok::<(), kv54::error::Error>(())
 /// ```
 #[derive(Debug, Default)]
 pub struct Codec {
@@ -60,13 +57,12 @@ pub struct Codec {
 }
 
 impl Codec {
-    /// The next whole message, taken off the front of `input`; `None` if its end is still to come.
-    pub fn decode(&mut self, input: &mut BytesMut) -> Result<Option<Message>, Malformed> {
+    /// The length in bytes of the message that `input` begins with; `None` if its end is still to
+    /// come. What was looked at is not looked at again: `input` may only have grown by then.
+    pub fn next(&mut self, input: &[u8]) -> Result<Option<usize>, Malformed> {
         if let Some(0x00..=0x8f | 0xa0..=0xdb | 0xde..) = input.first() {
-            return Err(out_of_step(
-                input,
-                Error::new(Kind::BadRequest, "not MessagePack-RPC"),
-            ));
+            let error = Error::new(Kind::BadRequest, "not MessagePack-RPC");
+            return Err(out_of_step(input, error));
         }
         match self.walk.advance(input, MESSAGE) {
             Ok(false) => return Ok(None),
@@ -79,18 +75,10 @@ impl Codec {
         }
         let Walk { at, values, .. } = std::mem::take(&mut self.walk);
         self.weight = 2 * at + values * size_of::<Value>();
-        let frame = input.split_to(at);
-        message(&frame).map(Some).map_err(|error| {
-            let id = msgid(&frame);
-            Malformed {
-                id,
-                in_step: id.is_some(),
-                error,
-            }
-        })
+        Ok(Some(at))
     }
 
-    /// About what the message decoded last takes in memory, in bytes: its values, and once
+    /// About what the message found last takes in memory, in bytes: its values, and once
     /// more itself, encoded for others.
     pub fn weight(&self) -> usize {
         self.weight
@@ -113,59 +101,87 @@ fn msgid(mut bytes: &[u8]) -> Option<u32> {
     (len >= 2 && kind == 0).then_some(id)
 }
 
-/// The message that a whole MessagePack value is, if its shape is right: the crate's own
-/// decoder copies every parameter, drops a method sent as bin and panics on short responses.
-fn message(mut bytes: &[u8]) -> Result<Message, Error> {
-    let bytes = &mut bytes;
-    let items = rmp::decode::read_array_len(bytes).ok();
-    let kind: Option<u8> = rmp::decode::read_int(bytes).ok();
-    match (kind, items) {
-        (Some(0), Some(4)) => Ok(Message::Request(Request {
-            id: id(bytes)?,
-            method: method(bytes)?,
-            params: params(bytes)?,
-        })),
-        (Some(1), Some(4)) => Ok(Message::Response(Response {
+/// A request as it lies in its message: the crate's own takes an allocation for each of its
+/// parts, and its decoder drops a method sent as bin, so that the caller hangs.
+#[derive(Debug, PartialEq)]
+pub struct Request<'a> {
+    /// What its answer is to carry; `None` if it is a notification, which gets none.
+    pub id: Option<u32>,
+    /// What is asked.
+    pub method: &'a str,
+    /// About what.
+    pub params: SmallVec<[ValueRef<'a>; 3]>,
+}
+
+impl<'a> Request<'a> {
+    /// Reads a whole message.
+    pub fn read(message: &'a [u8]) -> Result<Self, Malformed> {
+        let mut rest = message;
+        request(&mut rest).map_err(|error| {
+            let id = msgid(message);
+            Malformed {
+                id,
+                in_step: id.is_some(),
+                error,
+            }
+        })
+    }
+}
+
+fn request<'a>(bytes: &mut &'a [u8]) -> Result<Request<'a>, Error> {
+    let id = match kind(bytes) {
+        (Some(0), Some(4)) => Some(id(bytes)?),
+        (Some(2), Some(3)) => None,
+        (Some(1), _) => return Err(odd("an answer, and nothing was asked")),
+        _ => {
+            return Err(odd(
+                "a request is [0, msgid, method, [params]] or [2, method, [params]]",
+            ));
+        }
+    };
+    let method = match leaf(bytes)? {
+        ValueRef::String(name) => name.into_str(),
+        ValueRef::Binary(name) => std::str::from_utf8(name).ok(),
+        _ => None,
+    };
+    let method = method.ok_or_else(|| odd("a method is a string"))?;
+    let count = rmp::decode::read_array_len(bytes);
+    let count = count.map_err(|_| odd("a request's parameters are an array"))?;
+    let mut params = SmallVec::new();
+    for _ in 0..count {
+        params.push(leaf(bytes)?);
+    }
+    Ok(Request { id, method, params })
+}
+
+/// Reads a whole message that is to be an answer. (The crate's decoder panics on short ones.)
+pub fn response(mut message: &[u8]) -> Result<Response, Error> {
+    let bytes = &mut message;
+    match kind(bytes) {
+        (Some(1), Some(4)) => Ok(Response {
             id: id(bytes)?,
             result: match (read(bytes)?, read(bytes)?) {
                 (Value::Nil, result) => Ok(result),
                 (error, _) => Err(error),
             },
-        })),
-        (Some(2), Some(3)) => Ok(Message::Notification(Notification {
-            method: method(bytes)?,
-            params: params(bytes)?,
-        })),
-        _ => Err(Error::new(
-            Kind::BadRequest,
-            "a message is [0, msgid, method, [params]], [1, msgid, error, result] or [2, method, [params]]",
-        )),
+        }),
+        (Some(0 | 2), _) => Err(odd("it asks where it should answer")),
+        _ => Err(odd("an answer is [1, msgid, error, result]")),
     }
+}
+
+/// Which kind of message it is, and of how many parts.
+fn kind(bytes: &mut &[u8]) -> (Option<u8>, Option<u32>) {
+    let parts = rmp::decode::read_array_len(bytes).ok();
+    (rmp::decode::read_int(bytes).ok(), parts)
 }
 
 fn id(bytes: &mut &[u8]) -> Result<u32, Error> {
-    let why = "a msgid is an integer from 0 to 4294967295";
-    rmp::decode::read_int(bytes).map_err(|_| Error::new(Kind::BadRequest, why))
+    rmp::decode::read_int(bytes).map_err(|_| odd("a msgid is an integer from 0 to 4294967295"))
 }
 
-fn method(bytes: &mut &[u8]) -> Result<String, Error> {
-    let name = match leaf(bytes)? {
-        ValueRef::String(name) => name.into_str(),
-        ValueRef::Binary(name) => std::str::from_utf8(name).ok(),
-        _ => None,
-    };
-    name.map(String::from)
-        .ok_or_else(|| Error::new(Kind::BadRequest, "a method is a string"))
-}
-
-fn params(bytes: &mut &[u8]) -> Result<Vec<Value>, Error> {
-    match read(bytes)? {
-        Value::Array(params) => Ok(params),
-        _ => Err(Error::new(
-            Kind::BadRequest,
-            "a request's parameters are an array",
-        )),
-    }
+fn odd(why: &str) -> Error {
+    Error::new(Kind::BadRequest, why)
 }
 
 /// Takes one value off the front. How much it may be has been checked: its nesting is followed.
@@ -216,32 +232,26 @@ fn write_str(out: &mut Vec<u8>, text: &str) {
 
 /// A value as MessagePack.
 pub fn encode(value: &Value) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(value.as_slice().map_or(16, |bytes| bytes.len() + 5));
+    let mut bytes = Vec::new();
     write_value(&mut bytes, value);
     bytes
 }
 
-/// The same for a value that is borrowed.
-pub fn encode_ref(value: &ValueRef<'_>) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(length(value));
-    let written = rmpv::encode::write_value_ref(&mut bytes, value);
-    debug_assert!(written.is_ok(), "a Vec takes every byte");
-    bytes
-}
-
-/// About how long this will be, in bytes: most values then need not grow.
-fn length(value: &ValueRef<'_>) -> usize {
-    match value {
-        ValueRef::Array(items) => 5 + items.iter().map(length).sum::<usize>(),
-        ValueRef::String(text) => 5 + text.as_bytes().len(),
-        ValueRef::Binary(bytes) => 5 + bytes.len(),
-        _ => 9,
-    }
-}
+/// MessagePack that is short: a key, a stamp.
+pub type Short = SmallVec<[u8; 36]>;
 
 /// Bytes as a MessagePack bin.
-pub fn encode_bytes(bytes: &[u8]) -> Vec<u8> {
-    encode_ref(&ValueRef::Binary(bytes))
+pub fn encode_bytes(bytes: &[u8]) -> Short {
+    let mut short = Short::new();
+    let written = rmp::encode::write_bin(&mut short, bytes);
+    debug_assert!(written.is_ok(), "a Vec takes every byte");
+    short
+}
+
+/// Appends a borrowed value as MessagePack.
+pub fn write_ref(out: &mut Vec<u8>, value: &ValueRef<'_>) {
+    let written = rmpv::encode::write_value_ref(out, value);
+    debug_assert!(written.is_ok(), "a Vec takes every byte");
 }
 
 /// Appends a request. Its parameters, 15 at most, come encoded: what goes to three nodes is encoded once.
@@ -250,7 +260,9 @@ pub fn write_request(out: &mut Vec<u8>, id: u32, method: &str, params: &[&[u8]])
     out.extend(id.to_be_bytes());
     write_str(out, method);
     out.push(0x90 | u8::try_from(params.len()).unwrap_or(0x0f) & 0x0f);
-    out.extend(params.iter().copied().flatten());
+    for param in params {
+        out.extend_from_slice(param);
+    }
 }
 
 /// Appends the answer to request `id`.

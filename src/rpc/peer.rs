@@ -10,15 +10,15 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Buf as _, BytesMut};
 use msgpack_rpc::Value;
-use msgpack_rpc::message::{Message, Response};
+use msgpack_rpc::message::Response;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Notify;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::codec::{Codec, MESSAGE, write_request};
+use super::codec::{self, Codec, MESSAGE, write_request};
 use super::{Dial, lock};
 use crate::cluster::Node;
 use crate::error::{Error, Kind, quoted};
@@ -225,10 +225,13 @@ impl Shared {
             }
             let arrived = Instant::now(); // after the bytes: the window must not count them early
             loop {
-                match codec.decode(&mut input) {
-                    Ok(Some(Message::Response(response))) => self.answered(arrived, response)?,
+                match codec.next(&input) {
+                    Ok(Some(end)) => {
+                        let response = codec::response(&input).map_err(io::Error::other)?;
+                        input.advance(end);
+                        self.answered(arrived, response)?;
+                    }
                     Ok(None) => break,
-                    Ok(Some(_)) => return Err(io::Error::other("it asks where it should answer")),
                     Err(_) if input.starts_with(&TLS_ALERT) => {
                         return Err(io::Error::other("it speaks TLS; see [tls] in cluster.toml"));
                     }
@@ -282,7 +285,7 @@ impl Shared {
         let place = response.id.wrapping_sub(state.first) as usize;
         let answer = response.result.map_err(|error| match error.as_str() {
             Some(text) => Error::parse(text),
-            None => self.trouble(Kind::UnknownOutcome, quoted(&error)),
+            None => self.trouble(Kind::UnknownOutcome, quoted(&error.as_ref())),
         });
         let waker = match state.questions.get_mut(place) {
             Some(question @ Question::Asked(..)) => question.answer(arrived, answer),

@@ -12,19 +12,18 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Buf as _, BytesMut};
 use futures::stream::{FuturesUnordered, Stream, StreamExt as _};
 use futures::task::AtomicWaker;
 use futures::{FutureExt as _, future};
 use msgpack_rpc::Value;
-use msgpack_rpc::message::{Message, Notification, Request};
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
 use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::io::poll_read_buf;
 use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
 
-use super::codec::{Codec, Malformed, write_response};
+use super::codec::{Codec, Malformed, Request, write_response};
 use super::{Connection, Service, lock};
 use crate::error::{Error, Kind};
 
@@ -163,7 +162,19 @@ struct Session<'a, S> {
 struct Answer {
     id: Option<u32>,
     weight: usize,
+    in_step: bool, // what follows the request in the stream is one, too
     result: Result<Value, Error>,
+}
+
+impl From<Malformed> for Answer {
+    fn from(Malformed { id, in_step, error }: Malformed) -> Self {
+        Answer {
+            id,
+            weight: 0,
+            in_step,
+            result: Err(error),
+        }
+    }
 }
 
 impl<S: Service> Session<'_, S> {
@@ -177,7 +188,7 @@ impl<S: Service> Session<'_, S> {
             // Also where nobody reads them: an answer is counted here, and nowhere before.
             while let Poll::Ready(Some(answer)) = self.in_flight.poll_next_unpin(context) {
                 self.weight -= answer.weight;
-                self.reply(&answer);
+                self.reply(answer);
             }
             full |= self.is_full();
             let held = self.input.capacity() + self.output.capacity();
@@ -227,41 +238,27 @@ impl<S: Service> Session<'_, S> {
 
     fn take_requests(&mut self, context: &mut Context<'_>) {
         while !self.is_full() && self.turn < TURN {
-            let (id, method, params) = match self.codec.decode(&mut self.input) {
-                Ok(Some(Message::Request(Request { id, method, params }))) => {
-                    (Some(id), method, params)
-                }
-                Ok(Some(Message::Notification(Notification { method, params }))) => {
-                    (None, method, params)
-                }
-                Ok(Some(Message::Response(_))) => {
-                    return self.refuse("an answer, and nothing was asked");
-                }
+            let message = match self.codec.next(&self.input) {
+                Ok(Some(end)) => take(&mut self.input, end),
                 Ok(None) => break,
-                Err(Malformed { id, in_step, error }) => {
-                    self.drip = None;
-                    self.reply(&Answer {
-                        id,
-                        weight: 0,
-                        result: Err(error.clone()),
-                    });
-                    match in_step {
-                        true => continue,
-                        false => return self.refuse(error),
-                    }
-                }
+                Err(malformed) => return self.reply(malformed.into()),
             };
             self.drip = None;
             let (service, weight) = (self.service, self.codec.weight() + FUTURE);
             self.turn += self.codec.weight() + REQUEST;
             let answer = async move {
-                let answer = AssertUnwindSafe(service.answer(&method, &params))
+                let Request { id, method, params } = match Request::read(&message) {
+                    Ok(request) => request,
+                    Err(malformed) => return malformed.into(),
+                };
+                let answer = AssertUnwindSafe(service.answer(method, &params))
                     .catch_unwind()
                     .await;
                 Answer {
                     id,
                     weight,
-                    result: answer.unwrap_or_else(|_| Err(panicked(&method))),
+                    in_step: true,
+                    result: answer.unwrap_or_else(|_| Err(panicked(method))),
                 }
             };
             let mut answering = match self.spare.take() {
@@ -273,7 +270,7 @@ impl<S: Service> Session<'_, S> {
             };
             match answering.poll(context) {
                 Poll::Ready(answer) => {
-                    self.reply(&answer);
+                    self.reply(answer);
                     self.spare = Some(answering);
                 }
                 Poll::Pending => {
@@ -287,13 +284,16 @@ impl<S: Service> Session<'_, S> {
         }
     }
 
-    fn reply(&mut self, answer: &Answer) {
+    fn reply(&mut self, answer: Answer) {
         if let Some(id) = answer.id {
             let before = self.output.len();
             write_response(&mut self.output, id, &answer.result);
             let size = self.output.len() - before;
             self.turn += size;
             self.expected = size.max(self.expected - self.expected / 8);
+        }
+        if let (false, Err(error)) = (answer.in_step, answer.result) {
+            self.refuse(error);
         }
     }
 
@@ -343,6 +343,16 @@ impl<S: Service> Session<'_, S> {
         while self.stream.read(&mut unread).await? > 0 {}
         Ok(())
     }
+}
+
+/// Takes a message off the front. A small one is copied: in flight, it would pin the whole buffer.
+fn take(input: &mut BytesMut, end: usize) -> BytesMut {
+    if end >= TURN {
+        return input.split_to(end);
+    }
+    let message = input.get(..end).unwrap_or_default().into();
+    input.advance(end);
+    message
 }
 
 fn panicked(method: &str) -> Error {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Buf as _, BytesMut};
 use kv54::bench::{Values, key};
 use kv54::client::Client;
 use kv54::cluster::Cluster;
@@ -34,7 +34,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     Values::new(100).write(&mut value, 0);
     for number in 0..OPERATIONS {
         client
-            .set(&key(number), &String::from_utf8_lossy(&value).into())
+            .set(&key(number), &(&*String::from_utf8_lossy(&value)).into())
             .await?;
     }
     client.replicas.settle().await;
@@ -97,7 +97,8 @@ impl AsyncWrite for Counted {
                 codec, seen, calls, ..
             } = &mut *self;
             seen.extend_from_slice(&bytes[..count]);
-            while let Ok(Some(_)) = codec.decode(seen) {
+            while let Ok(Some(end)) = codec.next(seen) {
+                seen.advance(end);
                 calls.fetch_add(1, Relaxed);
             }
         }

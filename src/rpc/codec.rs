@@ -139,7 +139,7 @@ fn request<'a>(bytes: &mut &'a [u8]) -> Result<Request<'a>, Error> {
             ));
         }
     };
-    let method = match leaf(bytes)? {
+    let method = match borrow(bytes)? {
         ValueRef::String(name) => name.into_str(),
         ValueRef::Binary(name) => std::str::from_utf8(name).ok(),
         _ => None,
@@ -149,7 +149,7 @@ fn request<'a>(bytes: &mut &'a [u8]) -> Result<Request<'a>, Error> {
     let count = count.map_err(|_| odd("a request's parameters are an array"))?;
     let mut params = SmallVec::new();
     for _ in 0..count {
-        params.push(leaf(bytes)?);
+        params.push(borrow(bytes)?);
     }
     Ok(Request { id, method, params })
 }
@@ -186,32 +186,12 @@ fn odd(why: &str) -> Error {
 
 /// Takes one value off the front. How much it may be has been checked: its nesting is followed.
 pub fn read(bytes: &mut &[u8]) -> Result<Value, Error> {
-    let short = |_| Error::new(Kind::BadRequest, "the value breaks off");
-    match bytes.first() {
-        Some(0x90..=0x9f | 0xdc | 0xdd) => {
-            let len = rmp::decode::read_array_len(bytes).map_err(short)?;
-            let mut items = Vec::with_capacity((len as usize).min(bytes.len()));
-            for _ in 0..len {
-                items.push(read(bytes)?);
-            }
-            Ok(Value::Array(items))
-        }
-        Some(0x80..=0x8f | 0xde | 0xdf) => {
-            let len = rmp::decode::read_map_len(bytes).map_err(short)?;
-            let mut pairs = Vec::with_capacity((len as usize).min(bytes.len()));
-            for _ in 0..len {
-                pairs.push((read(bytes)?, read(bytes)?));
-            }
-            Ok(Value::Map(pairs))
-        }
-        _ => Ok(leaf(bytes)?.to_owned()),
-    }
+    Ok(borrow(bytes)?.to_owned())
 }
 
-/// The same, borrowed: a large string is then copied once, at its size.
-fn leaf<'a>(bytes: &mut &'a [u8]) -> Result<ValueRef<'a>, Error> {
-    rmpv::decode::read_value_ref(bytes)
-        .map_err(|error| Error::new(Kind::BadRequest, error.to_string()))
+/// The same, borrowed.
+fn borrow<'a>(bytes: &mut &'a [u8]) -> Result<ValueRef<'a>, Error> {
+    rmpv::decode::read_value_ref(bytes).map_err(|error| odd(&error.to_string()))
 }
 
 /// Refuses what is over these bounds; `bytes` are one whole MessagePack value.

@@ -33,7 +33,8 @@ const MAX_IN_FLIGHT: usize = 1024;
 const MAX_PENDING: usize = 2 << 20;
 /// What an answer may be, in bytes, as long as none has shown it.
 const UNKNOWN_ANSWER: usize = 64 << 10;
-/// A connection's turn, in bytes that come and go; then the others have theirs.
+/// A connection's turn, in bytes that come and go; then the others have theirs. Who has taken more
+/// sits out as many turns (deficit round robin; Shreedhar, Varghese 1995): a message is not divided.
 const TURN: usize = 64 << 10;
 /// What a request counts for in a turn beside its bytes.
 const REQUEST: usize = 1 << 10;
@@ -154,7 +155,7 @@ struct Session<'a, S> {
     output: Vec<u8>,
     sent: usize,     // of the output, in bytes
     expected: usize, // of one answer, in bytes: the latest ones were no larger
-    turn: usize,     // what has come and gone in it, in bytes
+    turn: usize,     // what has come and gone in it, and what it owes from those before, in bytes
     drip: Option<Pin<Box<Sleep>>>,
     share: Share<'a>,
 }
@@ -181,7 +182,7 @@ impl<S: Service> Session<'_, S> {
     /// Reads until the input runs dry, then writes all that it gave rise to in one go. Ready
     /// when nothing more will be read and everything is answered.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.turn = 0;
+        self.turn = self.turn.saturating_sub(TURN);
         loop {
             self.take_requests(context);
             let mut full = self.is_full();

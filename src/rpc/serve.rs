@@ -37,7 +37,7 @@ const UNKNOWN_ANSWER: usize = 64 << 10;
 /// sits out as many turns (deficit round robin; Shreedhar, Varghese 1995): a message is not divided.
 const TURN: usize = 64 << 10;
 /// What a request counts for in a turn beside its bytes.
-const REQUEST: usize = 1 << 10;
+const REQUEST: usize = 64;
 /// What a request in flight takes beside its values, in bytes: its future, and its questions.
 const FUTURE: usize = 2 << 10;
 /// The time an unfinished message may take.

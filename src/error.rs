@@ -102,6 +102,11 @@ impl Error {
         }
     }
 
+    /// A request that makes no sense, for this reason.
+    pub fn bad_request(why: impl Into<String>) -> Self {
+        Error::new(Kind::BadRequest, why)
+    }
+
     /// The error that this text from the wire stands for, as one line of plain text. What a first word that this
     /// version does not know means for a write is unknown.
     pub fn parse(text: &str) -> Self {
@@ -125,10 +130,7 @@ impl Error {
             "status" => "[]",
             _ => return Error::new(Kind::NoSuchMethod, format!("{:?}", beginning(method))),
         };
-        Error::new(
-            Kind::BadRequest,
-            format!("{method} takes {usage}, not {params} parameters"),
-        )
+        Error::bad_request(format!("{method} takes {usage}, not {params} parameters"))
     }
 
     /// What this error means to somebody who only reads: what is unknown did not happen for them.

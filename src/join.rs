@@ -212,8 +212,5 @@ fn items<const N: usize>(value: Value) -> Result<[Value; N], Error> {
 }
 
 fn odd() -> Error {
-    Error::new(
-        Kind::BadRequest,
-        "a page is [start id, next cursor or nil, [[key, entry] …]]",
-    )
+    Error::bad_request("a page is [start id, next cursor or nil, [[key, entry] …]]")
 }

@@ -18,7 +18,7 @@ use crate::error::{Error, Kind};
 use crate::rpc::codec::{Short, encode, encode_bytes};
 use crate::rpc::{Call, Dial, HEDGE, Peer};
 use crate::sabotage::{Bug, planted};
-use crate::store::{Encoded, Entry, Loaded, Stamp, Status, Store, check_key};
+use crate::store::{Entry, Loaded, Stamp, Status, Store, check_key};
 
 /// Between two attempts of one operation.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -186,7 +186,13 @@ impl Operation<'_> {
 
     /// Has a majority keep the entry, and tells the others too; answers nil.
     pub async fn store(&self, entry: Entry<&ValueRef<'_>>) -> Result<Value, Error> {
-        self.tell(entry.encode()).await
+        let of_key = |e: Error| Error::new(e.kind, format!("key {:?}: {}", self.name(), e.why));
+        let entry = entry.encode().map_err(of_key)?;
+        let ask = |place| match self.home_at(place) {
+            Some(store) => Asked::Answered(store.keep(self.key, &entry)),
+            None => self.call(place, "store", Some(entry.bytes()), Ok),
+        };
+        self.majority(First::All, ask).await.map(|_| Value::Nil)
     }
 
     /// The same for an entry that somebody else wrote.
@@ -194,17 +200,9 @@ impl Operation<'_> {
         if planted(Bug::GetWithoutRepair) {
             return Ok(Value::Nil);
         }
-        self.tell(entry.encode()).await.map_err(Error::of_read)
-    }
-
-    async fn tell(&self, entry: Result<Encoded, Error>) -> Result<Value, Error> {
-        let of_key = |e: Error| Error::new(e.kind, format!("key {:?}: {}", self.name(), e.why));
-        let entry = entry.map_err(of_key)?;
-        let ask = |place| match self.home_at(place) {
-            Some(store) => Asked::Answered(store.keep(self.key, &entry)),
-            None => self.call(place, "store", Some(entry.bytes()), Ok),
-        };
-        self.majority(First::All, ask).await.map(|_| Value::Nil)
+        let (stamp, value) = (entry.stamp, &entry.value.as_ref());
+        let entry = Entry { stamp, value };
+        self.store(entry).await.map_err(Error::of_read)
     }
 
     /// What a majority has, without the values where `known` is as new.
@@ -281,7 +279,7 @@ impl Operation<'_> {
         let closes = self.deadline.min(opened + self.replicas.cluster.window);
         let late = |place| (place, Error::new(Kind::UnknownOutcome, "no answer in time"));
         let mut order = self.replicas.order(self.part, opened);
-        order.retain(|place| answers.iter().all(|(before, _)| before != place));
+        order.retain(|place| answers.iter().all(|(counted, _)| counted != place));
         let mut order = order.into_iter();
         let mut asking = match first {
             First::Majority => needed,
@@ -290,7 +288,7 @@ impl Operation<'_> {
         let (mut calls, mut errors) = (Few::new(), Vec::new());
         future::poll_fn(|context| {
             loop {
-                let before = answers.len();
+                let so_far = answers.len();
                 for place in order.by_ref().take(asking) {
                     match ask(place) {
                         Asked::Answered(Ok(answer)) => answers.push((place, answer)),
@@ -300,22 +298,20 @@ impl Operation<'_> {
                 }
                 let now = Instant::now(); // what is at home has answered before
                 if now > closes {
-                    let here = answers.drain(before..);
-                    errors.extend(here.map(|(place, _)| late(place)));
+                    let too_late = answers.drain(so_far..);
+                    errors.extend(too_late.map(|(place, _)| late(place)));
                 }
                 calls.retain_mut(|(place, call, read)| {
                     let answer = Pin::new(call).poll(context);
                     match answer.map(|(arrived, answer)| (arrived, answer.and_then(*read))) {
+                        Poll::Pending => return true,
                         Poll::Ready((arrived, Ok(answer))) if arrived <= closes => {
                             answers.push((*place, answer));
-                            false
                         }
-                        Poll::Ready((_, Err(error))) => {
-                            errors.push((*place, error));
-                            false
-                        }
-                        _ => true, // yet to answer, or too late
+                        Poll::Ready((_, Ok(_))) => errors.push(late(*place)),
+                        Poll::Ready((_, Err(error))) => errors.push((*place, error)),
                     }
+                    false
                 });
                 if answers.len() >= needed || now > closes {
                     break Poll::Ready(());
@@ -414,5 +410,5 @@ fn highest(answers: &[(usize, Loaded)]) -> Stamp {
 }
 
 fn nowhere() -> Error {
-    Error::new(Kind::BadRequest, "the ring has no such place")
+    Error::bad_request("the ring has no such place")
 }

@@ -1,7 +1,7 @@
 //! MessagePack-RPC over any stream of bytes: `[0, msgid, method, [params]]` is
 //! answered by `[1, msgid, error, result]`, in any order, on one connection.
 //!
-//! The crate `msgpack-rpc` gives the messages and values. Its endpoint is not
+//! The crate `msgpack-rpc` gives the values and answers. Its endpoint is not
 //! used: it spawns a task for every request, writes every answer by itself and
 //! bounds nothing. Here are a [`codec`] with limits, a loop that [`serve`](serve())s, and
 //! a [`Peer`] that asks.

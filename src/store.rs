@@ -38,7 +38,9 @@ impl Stamp {
     fn read(counter: Option<u64>, writer: Option<u64>) -> Result<Self, Error> {
         match (counter, writer) {
             (Some(counter), Some(writer)) => Ok(Stamp { counter, writer }),
-            _ => Err(odd("a stamp is [counter, writer], both from 0 to 2^64-1")),
+            _ => Err(Error::bad_request(
+                "a stamp is [counter, writer], both from 0 to 2^64-1",
+            )),
         }
     }
 
@@ -275,7 +277,9 @@ impl Store {
     pub fn keep(&self, key: &[u8], entry: &Encoded) -> Result<Value, Error> {
         let (stamp, value) = (entry.stamp, entry.packed());
         if !(1..1 << 63).contains(&stamp.counter) {
-            return Err(odd("a stamp's counter is from 1 to 2^63 - 1"));
+            return Err(Error::bad_request(
+                "a stamp's counter is from 1 to 2^63 - 1",
+            ));
         }
         let number = self.part(key)?;
         let mut kept = lock(&self.kept);
@@ -302,15 +306,15 @@ impl Store {
             return Err(Error::new(Kind::Full, why));
         }
         *bytes = *bytes + taken - freed;
-        let hash = crc32fast::hash(key);
-        part.digest ^= digest(hash, stamp);
+        let key_hash = crc32fast::hash(key);
+        part.digest ^= digest(key_hash, stamp);
         part.tombstones += usize::from(value.is_empty());
         let Some(old) = old else {
             let (key, value) = (SmallVec::from_slice(key), value.into());
             part.entries.insert(key, Packed { stamp, value });
             return Ok(Value::Nil);
         };
-        part.digest ^= digest(hash, old.stamp);
+        part.digest ^= digest(key_hash, old.stamp);
         part.tombstones -= usize::from(old.value.is_empty());
         old.stamp = stamp;
         match old.value.len() == value.len() {
@@ -328,9 +332,9 @@ impl Store {
                 .as_u64()
                 .and_then(|number| usize::try_from(number).ok())
         };
-        let (number, cursor) = place(part).zip(place(cursor)).ok_or_else(|| {
-            Error::new(Kind::BadRequest, "a part and a cursor are integers from 0")
-        })?;
+        let (number, cursor) = place(part)
+            .zip(place(cursor))
+            .ok_or_else(|| Error::bad_request("a part and a cursor are integers from 0"))?;
         let kept = lock(&self.kept);
         let entries = &kept.part(number)?.entries;
         let (mut page, mut size) = (Vec::new(), 0);
@@ -538,8 +542,7 @@ impl TryFrom<Value> for Status {
     type Error = Error;
 
     fn try_from(value: Value) -> Result<Self, Error> {
-        rmpv::ext::from_value(value)
-            .map_err(|error| Error::new(Kind::BadRequest, error.to_string()))
+        rmpv::ext::from_value(value).map_err(|error| Error::bad_request(error.to_string()))
     }
 }
 
@@ -555,10 +558,8 @@ fn string<'a>(value: &'a ValueRef<'_>) -> Option<&'a [u8]> {
 /// The bytes of a key. Str, bin and old raw with the same bytes are the same key.
 pub fn key<'a>(value: &'a ValueRef<'_>) -> Result<&'a [u8], Error> {
     string(value).ok_or_else(|| {
-        Error::new(
-            Kind::BadRequest,
-            format!("a key is a string or bytes, not {}", quoted(value)),
-        )
+        let what = quoted(value);
+        Error::bad_request(format!("a key is a string or bytes, not {what}"))
     })
 }
 
@@ -612,8 +613,8 @@ fn unpack(mut packed: &[u8]) -> Result<Value, Error> {
 
 /// One entry's share of a part's digest. The writer is random, which does most of the
 /// work; the rest is the finalizer of `SplitMix64` (Steele, Lea, Flood 2014).
-fn digest(key: u32, stamp: Stamp) -> u64 {
-    let mut hash = stamp.writer ^ stamp.counter.rotate_left(32) ^ u64::from(key) << 16;
+fn digest(key_hash: u32, stamp: Stamp) -> u64 {
+    let mut hash = stamp.writer ^ stamp.counter.rotate_left(32) ^ u64::from(key_hash) << 16;
     hash = (hash ^ hash >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     hash = (hash ^ hash >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     hash ^ hash >> 31
@@ -655,8 +656,10 @@ impl TryFrom<Value> for Loaded {
     type Error = Error;
 
     fn try_from(value: Value) -> Result<Self, Error> {
-        let Value::Array(mut items) = value else {
-            return Err(odd("an entry is [counter, writer, value]"));
+        let mut items = if let Value::Array(items) = value {
+            items
+        } else {
+            Vec::new()
         };
         let value = if items.len() == 3 { items.pop() } else { None };
         match items.as_slice() {
@@ -664,7 +667,7 @@ impl TryFrom<Value> for Loaded {
                 let stamp = Stamp::read(counter.as_u64(), writer.as_u64())?;
                 Ok(Loaded { stamp, value })
             }
-            _ => Err(odd("an entry is [counter, writer, value]")),
+            _ => Err(Error::bad_request("an entry is [counter, writer, value]")),
         }
     }
 }
@@ -676,11 +679,7 @@ impl<'a> TryFrom<&'a ValueRef<'a>> for Entry<&'a ValueRef<'a>> {
         let stamp = value.try_into()?;
         match value.as_array().map(Vec::as_slice) {
             Some([_, _, value]) => Ok(Entry { stamp, value }),
-            _ => Err(odd("an entry is [counter, writer, value]")),
+            _ => Err(Error::bad_request("an entry is [counter, writer, value]")),
         }
     }
-}
-
-fn odd(why: &str) -> Error {
-    Error::new(Kind::BadRequest, why)
 }

@@ -61,7 +61,7 @@ impl Codec {
     /// come. What was looked at is not looked at again: `input` may only have grown by then.
     pub fn next(&mut self, input: &[u8]) -> Result<Option<usize>, Malformed> {
         if let Some(0x00..=0x8f | 0xa0..=0xdb | 0xde..) = input.first() {
-            let error = Error::new(Kind::BadRequest, "not MessagePack-RPC");
+            let error = Error::bad_request("not MessagePack-RPC");
             return Err(out_of_step(input, error));
         }
         match self.walk.advance(input, MESSAGE) {
@@ -73,13 +73,13 @@ impl Codec {
                 return Err(out_of_step(seen, error));
             }
         }
-        let Walk { at, values, .. } = std::mem::take(&mut self.walk);
-        self.weight = 2 * at + values * size_of::<Value>();
+        let Walk { at, room, .. } = std::mem::take(&mut self.walk);
+        self.weight = 2 * at + room * size_of::<ValueRef<'_>>();
         Ok(Some(at))
     }
 
-    /// About what the message found last takes in memory, in bytes: its values, and once
-    /// more itself, encoded for others.
+    /// About what the message found last takes in memory, in bytes: itself, its values, which
+    /// borrow from it, and once more itself, encoded for others.
     pub fn weight(&self) -> usize {
         self.weight
     }
@@ -132,9 +132,9 @@ fn request<'a>(bytes: &mut &'a [u8]) -> Result<Request<'a>, Error> {
     let id = match kind(bytes) {
         (Some(0), Some(4)) => Some(id(bytes)?),
         (Some(2), Some(3)) => None,
-        (Some(1), _) => return Err(odd("an answer, and nothing was asked")),
+        (Some(1), _) => return Err(Error::bad_request("an answer, and nothing was asked")),
         _ => {
-            return Err(odd(
+            return Err(Error::bad_request(
                 "a request is [0, msgid, method, [params]] or [2, method, [params]]",
             ));
         }
@@ -144,9 +144,9 @@ fn request<'a>(bytes: &mut &'a [u8]) -> Result<Request<'a>, Error> {
         ValueRef::Binary(name) => std::str::from_utf8(name).ok(),
         _ => None,
     };
-    let method = method.ok_or_else(|| odd("a method is a string"))?;
+    let method = method.ok_or_else(|| Error::bad_request("a method is a string"))?;
     let count = rmp::decode::read_array_len(bytes);
-    let count = count.map_err(|_| odd("a request's parameters are an array"))?;
+    let count = count.map_err(|_| Error::bad_request("a request's parameters are an array"))?;
     let mut params = SmallVec::new();
     for _ in 0..count {
         params.push(borrow(bytes)?);
@@ -154,7 +154,7 @@ fn request<'a>(bytes: &mut &'a [u8]) -> Result<Request<'a>, Error> {
     Ok(Request { id, method, params })
 }
 
-/// Reads a whole message that is to be an answer. (The crate's decoder panics on short ones.)
+/// Reads the answer that a whole message at the front is to be. (The crate's decoder panics on short ones.)
 pub fn response(mut message: &[u8]) -> Result<Response, Error> {
     let bytes = &mut message;
     match kind(bytes) {
@@ -165,8 +165,8 @@ pub fn response(mut message: &[u8]) -> Result<Response, Error> {
                 (error, _) => Err(error),
             },
         }),
-        (Some(0 | 2), _) => Err(odd("it asks where it should answer")),
-        _ => Err(odd("an answer is [1, msgid, error, result]")),
+        (Some(0 | 2), _) => Err(Error::bad_request("it asks where it should answer")),
+        _ => Err(Error::bad_request("an answer is [1, msgid, error, result]")),
     }
 }
 
@@ -177,11 +177,8 @@ fn kind(bytes: &mut &[u8]) -> (Option<u8>, Option<u32>) {
 }
 
 fn id(bytes: &mut &[u8]) -> Result<u32, Error> {
-    rmp::decode::read_int(bytes).map_err(|_| odd("a msgid is an integer from 0 to 4294967295"))
-}
-
-fn odd(why: &str) -> Error {
-    Error::new(Kind::BadRequest, why)
+    rmp::decode::read_int(bytes)
+        .map_err(|_| Error::bad_request("a msgid is an integer from 0 to 4294967295"))
 }
 
 /// Takes one value off the front. How much it may be has been checked: its nesting is followed.
@@ -191,7 +188,7 @@ pub fn read(bytes: &mut &[u8]) -> Result<Value, Error> {
 
 /// The same, borrowed.
 fn borrow<'a>(bytes: &mut &'a [u8]) -> Result<ValueRef<'a>, Error> {
-    rmpv::decode::read_value_ref(bytes).map_err(|error| odd(&error.to_string()))
+    rmpv::decode::read_value_ref(bytes).map_err(|error| Error::bad_request(error.to_string()))
 }
 
 /// Refuses what is over these bounds; `bytes` are one whole MessagePack value.
@@ -267,6 +264,7 @@ struct Walk {
     at: usize,        // bytes done with
     skip: usize,      // bytes of a string or number still to pass over
     values: usize,    // values announced in arrays and maps
+    room: usize,      // what they take, read: the places in their vectors
     open: Vec<usize>, // values still to come in each open array or map
 }
 
@@ -296,6 +294,11 @@ impl Walk {
             if let Some(children) = head.children {
                 self.values += children;
                 self.open.push(children);
+                self.room += match self.open.len() {
+                    ..=2 => children, // the message and its parameters
+                    // The crate makes room for four values or pairs, and then doubles it.
+                    _ => children.next_power_of_two().max(8),
+                };
             }
             let end = self.at + head.size;
             let (found, most, of) = match () {
@@ -362,7 +365,7 @@ impl Head {
                 children: Some(low(0x0f)),
             }),
             0xa0..=0xbf => flat(1 + low(0x1f)),
-            0xc1 => return Err(Error::new(Kind::BadRequest, "0xc1 is no MessagePack")),
+            0xc1 => return Err(Error::bad_request("0xc1 is no MessagePack")),
             0xc4 | 0xd9 => sized(1, 0),
             0xc5 | 0xda => sized(2, 0),
             0xc6 | 0xdb => sized(4, 0),

@@ -33,9 +33,9 @@ const MAX_IN_FLIGHT: usize = 1024;
 const MAX_PENDING: usize = 2 << 20;
 /// What an answer may be, in bytes, as long as none has shown it.
 const UNKNOWN_ANSWER: usize = 64 << 10;
-/// A connection's turn, in bytes that come and go; then the others have theirs. Who has taken more
-/// sits out as many turns (deficit round robin; Shreedhar, Varghese 1995): a message is not divided.
-const TURN: usize = 64 << 10;
+/// A connection's turn, in bytes that come, go and are held meanwhile; then the others have theirs. Who has
+/// taken more sits out as many turns (deficit round robin; Shreedhar, Varghese 1995): a message is not divided.
+const TURN: usize = 96 << 10;
 /// What a request counts for in a turn beside its bytes.
 const REQUEST: usize = 64;
 /// What a request in flight takes beside its values, in bytes: its future, and its questions.
@@ -171,7 +171,7 @@ impl From<Malformed> for Answer {
     fn from(Malformed { id, in_step, error }: Malformed) -> Self {
         Answer {
             id,
-            weight: 0,
+            weight: 0, // it is refused at the first poll, before it is counted
             in_step,
             result: Err(error),
         }
@@ -195,7 +195,6 @@ impl<S: Service> Session<'_, S> {
             let held = self.input.capacity() + self.output.capacity();
             self.share
                 .hold(held + self.weight + self.awaited(), context)?;
-            self.poll_drip(full, context);
             if !self.ended && !self.is_full() && self.turn < TURN {
                 self.input
                     .reserve(self.input.len().clamp(16 << 10, 256 << 10));
@@ -207,6 +206,7 @@ impl<S: Service> Session<'_, S> {
                     continue;
                 }
             }
+            self.poll_drip(full, context);
             ready!(self.poll_write(context))?;
             if self.turn >= TURN {
                 // Not woken at once: the network is looked at before this connection again.
@@ -312,7 +312,8 @@ impl<S: Service> Session<'_, S> {
             self.drip = None;
         } else {
             let drip = self.drip.get_or_insert_with(|| Box::pin(sleep(MAX_DRIP)));
-            if drip.as_mut().poll(context).is_ready() {
+            // Who sits out turns is not slow.
+            if drip.as_mut().poll(context).is_ready() && self.turn < TURN {
                 self.refuse(format!("a message was unfinished for {MAX_DRIP:?}"));
             }
         }
@@ -346,13 +347,18 @@ impl<S: Service> Session<'_, S> {
     }
 }
 
-/// Takes a message off the front. A small one is copied: in flight, it would pin the whole buffer.
+/// Takes a message off the front. A large one keeps the buffer, and what lies behind it gets a new
+/// one: two that shared a buffer would hold more than either is counted for.
 fn take(input: &mut BytesMut, end: usize) -> BytesMut {
-    if end >= TURN {
-        return input.split_to(end);
+    let (message, rest) = input.split_at_checked(end).unwrap_or_default();
+    if end < TURN.max(rest.len()) {
+        let message = message.into();
+        input.advance(end);
+        return message;
     }
-    let message = input.get(..end).unwrap_or_default().into();
-    input.advance(end);
+    let rest = rest.into();
+    let mut message = std::mem::replace(input, rest);
+    message.truncate(end);
     message
 }
 

@@ -16,7 +16,7 @@ use std::io::{BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -42,7 +42,7 @@ const SMALL: Bounds = Bounds {
     limits: "",
     alone: true,
 };
-/// A gigabyte of legal sets at once: what goes to another node waits in one line with it.
+/// Half a gigabyte and more at once: who comes meanwhile waits in one line with it, here or at another node.
 const HEAVY: Bounds = Bounds {
     quick: Duration::from_millis(500),
     ..BUFFERS
@@ -300,6 +300,28 @@ fn requests_in_flight_on_every_connection() {
         }
         thread::sleep(Duration::from_secs(3));
         drop(strangers);
+        cluster.signal("bob", "CONT");
+        cluster.signal("dave", "CONT");
+    });
+}
+
+#[test]
+fn requests_in_flight_behind_large_ones() {
+    attack(Bounds { mib: 400, ..HEAVY }, |cluster| {
+        let key = Value::from(cluster.key_on(&["bob", "carol", "dave"]));
+        let large = request(7, "status", [bin(&vec![0; 4 * MIB - 100])]);
+        let small = request(7, "set", [key, bin(&[0; 100 << 10])]);
+        cluster.signal("bob", "STOP");
+        cluster.signal("dave", "STOP");
+        // The small ones wait, and must not keep what the large ones came in.
+        let (both, all) = ([large, small].concat(), Barrier::new(20));
+        at_once(20, || {
+            let stream = stranger(cluster);
+            stream.set_write_timeout(None).unwrap();
+            sends(&stream, &both, 7);
+            hears(&stream, 7);
+            all.wait();
+        });
         cluster.signal("bob", "CONT");
         cluster.signal("dave", "CONT");
     });

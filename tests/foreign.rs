@@ -60,11 +60,20 @@ fn ruby_of_2009_sets_and_gets() {
         .concat(),
     );
 
+    // 100 bytes of text come back as raw16: a str with a length of one byte would be nothing it knows.
+    let text = [b'x'; 100];
+    ruby.sends(&[b"\x94\x00\x08\xa3set\x92\xa4key1\xda\x00\x64", &text[..]].concat());
+    ruby.hears(b"\x94\x01\xce\x00\x00\x00\x08\xc0\xc0");
+    ruby.sends(b"\x94\x00\x09\xa3get\x91\xa4key1");
+    ruby.hears(&[b"\x94\x01\xce\x00\x00\x00\x09\xc0\xda\x00\x64", &text[..]].concat());
+
     // A missing key is nil; an error without a result is raised as a RuntimeError with this text.
     ruby.sends(b"\x94\x00\x06\xa3get\x91\xa4key2");
     ruby.hears(b"\x94\x01\xce\x00\x00\x00\x06\xc0\xc0");
     ruby.sends(b"\x94\x00\x07\xa5steep\x91\xa4key1");
     ruby.hears(b"\x94\x01\xce\x00\x00\x00\x07\xb7no-such-method: \"steep\"\xc0");
+    ruby.sends(b"\x94\x00\x0a\xa3get\x90");
+    ruby.hears(b"\x94\x01\xce\x00\x00\x00\x0a\xda\x00\x2ebad-request: get takes [key], not 0 parameters\xc0");
 
     // The id after 127 takes two bytes, the one after 255 three.
     ruby.sends(b"\x94\x00\xcc\x80\xa3get\x91\xa4key2");

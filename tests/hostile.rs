@@ -310,7 +310,7 @@ fn requests_in_flight_behind_large_ones() {
     attack(Bounds { mib: 400, ..HEAVY }, |cluster| {
         let key = Value::from(cluster.key_on(&["bob", "carol", "dave"]));
         let large = request(7, "status", [bin(&vec![0; 4 * MIB - 100])]);
-        let small = request(7, "set", [key, bin(&[0; 100 << 10])]);
+        let small = request(7, "set", [key, bin(&vec![0; 100 << 10])]);
         cluster.signal("bob", "STOP");
         cluster.signal("dave", "STOP");
         // The small ones wait, and must not keep what the large ones came in.

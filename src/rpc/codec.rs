@@ -202,7 +202,13 @@ pub fn write_value(out: &mut Vec<u8>, value: &Value) {
     debug_assert!(written.is_ok(), "a Vec takes every byte");
 }
 
+/// Appends a str as decoders from before 2013 read it too: they know no length of one byte.
 fn write_str(out: &mut Vec<u8>, text: &str) {
+    if let (32..=0xff, Ok(len)) = (text.len(), u16::try_from(text.len())) {
+        out.push(0xda);
+        out.extend(len.to_be_bytes());
+        return out.extend_from_slice(text.as_bytes());
+    }
     let written = rmp::encode::write_str(out, text);
     debug_assert!(written.is_ok(), "a Vec takes every byte");
 }
@@ -249,7 +255,10 @@ pub fn write_response(out: &mut Vec<u8>, id: u32, answer: &Result<Value, Error>)
     match answer {
         Ok(value) => {
             out.push(0xc0);
-            write_value(out, value);
+            match value.as_str() {
+                Some(text) => write_str(out, text),
+                None => write_value(out, value),
+            }
         }
         Err(error) => {
             write_str(out, &error.to_string());

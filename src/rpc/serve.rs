@@ -38,6 +38,8 @@ const UNKNOWN_ANSWER: usize = 64 << 10;
 const TURN: usize = 96 << 10;
 /// What a request counts for in a turn beside its bytes.
 const REQUEST: usize = 64;
+/// How much more a byte of a map counts for: it is made and written value by value.
+const NESTED: usize = 8;
 /// What a request in flight takes beside its values, in bytes: its future, and its questions.
 const FUTURE: usize = 2 << 10;
 /// The time an unfinished message may take.
@@ -290,7 +292,10 @@ impl<S: Service> Session<'_, S> {
             let before = self.output.len();
             write_response(&mut self.output, id, &answer.result);
             let size = self.output.len() - before;
-            self.turn += size;
+            self.turn += match answer.result {
+                Ok(Value::Map(_)) => NESTED * size,
+                _ => size,
+            };
             self.expected = size.max(self.expected - self.expected / 8);
         }
         if let (false, Err(error)) = (answer.in_step, answer.result) {

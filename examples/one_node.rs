@@ -3,22 +3,22 @@
 //!
 //! `cargo run --release --example one_node`, and then anybody who speaks MessagePack-RPC.
 
-use kv54::{error::Error, error::Kind, rpc, rpc::ValueRef, store::key};
-use msgpack_rpc::Value;
+use kv54::rpc::{self, Answer};
+use kv54::{entry::Packed, entry::key, error::Error, error::Kind};
 use std::{collections::HashMap, env, io, sync::Mutex};
 
-struct OneNode(Mutex<HashMap<Vec<u8>, Value>>);
+struct OneNode(Mutex<HashMap<Vec<u8>, Packed>>);
 
 impl rpc::Service for OneNode {
-    async fn answer(&self, method: &str, params: &[ValueRef<'_>]) -> Result<Value, Error> {
+    async fn answer(&self, method: &str, params: &[&[u8]]) -> Result<Answer, Error> {
         let mut map = rpc::lock(&self.0);
         let answer = match (method, params) {
             ("get", [k]) => map.get(key(k)?).cloned(),
             // The former value is nobody's business: set answers nil.
-            ("set", [k, value]) => map.insert(key(k)?.into(), value.to_owned()).and(None),
+            ("set", [k, value]) => map.insert(key(k)?.into(), (*value).into()).and(None),
             _ => return Err(Error::new(Kind::NoSuchMethod, method)),
         };
-        Ok(answer.unwrap_or(Value::Nil))
+        Ok(answer.unwrap_or_default().into())
     }
 }
 

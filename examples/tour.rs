@@ -15,11 +15,13 @@ use std::time::{Duration, Instant};
 
 use kv54::client::Client;
 use kv54::cluster::{self, Cluster};
+use kv54::entry::Packed;
 use kv54::join::join;
 use kv54::replicas::Replicas;
 use kv54::rpc::{self, Dial, Limits, Peer, codec};
 use kv54::server::Node;
-use kv54::store::{Status, Store};
+use kv54::status::Status;
+use kv54::store::Store;
 use msgpack_rpc::Value;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -48,7 +50,7 @@ async fn all_is_well(ring: &mut Ring) -> Outcome {
     println!("    ready after {took:.1?}: nobody has missed anything (src/join.rs)");
 
     println!("set tea green");
-    ring.client.set(b"tea", &"green".into()).await?;
+    ring.client.set(b"tea", &Packed::of("green")).await?;
     println!("    ok: two of three have it (src/client.rs)");
 
     println!("where is tea?");
@@ -64,9 +66,9 @@ async fn all_is_well(ring: &mut Ring) -> Outcome {
 async fn one_is_killed(ring: &mut Ring) -> Outcome {
     println!("kill erin: its memory is gone");
     ring.kill(ERIN);
-    let tea = ring.client.get(b"tea").await?;
+    let tea = ring.client.get(b"tea").await?.value()?;
     println!("    get tea: {tea}, from the other two (src/replicas.rs)");
-    ring.client.set(b"tea", &"black".into()).await?;
+    ring.client.set(b"tea", &Packed::of("black")).await?;
     println!("    set tea black: ok, two of three are enough (src/client.rs)");
 
     println!("start erin again");
@@ -86,7 +88,7 @@ async fn two_are_cut_off(ring: &mut Ring) -> Outcome {
     ring.cut_off(ERIN);
     ring.cut_off(ALICE);
     match ring.client.get(b"tea").await {
-        Ok(tea) => println!("    get tea: {tea} (src/client.rs)"),
+        Ok(tea) => println!("    get tea: {} (src/client.rs)", tea.value()?),
         Err(error) => println!("    get tea: {error} (src/replicas.rs)"),
     }
     println!("    bob alone cannot know that the others know nothing newer (src/client.rs)");
@@ -94,7 +96,7 @@ async fn two_are_cut_off(ring: &mut Ring) -> Outcome {
     println!("let them back");
     ring.start(ERIN)?;
     ring.start(ALICE)?;
-    let tea = ring.client.get(b"tea").await?;
+    let tea = ring.client.get(b"tea").await?.value()?;
     println!("    get tea: {tea}, as soon as two of three are there (src/client.rs)");
     Ok(())
 }
@@ -221,7 +223,8 @@ impl Ring {
     /// Asks one node, as a program does that knows one address.
     async fn get_through(&self, place: usize, key: &str) -> Result<Value, kv54::error::Error> {
         let peer = Peer::new(self.node(place), TIMEOUT, network(&self.unreachable));
-        peer.call("get", &[&codec::encode(&key.into())]).await.1
+        let (_, answer) = peer.call("get", &[&Packed::of(key)]).await;
+        codec::decode(&answer?)
     }
 
     /// The place of a key's owner, and the names of those that keep it.

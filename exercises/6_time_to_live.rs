@@ -11,26 +11,26 @@
 //! take that has seen the same old entry? Is there a stamp between an entry's and every later
 //! one's? What if two clients find it expired at once?
 
-use kv54::store::{Entry, Stamp};
+use kv54::entry::{Entry, Packed, Stamp};
 use msgpack_rpc::Value;
 
 /// Yours: what to store before a get may answer nil; `None` where the value lives.
 #[cfg(not(feature = "solutions"))]
 fn expired(entry: &Entry, now: u64) -> Option<Entry> {
     let lives = now < until(entry)?;
-    (!lives).then(|| entry.stamp.newer(Value::Nil))
+    (!lives).then(|| entry.stamp.newer(Packed::default()))
 }
 
 /// When the value expires; `None` where there is none.
 fn until(entry: &Entry) -> Option<u64> {
-    entry.value.as_array()?.first()?.as_u64()
+    entry.value.value().ok()?.as_array()?.first()?.as_u64()
 }
 
 #[test]
 #[cfg_attr(not(feature = "solutions"), ignore = "exercise 6: a time to live")]
 fn exercise_6() {
-    let green = Value::Array(vec![1_000.into(), "green".into()]);
-    let black = Value::Array(vec![2_000.into(), "black".into()]);
+    let green = Packed::of(vec![Value::from(1_000), "green".into()]);
+    let black = Packed::of(vec![Value::from(2_000), "black".into()]);
     for _ in 0..100 {
         let old = Stamp::default().newer(green.clone());
         assert_eq!(expired(&old, 999), None, "it still lives");

@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kv54::cluster::Cluster;
-use kv54::store::{Entry, Stamp, Store};
+use kv54::entry::{Entry, Packed, Stamp};
+use kv54::store::Store;
 use msgpack_rpc::Value;
 
 /// Tea's owner.
@@ -45,7 +46,7 @@ impl Tea {
             restarts: 0,
             log: Vec::new(),
         };
-        let green = Stamp::default().newer("green".into());
+        let green = Stamp::default().newer(Packed::of("green"));
         for at in [ERIN, ALICE, BOB] {
             tea.keep(at, &green);
         }
@@ -55,12 +56,12 @@ impl Tea {
     /// The first half of a set: asks two replicas for their stamps. What it gives back is the
     /// message `store` for all three, and it has reached nobody yet.
     pub fn begin_set(&self, value: &str, asked: [usize; 2]) -> Entry {
-        self.newest(asked).stamp.newer(value.into())
+        self.newest(asked).stamp.newer(Packed::of(value))
     }
 
     /// The first half of a delete.
     pub fn begin_delete(&self, asked: [usize; 2]) -> Entry {
-        self.newest(asked).stamp.newer(Value::Nil)
+        self.newest(asked).stamp.newer(Packed::default())
     }
 
     /// The message `store` reaches these replicas, and their answers the client. The second one
@@ -70,7 +71,7 @@ impl Tea {
             self.keep(at, entry);
             let answered = self.answered.entry(entry.stamp).or_default();
             if answered.insert(at) && answered.len() == 2 {
-                self.log.push(match entry.value.as_str() {
+                self.log.push(match entry.value.value().unwrap().as_str() {
                     Some(value) => format!("set {value}: ok"),
                     None => "delete: ok".to_owned(),
                 });
@@ -84,9 +85,10 @@ impl Tea {
         for at in asked.into_iter().filter(|_| self.repairs) {
             self.keep(at, &newest);
         }
-        let said = newest.value.as_str().unwrap_or("nothing");
+        let value = newest.value.value().unwrap();
+        let said = value.as_str().unwrap_or("nothing");
         self.log.push(format!("get: {said}"));
-        newest.value
+        value
     }
 
     /// The three forget that there ever was tea, if it is deleted and all of them know.
@@ -136,9 +138,7 @@ impl Tea {
 
     fn keep(&self, at: usize, entry: &Entry) {
         if entry.stamp != Stamp::default() {
-            self.stores[&at]
-                .keep(b"tea", &entry.encode().unwrap())
-                .unwrap();
+            self.stores[&at].store(b"tea", entry.borrow()).unwrap();
         }
     }
 }
@@ -154,7 +154,7 @@ fn empty(at: usize) -> Store {
 fn ready(store: Store) -> Store {
     for (place, parts) in store.shared() {
         for part in parts {
-            store.has_all(part, place);
+            store.mark_read(part, place);
         }
     }
     store

@@ -3,12 +3,12 @@
 //! Attiya, Bar-Noy and Dolev ("Sharing memory robustly in message-passing
 //! systems", 1995), with many writers as in Lynch and Shvartsman (1997).
 //!
-//! Whoever has `cluster.toml` can do this: a command, and every node for its guests.
+//! Every program that has `cluster.toml` can do this: a command, and every node for its guests.
 
-use crate::{error::Error, replicas::Replicas, rpc::ValueRef};
-use msgpack_rpc::Value;
+use crate::entry::Packed;
+use crate::{error::Error, replicas::Replicas, rpc::codec::NIL};
 
-/// Whoever asks a key's replicas and believes what two of three say.
+/// A coordinator: it asks a key's replicas and believes what two of three say.
 pub struct Client {
     /// The nodes of the ring, and how to ask them.
     pub replicas: Replicas,
@@ -16,7 +16,7 @@ pub struct Client {
 
 impl Client {
     /// The newest value of the key; nil where there is none.
-    pub async fn get(&self, key: &[u8]) -> Result<Value, Error> {
+    pub async fn get(&self, key: &[u8]) -> Result<Packed, Error> {
         let replicas = self.replicas.of(key)?;
         let newest = replicas.load().await?;
         if !newest.agreed {
@@ -26,20 +26,20 @@ impl Client {
         Ok(newest.entry.value)
     }
 
-    /// Writes the value and answers nil. An error says whether it was not written, or
+    /// Writes the value, which is MessagePack. An error says whether it was not written, or
     /// (`unknown-outcome:`) may have been.
-    pub async fn set(&self, key: &[u8], value: &ValueRef<'_>) -> Result<Value, Error> {
+    pub async fn set(&self, key: &[u8], value: &[u8]) -> Result<(), Error> {
         let replicas = self.replicas.of(key)?;
         let stamp = replicas.load_stamp().await?;
         replicas.store(stamp.newer(value)).await
     }
 
     /// Writes nil, which is an absent key, unless a majority agrees that it is one.
-    pub async fn delete(&self, key: &[u8]) -> Result<Value, Error> {
+    pub async fn delete(&self, key: &[u8]) -> Result<(), Error> {
         let replicas = self.replicas.of(key)?;
         match replicas.load().await? {
-            gone if gone.agreed && gone.entry.value.is_nil() => Ok(Value::Nil),
-            old => replicas.store(old.entry.stamp.newer(&ValueRef::Nil)).await,
+            gone if gone.agreed && gone.entry.value.is_nil() => Ok(()),
+            old => replicas.store(old.entry.stamp.newer(NIL)).await,
         }
     }
 }

@@ -21,6 +21,7 @@ mod export;
 mod import;
 mod keys;
 mod line;
+mod locate;
 mod serve;
 mod status;
 mod text;
@@ -88,7 +89,7 @@ enum Command {
     #[command(alias = "del")]
     Delete(keys::Delete),
     /// Show on which nodes a key lives, and what each of them holds
-    Where(keys::Where),
+    Where(locate::Where),
     /// Show how the nodes are
     Status(status::Show),
     /// Load the nodes and measure how fast they answer

@@ -3,8 +3,6 @@
 
 use std::fmt;
 
-use rmpv::ValueRef;
-
 /// What kind of trouble it is: the stable first word of every error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -61,19 +59,9 @@ const MAX_QUOTE: usize = 100;
 /// How many characters of an error from the wire are believed to be one: far more than any has.
 const MAX_TEXT: usize = 16 << 10;
 
-fn beginning(text: &str) -> String {
+/// As much of a stranger's text as is quoted to them.
+pub(crate) fn beginning(text: &str) -> String {
     text.chars().take(MAX_QUOTE).collect()
-}
-
-/// A stranger's value as it is quoted to them: in a few words, however large it is.
-pub fn quoted(value: &ValueRef<'_>) -> String {
-    match value {
-        ValueRef::Array(_) => "an array".to_owned(),
-        ValueRef::Map(_) => "a map".to_owned(),
-        ValueRef::Binary(_) | ValueRef::Ext(..) => "bytes".to_owned(),
-        ValueRef::String(text) => format!("{:?}", beginning(text.as_str().unwrap_or_default())),
-        short => short.to_string(),
-    }
 }
 
 /// An error of kv54, printed and sent as `kind: why`.

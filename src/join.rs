@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::join_all;
-use msgpack_rpc::Value;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::entry::{Entry, entry, key};
 use crate::error::{Error, Kind};
 use crate::replicas::Replicas;
+use crate::rpc::codec::{self, Encoded};
 use crate::sabotage::{Bug, planted};
-use crate::store::{Entry, Loaded, Status, Store};
+use crate::store::Store;
 
 /// Between two looks at a neighbour's digests.
 const LOOK: Duration = Duration::from_secs(1);
@@ -27,13 +28,14 @@ const REPORT: Duration = Duration::from_secs(5);
 pub async fn join(store: &Store, replicas: &Replicas) {
     let shared = store.shared();
     // A write that was answered with the help of this node's former memory was begun before
-    // it stopped. Two windows later, whoever was to store it has, or it was given up.
+    // it stopped. Two windows later every replica that was told of it has it, or it was given up.
     if !shared.is_empty() && !planted(Bug::NoWaitBeforeJoining) {
         sleep_until(store.started() + 2 * replicas.cluster().window).await;
     }
-    let followed = shared
-        .iter()
-        .map(|(place, parts)| follow(store, replicas, *place, parts));
+    let followed = shared.iter().map(async |(place, parts)| {
+        catch_up(store, replicas, *place, parts).await;
+        compare(store, replicas, *place, parts).await;
+    });
     tokio::join!(join_all(followed), report(store));
     std::future::pending::<()>().await;
 }
@@ -42,44 +44,38 @@ pub async fn join(store: &Store, replicas: &Replicas) {
 async fn report(store: &Store) {
     let mut told = store.started();
     loop {
-        let Status {
-            state,
-            progress,
-            waiting_for,
-            keys,
-            ..
-        } = store.status();
-        if state == "ready" {
+        let status = store.status();
+        if status.state == "ready" {
+            let keys = status.keys;
             let (s, took) = (if keys == 1 { "" } else { "s" }, store.started().elapsed());
             return log::info!("ready with {keys} key{s} after {took:.1?}");
         }
         if told.elapsed() >= REPORT {
-            log::info!(
-                "joining, {progress} %, waiting for {}",
-                waiting_for.join(", ")
-            );
+            log::info!("joining, {}", status.waiting());
             told = Instant::now();
         }
         sleep(RETRY).await;
     }
 }
 
-/// One neighbour: reads all parts shared with it, then keeps an eye on its digests.
-async fn follow(store: &Store, replicas: &Replicas, place: usize, parts: &[usize]) {
+/// Reads all parts that are shared with one neighbour.
+async fn catch_up(store: &Store, replicas: &Replicas, place: usize, parts: &[usize]) {
     for &part in parts {
         while let Err(error) = read(store, replicas, place, part).await {
             if error.kind.is_refusal() {
-                log::warn!(
-                    "cannot join from {}: {error}",
-                    replicas.cluster().name(place)
-                );
+                let name = replicas.cluster().name(place);
+                log::warn!("cannot join from {name}: {error}");
                 sleep(RETRY_REFUSED).await;
             } else {
                 sleep(RETRY).await;
             }
         }
-        store.has_all(part, place);
+        store.mark_read(part, place);
     }
+}
+
+/// Compares digests with one neighbour, and reads a part again where they stay different.
+async fn compare(store: &Store, replicas: &Replicas, place: usize, parts: &[usize]) {
     let mut differences = BTreeMap::new();
     loop {
         sleep(LOOK).await;
@@ -121,23 +117,22 @@ async fn read(store: &Store, replicas: &Replicas, place: usize, part: usize) -> 
     let owner = replicas.cluster().name(part);
     let of = entries.get(owner).copied().unwrap_or(0);
     let (mut scan, mut quickest) = (Scan::new(replicas, place, part), Duration::MAX);
-    loop {
+    while let Some(cursor) = scan.cursor {
         let asked = Instant::now();
-        let page = scan.page().await?;
-        let took = asked.elapsed();
-        for (key, entry) in page.iter().flatten() {
-            store.keep(key, &entry.encode()?)?;
+        if let Some(page) = scan.page().await? {
+            for (key, entry) in page.entries()? {
+                store.store(key, entry)?;
+            }
         }
-        let Some(read) = scan.cursor else {
-            return Ok(());
-        };
-        store.has_read(part, place, usize::try_from(read).unwrap_or(0), of);
+        store.note_progress(part, place, usize::try_from(cursor).unwrap_or(0), of);
         // A neighbour that takes far longer than it could is busy with its guests: they go first.
+        let took = asked.elapsed();
         quickest = quickest.min(took);
         if took > 4 * quickest {
             sleep(took).await;
         }
     }
+    Ok(())
 }
 
 /// One part as one node holds it, page by page: every entry that it held at the first page, and
@@ -149,6 +144,12 @@ pub struct Scan<'a> {
     start_id: Option<u64>,
     cursor: Option<u64>,
 }
+
+/// Some of the entries.
+pub struct Page(Encoded);
+
+/// A key and its entry, as they lie in a page.
+pub type Pair<'a> = (&'a [u8], Entry<&'a [u8]>);
 
 impl<'a> Scan<'a> {
     /// Begins before the first page.
@@ -167,47 +168,45 @@ impl<'a> Scan<'a> {
         self.cursor = Some(0);
     }
 
-    /// The next page: keys and entries; `None` after the last one.
-    pub async fn page(&mut self) -> Result<Option<Vec<(Vec<u8>, Entry)>>, Error> {
+    /// The next page; `None` after the last one.
+    pub async fn page(&mut self) -> Result<Option<Page>, Error> {
         let Some(cursor) = self.cursor else {
             return Ok(None);
         };
-        let page = self
+        let [part, from] = [self.part as u64, cursor].map(codec::encode_number);
+        let answer = self
             .replicas
-            .ask(self.place, "scan", &[self.part.into(), cursor.into()])
+            .ask(self.place, "scan", &[&part, &from])
             .await?;
-        let [start_id, next, entries] = items(page)?;
-        let start_id = start_id.as_u64().ok_or_else(odd)?;
+        let page = codec::items(&answer).ok_or_else(odd)?;
+        let [start_id, next, _] = page[..] else {
+            return Err(odd());
+        };
+        let start_id = codec::number(start_id).ok_or_else(odd)?;
         // A node that has restarted counts its entries anew.
         if *self.start_id.get_or_insert(start_id) != start_id {
             return Err(Error::new(Kind::Unavailable, "it has restarted meanwhile"));
         }
-        self.cursor = match next.as_u64() {
+        self.cursor = match codec::number(next) {
             Some(next) if next > cursor => Some(next),
-            None if next.is_nil() => None,
+            None if next == codec::NIL => None,
             _ => return Err(odd()),
         };
-        let Value::Array(entries) = entries else {
-            return Err(odd());
-        };
-        let entries = entries.into_iter().map(|pair| {
-            let [name, entry] = items(pair)?;
-            let Loaded { stamp, value } = entry.try_into()?;
-            let value = value.ok_or_else(odd)?;
-            Ok((
-                name.as_slice().ok_or_else(odd)?.to_vec(),
-                Entry { stamp, value },
-            ))
-        });
-        entries.collect::<Result<_, _>>().map(Some)
+        drop(page);
+        Ok(Some(Page(answer)))
     }
 }
 
-/// The items of an array of so many.
-fn items<const N: usize>(value: Value) -> Result<[Value; N], Error> {
-    match value {
-        Value::Array(items) => items.try_into().map_err(|_| odd()),
-        _ => Err(odd()),
+impl Page {
+    /// The keys and their entries, as they lie in the node's answer.
+    pub fn entries(&self) -> Result<Vec<Pair<'_>>, Error> {
+        let entries = codec::items(&self.0).and_then(|page| codec::items(page.last()?));
+        let entries = entries.ok_or_else(odd)?.into_iter();
+        let pairs = entries.map(|pair| match codec::items(pair).ok_or_else(odd)?[..] {
+            [name, kept] => Ok((key(name)?, entry(kept)?)),
+            _ => Err(odd()),
+        });
+        pairs.collect()
     }
 }
 

@@ -6,7 +6,9 @@
 //! | [`server`] | **a node**: what it answers to each method |
 //! | [`client`] | **any two of three**: get, set, delete |
 //! | [`cluster`] | `cluster.toml` → sorted names → `crc32 % N`, next, next |
+//! | [`entry`] | stamp and value, and their one wire form |
 //! | [`store`] | the newest entry of each key, in memory |
+//! | [`status`] | what a node says of itself |
 //! | [`join`] | catching up after a restart or a cut |
 //! | [`replicas`] | asking a key's replicas: whom first, how many, for how long |
 //! | [`rpc`] | MessagePack-RPC: codec, server loop, connections |
@@ -22,14 +24,14 @@
 //!
 //! ```no_run
 //! # use std::{path::Path, sync::Arc, time::Duration};
-//! use kv54::{client::Client, cluster::Cluster, replicas::Replicas, rpc::tcp};
+//! use kv54::{client::Client, cluster::Cluster, entry::Packed, replicas::Replicas, rpc::tcp};
 //!
 //! # async fn story() -> Result<(), Box<dyn std::error::Error>> {
 //! let cluster = Arc::new(Cluster::read(Path::new("cluster.toml"))?);
 //! let replicas = Replicas::new(cluster, Duration::from_secs(5), &tcp());
 //! let client = Client { replicas };
-//! client.set(b"tea", &"green".into()).await?;
-//! assert_eq!(client.get(b"tea").await?, "green".into());
+//! client.set(b"tea", &Packed::of("green")).await?;
+//! assert_eq!(client.get(b"tea").await?, Packed::of("green"));
 //! # Ok(())
 //! # }
 //! ```
@@ -38,11 +40,13 @@ pub mod bench;
 pub mod client;
 pub mod cluster;
 pub mod commands;
+pub mod entry;
 pub mod error;
 pub mod join;
 pub mod replicas;
 pub mod rpc;
 pub mod sabotage;
 pub mod server;
+pub mod status;
 pub mod store;
 pub mod tls;

@@ -1,37 +1,37 @@
-//! Asking a key's replicas: oneself first and by a function call, as few as are
-//! needed, the next one when one fails or is slow, and all of it within one window.
+//! Asking a key's replicas. A coordinator that is a replica itself asks its own store first, by
+//! a function call. Then it asks as few of the others as are needed, and the next one when one
+//! fails or is slow. All of an attempt happens within one window.
 
 use std::borrow::Cow;
 use std::future::{self, Future as _};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use msgpack_rpc::Value;
-use rmpv::ValueRef;
 use smallvec::SmallVec;
 use tokio::time::{Instant, sleep};
 
 use crate::cluster::{COPIES, Cluster, Node};
+use crate::entry::{Entry, Loaded, Stamp, check_key, check_value};
 use crate::error::{Error, Kind};
-use crate::rpc::codec::{Short, encode, encode_bytes};
+use crate::rpc::codec::{Encoded, encode_bytes, encode_number};
 use crate::rpc::{Call, Dial, HEDGE, Peer};
 use crate::sabotage::{Bug, planted};
-use crate::store::{Entry, Loaded, Stamp, Status, Store, check_key};
+use crate::status::Status;
+use crate::store::Store;
 
 /// Between two attempts of one operation.
 const PAUSE: Duration = Duration::from_millis(50);
 /// The least time that an attempt is given: with less, healthy replicas would seem silent.
-const FAIR: Duration = Duration::from_millis(50);
+const MIN_ATTEMPT: Duration = Duration::from_millis(50);
 
 /// The nodes of a ring, as one coordinator reaches them.
 pub struct Replicas {
     cluster: Arc<Cluster>,
-    home: Option<Arc<Store>>,
-    here: Option<usize>,
+    own_store: Option<Arc<Store>>, // where the coordinator is a node itself
     peers: Vec<Peer>,
-    rings: Vec<Vec<u8>>, // what each node wants to hear as `ring`, encoded
+    fingerprints: Vec<Encoded>, // what each node wants to hear as `ring`
     timeout: Duration,
 }
 
@@ -39,8 +39,8 @@ pub struct Replicas {
 pub struct Operation<'a> {
     replicas: &'a Replicas,
     key: &'a [u8],
+    encoded_key: Encoded,
     part: usize,
-    encoded: Short,
     begun: Instant,
     deadline: Instant,
 }
@@ -53,16 +53,19 @@ pub struct Newest {
     pub agreed: bool,
 }
 
-/// One replica, asked.
-enum Asked<T> {
+/// What became of a question to one replica.
+enum Sent<T> {
     Answered(Result<T, Error>),
-    Calling(Call, fn(Value) -> Result<T, Error>),
+    Awaited(Call, Read<T>),
 }
+
+/// Reads an answer of the wire.
+type Read<T> = fn(&[u8]) -> Result<T, Error>;
 
 /// One for each copy, in place.
 type Few<T> = SmallVec<[T; COPIES]>;
 
-/// Which replicas are asked at once.
+/// How many replicas are asked at once.
 #[derive(Clone, Copy, PartialEq)]
 enum First {
     Majority,
@@ -75,24 +78,21 @@ impl Replicas {
     pub fn new(cluster: Arc<Cluster>, timeout: Duration, dial: &Dial) -> Self {
         let nodes = cluster.nodes();
         let peer = |node: &Node| Peer::new(node, cluster.window, dial.clone());
-        let ring = |node: &Node| encode(&cluster.fingerprint(&node.name).into());
+        let fingerprint = |node: &Node| encode_number(cluster.fingerprint(&node.name).into());
         Replicas {
-            home: None,
-            here: None,
+            own_store: None,
             peers: nodes.iter().map(peer).collect(),
-            rings: nodes.iter().map(ring).collect(),
+            fingerprints: nodes.iter().map(fingerprint).collect(),
             timeout,
             cluster,
         }
     }
 
     /// The same, asked by the node that this store belongs to.
-    pub fn at_home(home: &Arc<Store>, timeout: Duration, dial: &Dial) -> Self {
-        let replicas = Replicas::new(home.cluster().clone(), timeout, dial);
+    pub fn at_home(store: &Arc<Store>, timeout: Duration, dial: &Dial) -> Self {
         Replicas {
-            home: Some(home.clone()),
-            here: Some(home.place()),
-            ..replicas
+            own_store: Some(store.clone()),
+            ..Replicas::new(store.cluster().clone(), timeout, dial)
         }
     }
 
@@ -108,33 +108,30 @@ impl Replicas {
         Ok(Operation {
             replicas: self,
             key,
+            encoded_key: encode_bytes(key),
             part: self.cluster.owner(key),
-            encoded: encode_bytes(key),
             begun,
             deadline: begun + self.timeout,
         })
     }
 
-    /// Asks one node, on the ring that this coordinator knows.
-    pub async fn ask(&self, place: usize, method: &str, params: &[Value]) -> Result<Value, Error> {
-        let (peer, ring) = self
-            .peers
-            .get(place)
-            .zip(self.rings.get(place))
-            .ok_or_else(nowhere)?;
-        let encoded: Vec<Vec<u8>> = params.iter().map(encode).collect();
-        let params: Vec<&[u8]> = [ring]
-            .into_iter()
-            .chain(&encoded)
-            .map(Vec::as_slice)
-            .collect();
-        peer.call(method, &params).await.1
+    /// Asks one node, on the ring that this coordinator knows. The parameters are MessagePack.
+    pub async fn ask(
+        &self,
+        place: usize,
+        method: &str,
+        params: &[&[u8]],
+    ) -> Result<Encoded, Error> {
+        let (peer, ring) = self.node(place)?;
+        let with_ring: SmallVec<[&[u8]; 4]> =
+            [ring].into_iter().chain(params.iter().copied()).collect();
+        peer.call(method, &with_ring).await.1
     }
 
     /// Asks one node how it is.
     pub async fn status(&self, place: usize) -> Result<Status, Error> {
-        let peer = self.peers.get(place).ok_or_else(nowhere)?;
-        Status::try_from(peer.call("status", &[]).await.1?)
+        let (peer, _) = self.node(place)?;
+        Status::read(&peer.call("status", &[]).await.1?)
     }
 
     /// Waits until what was told in the background has arrived, for a moment at most.
@@ -145,14 +142,28 @@ impl Replicas {
         }
     }
 
-    /// The places of a part's replicas in the order of asking: oneself, then along the ring
-    /// (from the owner, where one is none of them), and whoever was late a moment ago last.
+    /// How a node is asked, and the fingerprint that it wants to hear.
+    fn node(&self, place: usize) -> Result<(&Peer, &[u8]), Error> {
+        let node = self.peers.get(place).zip(self.fingerprints.get(place));
+        let (peer, ring) = node.ok_or_else(|| Error::bad_request("the ring has no such place"))?;
+        Ok((peer, ring))
+    }
+
+    /// The store of this coordinator's own node, if that node is at `place`.
+    fn own_store_at(&self, place: usize) -> Option<&Store> {
+        let own = self.own_store.as_deref();
+        own.filter(|store| store.place() == place)
+    }
+
+    /// The places of a part's replicas in the order of asking: the coordinator's own node, then
+    /// along the ring from there (or from the owner). A node that was late a moment ago is last.
     fn order(&self, part: usize, now: Instant) -> Few<usize> {
         let mut places: Few<usize> = self.cluster.replicas(part).collect();
-        let here = places.iter().position(|place| self.here == Some(*place));
-        places.rotate_left(here.unwrap_or(0));
+        let is_own = |place: &usize| self.own_store_at(*place).is_some();
+        let own = places.iter().position(is_own);
+        places.rotate_left(own.unwrap_or(0));
         let is_late = |place: &usize| {
-            let peer = self.peers.get(*place).filter(|_| self.here != Some(*place));
+            let peer = self.peers.get(*place).filter(|_| !is_own(place));
             peer.is_some_and(|peer| peer.is_suspect(now))
         };
         let (late, mut order): (Few<_>, Few<_>) = places.into_iter().partition(is_late);
@@ -164,13 +175,13 @@ impl Replicas {
 impl Operation<'_> {
     /// The newest entry that a majority has, and whether all of it has it.
     pub async fn load(&self) -> Result<Newest, Error> {
-        let mut answers = self.load_above(None).await?;
+        let answers = self.load_above(None).await?;
         let stamp = highest(&answers);
         let agreed = answers.iter().all(|(_, answer)| answer.stamp == stamp);
         let mut newest = answers
-            .iter_mut()
+            .into_iter()
             .filter(|(_, answer)| answer.stamp == stamp);
-        let value = newest.find_map(|(_, answer)| answer.value.take());
+        let value = newest.find_map(|(_, answer)| answer.value);
         let left_out = || Error::new(Kind::Unavailable, "a replica left the value out");
         let value = value.ok_or_else(left_out)?;
         Ok(Newest {
@@ -184,39 +195,43 @@ impl Operation<'_> {
         Ok(highest(&self.load_above(Some(Stamp::MAX)).await?))
     }
 
-    /// Has a majority keep the entry, and tells the others too; answers nil.
-    pub async fn store(&self, entry: Entry<&ValueRef<'_>>) -> Result<Value, Error> {
+    /// Has a majority keep the entry, and tells the other replicas too.
+    pub async fn store(&self, entry: Entry<&[u8]>) -> Result<(), Error> {
         let of_key = |e: Error| Error::new(e.kind, format!("key {:?}: {}", self.name(), e.why));
-        let entry = entry.encode().map_err(of_key)?;
-        let ask = |place| match self.home_at(place) {
-            Some(store) => Asked::Answered(store.keep(self.key, &entry)),
-            None => self.call(place, "store", Some(entry.bytes()), Ok),
+        check_value(entry.value).map_err(of_key)?;
+        let head = entry.head();
+        let ask = |place| match self.replicas.own_store_at(place) {
+            Some(store) => Sent::Answered(store.keep(self.key, entry)),
+            None => self.send(place, "store", 3, [&head, entry.value], |_| Ok(())),
         };
-        self.majority(First::All, ask).await.map(|_| Value::Nil)
+        self.majority(First::All, ask).await.map(drop)
     }
 
-    /// The same for an entry that somebody else wrote.
-    pub async fn repair(&self, entry: &Entry) -> Result<Value, Error> {
+    /// The same for an entry that another coordinator wrote. For a read, an unknown outcome is
+    /// only unavailable.
+    pub async fn repair(&self, entry: &Entry) -> Result<(), Error> {
         if planted(Bug::GetWithoutRepair) {
-            return Ok(Value::Nil);
+            return Ok(());
         }
-        let (stamp, value) = (entry.stamp, &entry.value.as_ref());
-        let entry = Entry { stamp, value };
-        self.store(entry).await.map_err(Error::of_read)
+        self.store(entry.borrow()).await.map_err(Error::of_read)
     }
 
     /// What a majority has, without the values where `known` is as new.
     async fn load_above(&self, known: Option<Stamp>) -> Result<Few<(usize, Loaded)>, Error> {
-        // What is at home, which is asked first, need not be sent: the others are told its stamp.
+        // Our own replica answers first. The others are told its stamp, and leave out a value
+        // that we hold.
         let mut told = known;
         let ask = |place| {
-            if let Some(store) = self.home_at(place) {
+            if let Some(store) = self.replicas.own_store_at(place) {
                 let own = store.load(self.key, known);
                 told = known.max(own.as_ref().ok().map(|own| own.stamp));
-                return Asked::Answered(own);
+                return Sent::Answered(own);
             }
-            let told = told.map(Stamp::encode);
-            self.call(place, "load", told.as_deref(), Loaded::try_from)
+            let read = |bytes: &[u8]| Entry::loaded(bytes).map(Loaded::from);
+            match told.map(Stamp::encode) {
+                Some(told) => self.send(place, "load", 3, [&told, &[]], read),
+                None => self.send(place, "load", 2, [&[], &[]], read),
+            }
         };
         self.majority(First::Majority, ask).await
     }
@@ -226,15 +241,13 @@ impl Operation<'_> {
     async fn majority<T>(
         &self,
         first: First,
-        mut ask: impl FnMut(usize) -> Asked<T>,
+        mut ask: impl FnMut(usize) -> Sent<T>,
     ) -> Result<Few<(usize, T)>, Error> {
-        let (copies, mut needed) = (
-            self.replicas.cluster.copies(),
-            self.replicas.cluster.majority(),
-        );
-        if first == First::All && planted(Bug::SetWaitsForOne) {
-            needed = 1;
-        }
+        let cluster = &self.replicas.cluster;
+        let needed = match first {
+            First::All if planted(Bug::SetWaitsForOne) => 1,
+            _ => cluster.majority(),
+        };
         let mut opened = match first {
             First::Majority => self.begun, // an operation begins with a load
             First::All => Instant::now(),
@@ -246,20 +259,17 @@ impl Operation<'_> {
         let mut answers = Few::new();
         let mut heard = false; // whether a replica may have stored what the majority did not
         loop {
-            if !planted(Bug::AnswersCountedAcrossWindows) {
-                answers.clear(); // each attempt has a window of its own, and counts afresh
-            }
-            let errors = self
-                .attempt(opened, first, needed, &mut ask, &mut answers)
-                .await;
+            let attempt = self.attempt(opened, first, needed, answers, &mut ask).await;
+            let errors = attempt.errors;
+            answers = attempt.answers;
             if answers.len() >= needed {
                 return Ok(answers);
             }
             let count = |is: fn(Kind) -> bool| errors.iter().filter(|(_, e)| is(e.kind)).count();
             let unknown = count(|kind| kind == Kind::UnknownOutcome);
             heard |= first == First::All && unknown + answers.len() > 0;
-            let hopeless = count(Kind::is_refusal) > copies - needed;
-            if hopeless || Instant::now() + PAUSE + FAIR >= self.deadline {
+            let hopeless = count(Kind::is_refusal) > cluster.copies() - needed;
+            if hopeless || Instant::now() + PAUSE + MIN_ATTEMPT >= self.deadline {
                 return Err(self.no_majority(answers.len(), &errors, hopeless, heard));
             }
             sleep(PAUSE).await;
@@ -267,99 +277,62 @@ impl Operation<'_> {
         }
     }
 
-    /// One window: asks until so many have answered, adds the answers and returns the errors.
+    /// One window: asks until so many have answered, or none is left to ask or to wait for.
     async fn attempt<T>(
         &self,
         opened: Instant,
         first: First,
         needed: usize,
-        mut ask: impl FnMut(usize) -> Asked<T>,
-        answers: &mut Few<(usize, T)>,
-    ) -> Vec<(usize, Error)> {
-        let closes = self.deadline.min(opened + self.replicas.cluster.window);
-        let late = |place| (place, Error::new(Kind::UnknownOutcome, "no answer in time"));
-        let mut order = self.replicas.order(self.part, opened);
-        order.retain(|place| answers.iter().all(|(counted, _)| counted != place));
-        let mut order = order.into_iter();
-        let mut asking = match first {
+        mut answers: Few<(usize, T)>,
+        mut ask: impl FnMut(usize) -> Sent<T>,
+    ) -> Attempt<T> {
+        if !planted(Bug::AnswersCountedAcrossWindows) {
+            answers.clear(); // each attempt has a window of its own, and counts afresh
+        }
+        let mut to_ask = self.replicas.order(self.part, opened);
+        to_ask.retain(|place| answers.iter().all(|(counted, _)| counted != place));
+        let at_once = match first {
             First::Majority => needed,
-            First::All => order.len(),
+            First::All => to_ask.len(),
         };
-        let (mut calls, mut errors) = (Few::new(), Vec::new());
-        future::poll_fn(|context| {
-            loop {
-                let so_far = answers.len();
-                for place in order.by_ref().take(asking) {
-                    match ask(place) {
-                        Asked::Answered(Ok(answer)) => answers.push((place, answer)),
-                        Asked::Answered(Err(error)) => errors.push((place, error)),
-                        Asked::Calling(call, read) => calls.push((place, call, read)),
-                    }
-                }
-                let now = Instant::now(); // what is at home has answered before
-                if now > closes {
-                    let too_late = answers.drain(so_far..);
-                    errors.extend(too_late.map(|(place, _)| late(place)));
-                }
-                calls.retain_mut(|(place, call, read)| {
-                    let answer = Pin::new(call).poll(context);
-                    match answer.map(|(arrived, answer)| (arrived, answer.and_then(*read))) {
-                        Poll::Pending => return true,
-                        Poll::Ready((arrived, Ok(answer))) if arrived <= closes => {
-                            answers.push((*place, answer));
-                        }
-                        Poll::Ready((_, Ok(_))) => errors.push(late(*place)),
-                        Poll::Ready((_, Err(error))) => errors.push((*place, error)),
-                    }
-                    false
-                });
-                if answers.len() >= needed || now > closes {
-                    break Poll::Ready(());
-                }
-                let wanting = answers.len() + calls.len() < needed;
-                asking = usize::from(wanting || now - opened >= HEDGE);
-                if asking == 0 || order.len() == 0 {
-                    break match calls.len() {
-                        0 => Poll::Ready(()),
-                        _ => Poll::Pending,
-                    };
-                }
-            }
-        })
-        .await;
-        errors.extend(calls.into_iter().map(|(place, ..)| late(place)));
-        errors
+        let mut attempt = Attempt {
+            opened,
+            closes: self.deadline.min(opened + self.replicas.cluster.window),
+            needed,
+            to_ask: to_ask.into_iter(),
+            due: at_once,
+            own: None,
+            calls: Few::new(),
+            answers,
+            errors: Vec::new(),
+        };
+        future::poll_fn(|context| attempt.poll(&mut ask, context)).await;
+        attempt.give_up();
+        attempt
     }
 
-    fn call<T>(
+    /// Sends one replica a question about the key.
+    fn send<T>(
         &self,
         place: usize,
         method: &str,
-        last: Option<&[u8]>,
-        read: fn(Value) -> Result<T, Error>,
-    ) -> Asked<T> {
-        let Replicas { peers, rings, .. } = self.replicas;
-        let (Some(peer), Some(ring)) = (peers.get(place), rings.get(place)) else {
-            return Asked::Answered(Err(nowhere()));
-        };
-        let call = match last {
-            Some(last) => peer.call(method, &[ring, &self.encoded, last]),
-            None => peer.call(method, &[ring, &self.encoded]),
-        };
-        Asked::Calling(call, read)
+        params: u8,
+        rest: [&[u8]; 2], // what follows the ring and the key
+        read: Read<T>,
+    ) -> Sent<T> {
+        let [one, two] = rest;
+        match self.replicas.node(place) {
+            Err(error) => Sent::Answered(Err(error)),
+            Ok((peer, ring)) => {
+                let pieces = [ring, &self.encoded_key, one, two];
+                Sent::Awaited(peer.call_in_pieces(method, params, &pieces), read)
+            }
+        }
     }
 
     /// The key as people read it.
     fn name(&self) -> Cow<'_, str> {
         String::from_utf8_lossy(self.key)
-    }
-
-    /// The store of this coordinator's own node, if that is at `place`.
-    fn home_at(&self, place: usize) -> Option<&Store> {
-        self.replicas
-            .home
-            .as_deref()
-            .filter(|_| self.replicas.here == Some(place))
     }
 
     /// Why there is no majority: what each replica said, or the refusal that most of them mean.
@@ -374,10 +347,8 @@ impl Operation<'_> {
         let key = self.name();
         let refusal = errors.iter().find(|(_, error)| error.kind.is_refusal());
         if let (true, false, Some((place, error))) = (refused, heard, refusal) {
-            return Error::new(
-                error.kind,
-                format!("key {key:?}: {}: {}", cluster.name(*place), error.why),
-            );
+            let why = format!("key {key:?}: {}: {}", cluster.name(*place), error.why);
+            return Error::new(error.kind, why);
         }
         let said = errors.iter().map(|(place, error)| match error.kind {
             Kind::Unavailable | Kind::UnknownOutcome => {
@@ -390,25 +361,106 @@ impl Operation<'_> {
         let why = format!(
             "key {key:?}: {answered} of {copies} replicas answered, {needed} needed ({said})"
         );
-        Error::new(
-            if heard {
-                Kind::UnknownOutcome
-            } else {
-                Kind::Unavailable
-            },
-            why,
-        )
+        match heard {
+            true => Error::new(Kind::UnknownOutcome, why),
+            false => Error::new(Kind::Unavailable, why),
+        }
     }
 }
 
-fn highest(answers: &[(usize, Loaded)]) -> Stamp {
-    answers
-        .iter()
-        .map(|(_, answer)| answer.stamp)
-        .max()
-        .unwrap_or_default()
+/// One attempt: questions that are asked in one window, and what came of them.
+struct Attempt<T> {
+    opened: Instant,
+    closes: Instant,
+    needed: usize,
+    to_ask: smallvec::IntoIter<[usize; COPIES]>,
+    due: usize,              // how many of them are to be asked now
+    own: Option<(usize, T)>, // what our own store has just answered
+    calls: Few<(usize, Call, Read<T>)>,
+    answers: Few<(usize, T)>,
+    errors: Vec<(usize, Error)>,
 }
 
-fn nowhere() -> Error {
-    Error::bad_request("the ring has no such place")
+impl<T> Attempt<T> {
+    /// Asks, collects what has arrived, and asks one replica more where that is needed. Ready
+    /// when the majority is there or cannot come any more.
+    fn poll(
+        &mut self,
+        ask: &mut impl FnMut(usize) -> Sent<T>,
+        context: &mut Context<'_>,
+    ) -> Poll<()> {
+        loop {
+            self.start(ask);
+            let now = Instant::now();
+            if let Some((place, answer)) = self.own.take() {
+                self.count(place, now, Ok(answer));
+            }
+            self.collect(context);
+            if self.answers.len() >= self.needed || now > self.closes {
+                return Poll::Ready(());
+            }
+            if !self.needs_another(now) {
+                return match self.calls.len() {
+                    0 => Poll::Ready(()),
+                    _ => Poll::Pending,
+                };
+            }
+            self.due = 1;
+        }
+    }
+
+    /// Asks as many replicas as are due.
+    fn start(&mut self, ask: &mut impl FnMut(usize) -> Sent<T>) {
+        let due = std::mem::take(&mut self.due);
+        for place in self.to_ask.by_ref().take(due) {
+            match ask(place) {
+                Sent::Answered(Ok(answer)) => self.own = Some((place, answer)),
+                Sent::Answered(Err(error)) => self.errors.push((place, error)),
+                Sent::Awaited(call, read) => self.calls.push((place, call, read)),
+            }
+        }
+    }
+
+    /// Takes the answers that are there.
+    fn collect(&mut self, context: &mut Context<'_>) {
+        let mut calls = std::mem::take(&mut self.calls);
+        calls.retain_mut(|(place, call, read)| {
+            let Poll::Ready((arrived, answer)) = Pin::new(call).poll(context) else {
+                return true;
+            };
+            self.count(*place, arrived, answer.and_then(|bytes| read(&bytes)));
+            false
+        });
+        self.calls = calls;
+    }
+
+    /// Counts one answer, if it came within the window.
+    fn count(&mut self, place: usize, arrived: Instant, answer: Result<T, Error>) {
+        match answer {
+            Ok(answer) if arrived <= self.closes => self.answers.push((place, answer)),
+            Ok(_) => self.errors.push((place, late())),
+            Err(error) => self.errors.push((place, error)),
+        }
+    }
+
+    /// Whether the next replica must be asked: one has failed, or an answer is late.
+    fn needs_another(&self, now: Instant) -> bool {
+        let too_few = self.answers.len() + self.calls.len() < self.needed;
+        self.to_ask.len() > 0 && (too_few || now - self.opened >= HEDGE)
+    }
+
+    /// Calls that are still open were not answered in time.
+    fn give_up(&mut self) {
+        let open = std::mem::take(&mut self.calls).into_iter();
+        self.errors.extend(open.map(|(place, ..)| (place, late())));
+    }
+}
+
+fn late() -> Error {
+    Error::new(Kind::UnknownOutcome, "no answer in time")
+}
+
+fn highest(answers: &[(usize, Loaded)]) -> Stamp {
+    let stamps = answers.iter().map(|(_, answer)| answer.stamp);
+    stamps.max().unwrap_or_default()
 }

@@ -1,10 +1,9 @@
 //! MessagePack-RPC over any stream of bytes: `[0, msgid, method, [params]]` is
 //! answered by `[1, msgid, error, result]`, in any order, on one connection.
 //!
-//! The crate `msgpack-rpc` gives the values and answers. Its endpoint is not
-//! used: it spawns a task for every request, writes every answer by itself and
-//! bounds nothing. Here are a [`codec`] with limits, a loop that [`serve`](serve())s, and
-//! a [`Peer`] that asks.
+//! The endpoint of the crate `msgpack-rpc` is not used: it spawns a task for every request,
+//! writes every answer by itself and bounds nothing. Here are a [`codec`] with limits, a loop
+//! that [`serve`](serve())s, and a [`Peer`] that asks.
 
 use std::future::Future;
 use std::io;
@@ -14,24 +13,23 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
-use msgpack_rpc::Value;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use self::codec::{Encoded, NIL};
 use crate::cluster::Node;
 use crate::error::Error;
 
+mod buffers;
 pub mod codec;
 mod peer;
 mod serve;
 
 pub(crate) use peer::explain;
 pub use peer::{Call, HEDGE, Peer};
-/// A value as it lies in a message: borrowed, and read without a copy.
-pub use rmpv::ValueRef;
 pub use serve::{Limits, serve};
 
 /// A connection: TCP here, a simulated or an encrypted one elsewhere.
@@ -47,8 +45,7 @@ pub type Dial =
 ///
 /// ```no_run
 /// # use kv54::{error::Error, rpc::{self, ValueRef}};
-/// # use msgpack_rpc::Value;
-/// struct Echo;
+/// # /// struct Echo;
 ///
 /// impl rpc::Service for Echo {
 ///     async fn answer(&self, method: &str, params: &[ValueRef<'_>]) -> Result<Value, Error> {
@@ -63,12 +60,46 @@ pub type Dial =
 /// # }
 /// ```
 pub trait Service: Sync {
-    /// The answer to one request. An answer that is ready at once is sent in order, at once.
+    /// The answer to one request, whose parameters come as MessagePack. An answer that is ready
+    /// at once is sent in order, at once.
     fn answer(
         &self,
         method: &str,
-        params: &[ValueRef<'_>],
-    ) -> impl Future<Output = Result<Value, Error>> + Send;
+        params: &[&[u8]],
+    ) -> impl Future<Output = Result<Answer, Error>> + Send;
+}
+
+/// An answer as MessagePack, in two pieces: what was made for it, and a value that is kept in
+/// memory, shared instead of copied.
+#[derive(Clone, Debug, Default)]
+pub struct Answer {
+    made: Encoded,
+    kept: Option<Arc<[u8]>>,
+}
+
+impl Answer {
+    /// What was made for this answer, and then perhaps what is kept; together one value.
+    pub fn new(made: Encoded, kept: Option<Arc<[u8]>>) -> Self {
+        Answer { made, kept }
+    }
+
+    /// Appends it.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.made);
+        out.extend_from_slice(self.kept.as_deref().unwrap_or_default());
+    }
+}
+
+impl From<&[u8]> for Answer {
+    fn from(value: &[u8]) -> Self {
+        Answer::new(Encoded::from_slice(value), None)
+    }
+}
+
+impl From<()> for Answer {
+    fn from((): ()) -> Self {
+        Answer::from(NIL)
+    }
 }
 
 /// Dials over TCP.

@@ -1,9 +1,9 @@
 //! A node: what it answers to each method. It is a replica of its own parts (`load`,
 //! `store`, `scan`), and a client of the whole ring for guests that know one address.
 
-use crate::store::{Store, key, stamp};
-use crate::{client::Client, error::Error, rpc::Service, rpc::ValueRef};
-use msgpack_rpc::Value;
+use crate::entry::{entry, key, stamp};
+use crate::rpc::{Answer, Service};
+use crate::{client::Client, error::Error, store::Store};
 use std::sync::Arc;
 
 /// One node of the ring.
@@ -15,18 +15,18 @@ pub struct Node {
 }
 
 impl Service for Node {
-    async fn answer(&self, method: &str, params: &[ValueRef<'_>]) -> Result<Value, Error> {
-        match (method, params) {
-            ("get", [k]) => self.client.get(key(k)?).await,
-            ("set", [k, value]) => self.client.set(key(k)?, value).await,
-            ("delete", [k]) => self.client.delete(key(k)?).await,
+    async fn answer(&self, method: &str, params: &[&[u8]]) -> Result<Answer, Error> {
+        Ok(match (method, params) {
+            ("get", [k]) => self.client.get(key(k)?).await?.into(),
+            ("set", [k, value]) => self.client.set(key(k)?, value).await?.into(),
+            ("delete", [k]) => self.client.delete(key(k)?).await?.into(),
             ("load", [ring, k, known @ ..]) => {
-                Ok(self.store.on(ring)?.load(key(k)?, stamp(known)?)?.into())
+                self.store.on(ring)?.load(key(k)?, stamp(known)?)?.into()
             }
-            ("store", [ring, k, entry]) => self.store.on(ring)?.store(key(k)?, entry.try_into()?),
-            ("scan", [ring, part, cursor]) => self.store.on(ring)?.scan(part, cursor),
-            ("status", []) => Ok(self.store.status().into()),
-            _ => Err(Error::not_a_request(method, params.len())),
-        }
+            ("store", [ring, k, e]) => self.store.on(ring)?.store(key(k)?, entry(e)?)?.into(),
+            ("scan", [ring, part, cursor]) => self.store.on(ring)?.scan(part, cursor)?,
+            ("status", []) => self.store.status().into(),
+            _ => return Err(Error::not_a_request(method, params.len())),
+        })
     }
 }

@@ -15,8 +15,9 @@ use fastrand::Rng;
 use futures::future::join_all;
 use futures::stream::{self, StreamExt as _};
 use kv54::client::Client;
+use kv54::entry::Packed;
 use kv54::error::{Error, Kind};
-use kv54::rpc::codec::encode;
+use kv54::rpc::codec::{decode, encode};
 use kv54::rpc::{Peer, tcp};
 use msgpack_rpc::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -147,7 +148,11 @@ fn a_hundred_thousand_keys_survive_every_node_restarting_once() {
     runtime.block_on(async {
         let writes = (0..KEYS).map(|n| {
             let client = &client;
-            async move { client.set(format!("key{n}").as_bytes(), &n.into()).await }
+            async move {
+                client
+                    .set(format!("key{n}").as_bytes(), &Packed::of(n))
+                    .await
+            }
         });
         let mut writes = stream::iter(writes).buffer_unordered(256);
         while let Some(written) = writes.next().await {
@@ -165,7 +170,7 @@ fn a_hundred_thousand_keys_survive_every_node_restarting_once() {
             async move { (n, client.get(format!("key{n}").as_bytes()).await.unwrap()) }
         });
         let reads = stream::iter(reads).buffer_unordered(256);
-        let differ = reads.filter(|(n, value)| std::future::ready(*value != Value::from(*n)));
+        let differ = reads.filter(|(n, value)| std::future::ready(*value != Packed::of(*n)));
         differ.collect::<Vec<_>>().await
     });
     println!("read after {:.1?}", start.elapsed());
@@ -453,7 +458,7 @@ impl Traffic {
                 }
                 Operation::Set(None) => peers[at].call("delete", &[&encoded]),
             };
-            let (_, answer) = answer.await;
+            let answer = answer.await.1.and_then(|answer| decode(&answer));
             if answer.is_err() || rng.u8(..) == 0 {
                 at = (at + rng.usize(1..peers.len())) % peers.len();
             }
@@ -467,9 +472,12 @@ impl Traffic {
         let (start, began) = (Instant::now(), self.history.begin(key, operation));
         let answer = match operation {
             Operation::Get => client.get(key.as_bytes()).await,
-            Operation::Set(Some(value)) => client.set(key.as_bytes(), &value.into()).await,
-            Operation::Set(None) => client.delete(key.as_bytes()).await,
+            Operation::Set(Some(value)) => {
+                done(client.set(key.as_bytes(), &Packed::of(value)).await)
+            }
+            Operation::Set(None) => done(client.delete(key.as_bytes()).await),
         };
+        let answer = answer.and_then(|value| value.value());
         self.history.end(began, end(operation, &answer));
         if let Err(error) = answer {
             let line = format!("{operation:?} after {:.1?}: {error}", start.elapsed());
@@ -520,6 +528,10 @@ impl Traffic {
 }
 
 /// How an operation ended, for a history: what is unknown may still take effect.
+fn done(written: Result<(), Error>) -> Result<Packed, Error> {
+    written.map(|()| Packed::default())
+}
+
 fn end(operation: Operation, answer: &Result<Value, Error>) -> End {
     match (operation, answer) {
         (Operation::Get, Ok(value)) => End::Got(content(value)),

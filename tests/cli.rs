@@ -424,8 +424,8 @@ fn a_signal_stops_a_node_once_it_has_answered() {
     cluster.signal("carol", "STOP");
     let mut guest = TcpStream::connect(cluster.address("bob")).unwrap();
     let mut requests = Vec::new();
-    write_request(&mut requests, 1, "get", &[&encode(&"tea".into())]);
-    write_request(&mut requests, 2, "status", &[]);
+    write_request(&mut requests, 1, "get", 1, &[&encode(&"tea".into())]);
+    write_request(&mut requests, 2, "status", 0, &[]);
     guest.write_all(&requests).unwrap();
     let status = read_value(&mut guest).unwrap();
     assert_eq!(status[1], 2.into(), "the get is in flight: {status}");

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use common::{Cluster, FIVE, Hiccups, block_on};
 use futures::future::join_all;
+use kv54::entry::{Packed, Stamp};
 use kv54::error::{Error, Kind};
-use kv54::rpc::codec::encode;
-use kv54::rpc::{self, Limits, Peer, Service, ValueRef, tcp};
-use kv54::store::{Loaded, Stamp};
+use kv54::rpc::codec::{decode, encode};
+use kv54::rpc::{self, Answer, Limits, Peer, Service, tcp};
 use msgpack_rpc::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -83,11 +83,11 @@ fn every_key_lands_where_the_arithmetic_says_and_nowhere_else() {
                 for (place, node) in FIVE.iter().enumerate() {
                     match client
                         .replicas
-                        .ask(place, "load", &[key.as_str().into()])
+                        .ask(place, "load", &[&encode(&key.as_str().into())])
                         .await
                     {
                         Ok(entry) => {
-                            let stamp = Loaded::try_from(entry).unwrap().stamp;
+                            let stamp = Stamp::read(&entry).unwrap();
                             assert!(holders.contains(node), "{key} is on {node}");
                             assert_eq!(stamp.counter, 1, "{key} on {node}");
                         }
@@ -125,8 +125,8 @@ fn killing_any_node_costs_a_writer_no_error_and_no_wait() {
                 for n in 0..100 {
                     let key = format!("{victim}{writer}-{n}");
                     let (gone, start) = (killed.load(Relaxed), Instant::now());
-                    client.set(key.as_bytes(), &n.into()).await.unwrap();
-                    assert_eq!(client.get(key.as_bytes()).await.unwrap(), Value::from(n));
+                    client.set(key.as_bytes(), &Packed::of(n)).await.unwrap();
+                    assert_eq!(client.get(key.as_bytes()).await.unwrap(), Packed::of(n));
                     let slowest = &mut slowest[usize::from(gone)];
                     *slowest = start.elapsed().max(*slowest);
                     if done.fetch_add(1, Relaxed) == 400 {
@@ -220,12 +220,15 @@ fn a_silent_node_is_not_waited_for() {
     let hiccups = Hiccups::watch();
     block_on(async {
         let client = cluster.client();
-        client.set(key.as_bytes(), &"warm".into()).await.unwrap();
+        client
+            .set(key.as_bytes(), &Packed::of("warm"))
+            .await
+            .unwrap();
         cluster.signal(&cluster.replicas(&key)[0], "STOP");
         for n in 0..50 {
             let start = Instant::now();
-            client.set(key.as_bytes(), &n.into()).await.unwrap();
-            assert_eq!(client.get(key.as_bytes()).await.unwrap(), Value::from(n));
+            client.set(key.as_bytes(), &Packed::of(n)).await.unwrap();
+            assert_eq!(client.get(key.as_bytes()).await.unwrap(), Packed::of(n));
             let allowed = Duration::from_millis(200) + 3 * hiccups.longest();
             assert!(
                 start.elapsed() < allowed,
@@ -244,45 +247,27 @@ fn a_get_repairs_the_old_copy_that_it_meets() {
     cluster.kv54(["set", &key, "old"]).exits(0);
     block_on(async {
         // A newer entry that reached two of three, as when a writer dies half-way.
-        let entry = Loaded {
-            stamp: Stamp {
-                counter: 9,
-                writer: 9,
-            },
-            value: Some("new".into()),
-        };
+        let entry =
+            |counter: u64, value: &str| Value::Array(vec![counter.into(), 9.into(), value.into()]);
         for node in &replicas[..2] {
-            told(&cluster, node, "store", &key, Some(entry.clone().into()))
-                .await
-                .unwrap();
+            let new = Some(entry(9, "new"));
+            told(&cluster, node, "store", &key, new).await.unwrap();
         }
         let stale = told(&cluster, &replicas[2], "load", &key, None)
             .await
             .unwrap();
-        assert_eq!(Loaded::try_from(stale).unwrap().value, Some("old".into()));
+        assert_eq!(stale[2].as_str(), Some("old"));
         let got = cluster.kv54(["get", &key, "--via", &replicas[2]]).exits(0);
         assert_eq!(got.text(), "new\n");
         let repaired = told(&cluster, &replicas[2], "load", &key, None)
             .await
             .unwrap();
-        assert_eq!(Loaded::try_from(repaired).unwrap(), entry);
+        assert_eq!(repaired, entry(9, "new"));
         // One that reached a single replica: who has seen it makes sure that the next one will.
-        let entry = Loaded {
-            stamp: Stamp {
-                counter: 10,
-                writer: 1,
-            },
-            value: Some("newer".into()),
-        };
-        told(
-            &cluster,
-            &replicas[0],
-            "store",
-            &key,
-            Some(entry.clone().into()),
-        )
-        .await
-        .unwrap();
+        let newer = Some(entry(10, "newer"));
+        told(&cluster, &replicas[0], "store", &key, newer)
+            .await
+            .unwrap();
         assert_eq!(
             cluster
                 .kv54(["get", &key, "--via", &replicas[0]])
@@ -438,16 +423,16 @@ async fn told(
     let ring = encode(&ring.fingerprint(node).into());
     let (key, last) = (encode(&key.into()), last.map(|last| encode(&last)));
     let params: Vec<&[u8]> = [&*ring, &key].into_iter().chain(last.as_deref()).collect();
-    peer.call(method, &params).await.1
+    decode(&peer.call(method, &params).await.1?)
 }
 
 async fn pretend(listener: tokio::net::TcpListener, stop: CancellationToken) {
     struct Pretender;
 
     impl Service for Pretender {
-        async fn answer(&self, method: &str, _: &[ValueRef<'_>]) -> Result<Value, Error> {
+        async fn answer(&self, method: &str, _: &[&[u8]]) -> Result<Answer, Error> {
             match method {
-                "load" => Ok(Stamp::default().into()),
+                "load" => Ok(Answer::from(&*Stamp::default().encode())),
                 _ => std::future::pending().await,
             }
         }

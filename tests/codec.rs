@@ -2,16 +2,16 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use bytes::BytesMut;
+use kv54::entry::Packed;
 use kv54::error::{Error, Kind};
 use kv54::rpc::codec::{
-    self, Bounds, Codec, MESSAGE, Malformed, check, encode, write_request, write_response,
+    self, Bounds, Codec, MESSAGE, Malformed, check, decode, encode, write_request, write_response,
 };
 use msgpack_rpc::Value;
 use msgpack_rpc::message::{Message, Notification, Request, Response};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
-use rmpv::ValueRef;
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
@@ -84,12 +84,12 @@ proptest! {
         let encoded: Vec<Vec<u8>> = params.iter().map(encode).collect();
         let encoded: Vec<&[u8]> = encoded.iter().map(Vec::as_slice).collect();
         let mut written = Vec::new();
-        write_request(&mut written, id, &method, &encoded);
+        write_request(&mut written, id, &method, u8::try_from(encoded.len()).unwrap(), &encoded);
         let request = Request { id, method, params };
         reads_back(&written, &Message::Request(request));
 
         written.clear();
-        write_response(&mut written, id, &Ok(result.clone()));
+        write_response(&mut written, id, &Ok(Packed::of(result.clone()).into()));
         reads_back(&written, &Message::Response(Response { id, result: Ok(result) }));
 
         written.clear();
@@ -349,12 +349,14 @@ fn next(codec: &mut Codec, input: &mut BytesMut) -> Result<Option<Message>, Malf
         return Ok(None);
     };
     let message = input.split_to(end);
-    if let Ok(response) = codec::response(&message) {
-        return Ok(Some(Message::Response(response)));
+    if let Ok(codec::Response { id, result }) = codec::Response::read(&message) {
+        let result = result.map(|value| decode(value).unwrap());
+        let result = result.map_err(|value| decode(value).unwrap());
+        return Ok(Some(Message::Response(Response { id, result })));
     }
     let codec::Request { id, method, params } = codec::Request::read(&message)?;
     let method = method.to_owned();
-    let params = params.iter().map(ValueRef::to_owned).collect();
+    let params = params.iter().map(|value| decode(value).unwrap()).collect();
     Ok(Some(match id {
         Some(id) => Message::Request(Request { id, method, params }),
         None => Message::Notification(Notification { method, params }),
@@ -372,7 +374,7 @@ fn whole(bytes: &[u8]) -> Result<Message, Malformed> {
 
 /// What a caller hears, and whether it may go on.
 fn verdict(refused: &Malformed) -> (Kind, Option<u32>, bool) {
-    (refused.error.kind, refused.id, refused.in_step)
+    (refused.error.kind, refused.id, refused.recoverable)
 }
 
 /// All but the last of these bytes could be the beginning of a message; the last one is too much.
@@ -452,8 +454,8 @@ fn read_all(bytes: &[u8], step: usize) -> Vec<Result<Vec<u8>, (Kind, bool)>> {
                 Ok(None) => break,
                 Ok(Some(message)) => made.push(Ok(packed(&message))),
                 Err(refused) => {
-                    made.push(Err((refused.error.kind, refused.in_step)));
-                    if !refused.in_step {
+                    made.push(Err((refused.error.kind, refused.recoverable)));
+                    if !refused.recoverable {
                         return made;
                     }
                 }

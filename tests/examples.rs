@@ -12,7 +12,7 @@ use std::time::Duration;
 use common::{Ports, block_on};
 use kv54::cluster::Node;
 use kv54::error::Kind;
-use kv54::rpc::codec::encode;
+use kv54::rpc::codec::{decode, encode};
 use kv54::rpc::{Peer, tcp};
 use msgpack_rpc::Value;
 
@@ -77,10 +77,13 @@ fn one_node_keeps_what_it_is_told() {
         };
         let peer = Peer::new(&node, Duration::from_secs(5), tcp());
         let [tea, green, black] = ["tea", "green", "black"].map(|text| encode(&text.into()));
-        while is_unreachable(peer.call("get", &[&tea]).await.1) {
+        let ask = async |method, params: &[&[u8]]| {
+            let answer = peer.call(method, params).await.1;
+            answer.and_then(|answer| decode(&answer))
+        };
+        while is_unreachable(ask("get", &[&tea]).await) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let ask = async |method, params: &[&[u8]]| peer.call(method, params).await.1;
         assert_eq!(ask("get", &[&tea]).await, Ok(Value::Nil));
         assert_eq!(ask("set", &[&tea, &green]).await, Ok(Value::Nil));
         assert_eq!(ask("get", &[&tea]).await, Ok("green".into()));

@@ -12,8 +12,8 @@ use std::process::{Command, Stdio};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use common::{Cluster, Node, block_on};
+use kv54::entry::{Entry, Stamp};
 use kv54::rpc::codec::encode;
-use kv54::store::Stamp;
 use msgpack_rpc::Value;
 use serde_json::json;
 
@@ -40,7 +40,7 @@ fn every_kind_of_value_comes_back_as_the_line_that_it_was() {
     let client = new.client();
     for (key, value) in every_kind_of_value() {
         let back = block_on(client.get(&key)).unwrap();
-        assert_eq!(encode(&back), encode(&value), "{value} became {back}");
+        assert_eq!(*back, *encode(&value), "{value} became {back:?}");
     }
 }
 
@@ -130,9 +130,9 @@ fn a_joining_node_is_not_one_of_the_two_that_are_listed() {
     let ring = cluster.ring();
     for (key, value) in &keys {
         let replicas = cluster.client().replicas;
-        let entry = Stamp::default().newer(value.clone());
+        let entry = encoded(Stamp::default().newer(value.clone()));
         for name in ["bob", "carol"] {
-            let told = [key.as_slice().into(), entry.clone().into()];
+            let told: [&[u8]; 2] = [&encode(&key.as_slice().into()), &entry];
             block_on(replicas.ask(ring.place(name).unwrap(), "store", &told)).unwrap();
         }
     }
@@ -517,7 +517,7 @@ fn set(cluster: &Cluster, entries: &[(Vec<u8>, Value)]) {
     let client = cluster.client();
     block_on(async {
         for (key, value) in entries {
-            client.set(key, &value.as_ref()).await.unwrap();
+            client.set(key, &encode(value)).await.unwrap();
         }
         client.replicas.settle().await;
     });
@@ -529,8 +529,8 @@ fn tell_two_of_three(cluster: &Cluster, entries: &[(Vec<u8>, Value)], without: u
     block_on(async {
         for (key, value) in entries {
             let known = client.replicas.of(key).unwrap().load_stamp().await.unwrap();
-            let entry = known.newer(value.clone());
-            let told = [key.as_slice().into(), entry.clone().into()];
+            let entry = encoded(known.newer(value.clone()));
+            let told: [&[u8]; 2] = [&encode(&key.as_slice().into()), &entry];
             for (n, place) in ring.replicas(ring.owner(key)).enumerate() {
                 if n != without {
                     client.replicas.ask(place, "store", &told).await.unwrap();
@@ -538,6 +538,13 @@ fn tell_two_of_three(cluster: &Cluster, entries: &[(Vec<u8>, Value)], without: u
             }
         }
     });
+}
+
+/// An entry as it travels.
+fn encoded(entry: Entry<Value>) -> Vec<u8> {
+    let Stamp { counter, writer } = entry.stamp;
+    let items = vec![counter.into(), writer.into(), entry.value];
+    encode(&Value::Array(items))
 }
 
 /// The lines of an export, in an order that two rings share; none comes twice.

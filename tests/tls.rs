@@ -10,10 +10,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use common::{Cluster, block_on};
 use futures::stream::{self, StreamExt as _};
+use kv54::entry::Packed;
 use kv54::error::Error;
-use kv54::rpc::{Limits, Service, ValueRef, serve};
+use kv54::rpc::{Answer, Limits, Service, serve};
 use kv54::tls;
-use msgpack_rpc::Value;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject as _;
@@ -270,8 +270,8 @@ fn an_answer_arrives_to_its_last_byte_on_the_narrowest_network() {
     struct Talker;
 
     impl Service for Talker {
-        async fn answer(&self, _: &str, _: &[ValueRef<'_>]) -> Result<Value, Error> {
-            Ok("green ".repeat(5_000).into())
+        async fn answer(&self, _: &str, _: &[&[u8]]) -> Result<Answer, Error> {
+            Ok(Packed::of("green ".repeat(5_000)).into())
         }
     }
 

@@ -3,15 +3,17 @@
 
 mod common;
 
+use std::io::Read as _;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::Cluster;
 use common::wire::{MIB, NIL, PATIENCE, Wire, array, bin, entry, request, says, stamp};
 use futures::stream;
+use kv54::entry::Packed;
 use kv54::error::Error;
 use kv54::rpc::codec::{encode, write_response};
-use kv54::rpc::{Connection, Limits, Service, ValueRef, serve};
+use kv54::rpc::{Answer, Connection, Limits, Service, serve};
 use msgpack_rpc::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Notify;
@@ -82,13 +84,49 @@ fn any_value_comes_back_as_it_went_in() {
     }
 }
 
+/// A node never looks into a value: it keeps the MessagePack that came.
 #[test]
-fn an_old_raw_value_comes_back_as_bin() {
+fn a_value_comes_back_byte_for_byte() {
     let cluster = Cluster::running(&["alice"]);
     let mut wire = Wire::to(&cluster, "alice");
-    wire.send(b"\x94\x00\x07\xa3set\x92\xa3tea\xa2\xff\xfe");
-    assert_eq!(wire.answer(), Some((7, Ok(NIL))));
-    assert_eq!(wire.does("get", ["tea".into()]), bin(b"\xff\xfe"));
+    let values: [&[u8]; 6] = [
+        b"\xa2\xff\xfe",             // an old raw that is not UTF-8
+        b"\xcf\0\0\0\0\0\0\0\x07",   // 7, wider than it need be
+        b"\xdd\0\0\0\x01\xd9\x02ab", // an array and a str with long headers
+        b"\xca\x7f\xc0\0\x01",       // a NaN with a payload
+        b"\x82\xa1k\x01\xa1k\x02",   // a key twice
+        b"\xc7\x03\xff\x01\x02\x03", // an extension of three bytes
+    ];
+    for value in values {
+        wire.send(&[b"\x94\x00\x07\xa3set\x92\xa3tea", value].concat());
+        assert_eq!(wire.answer(), Some((7, Ok(NIL))));
+        wire.send(b"\x94\x00\x08\xa3get\x91\xa3tea");
+        let mut answer = vec![0; 8 + value.len()];
+        wire.stream.read_exact(&mut answer).unwrap();
+        let expected = [b"\x94\x01\xce\0\0\0\x08\xc0", value].concat();
+        assert_eq!(answer, expected, "{value:x?}");
+    }
+}
+
+/// A decoder of 2009 knows no str with a length of one byte: at the top of an answer such a str
+/// gets two.
+#[test]
+fn a_str_of_32_to_255_bytes_is_answered_with_a_length_of_two_bytes() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    for length in [31_u8, 32, 255] {
+        let text = "x".repeat(length.into());
+        wire.does("set", ["tea".into(), text.as_str().into()]);
+        wire.send(b"\x94\x00\x08\xa3get\x91\xa3tea");
+        let header: &[u8] = match length {
+            ..32 => &[0xa0 | length],
+            _ => &[0xda, 0, length],
+        };
+        let expected = [b"\x94\x01\xce\0\0\0\x08\xc0", header, text.as_bytes()].concat();
+        let mut answer = vec![0; expected.len()];
+        wire.stream.read_exact(&mut answer).unwrap();
+        assert_eq!(answer, expected, "{length} bytes");
+    }
 }
 
 #[test]
@@ -651,8 +689,8 @@ fn a_request_that_comes_with_a_large_answer_is_not_forgotten() {
             held.release.notify_one();
             guest.write_all(&request(2, "small", [])).await.unwrap();
             let mut expected = Vec::new();
-            write_response(&mut expected, 1, &Ok(bin(&vec![7; 1 << 20])));
-            write_response(&mut expected, 2, &Ok(NIL));
+            write_response(&mut expected, 1, &Ok(Packed::of(bin(&vec![7; 1 << 20])).into()));
+            write_response(&mut expected, 2, &Ok(().into()));
             let mut answers = vec![0; expected.len()];
             guest.read_exact(&mut answers).await.unwrap();
             assert!(answers == expected);
@@ -672,13 +710,13 @@ struct Held {
 }
 
 impl Service for Held {
-    async fn answer(&self, method: &str, _: &[ValueRef<'_>]) -> Result<Value, Error> {
+    async fn answer(&self, method: &str, _: &[&[u8]]) -> Result<Answer, Error> {
         if method == "large" {
             self.asked.notify_one();
             self.release.notified().await;
-            return Ok(bin(&vec![7; 1 << 20]));
+            return Ok(Packed::of(bin(&vec![7; 1 << 20])).into());
         }
-        Ok(NIL)
+        Ok(().into())
     }
 }
 
@@ -686,7 +724,7 @@ impl Service for Held {
 struct Large;
 
 impl Service for Large {
-    async fn answer(&self, _: &str, _: &[ValueRef<'_>]) -> Result<Value, Error> {
-        Ok(bin(&vec![7; 64 << 10]))
+    async fn answer(&self, _: &str, _: &[&[u8]]) -> Result<Answer, Error> {
+        Ok(Packed::of(bin(&vec![7; 64 << 10])).into())
     }
 }

@@ -2,8 +2,7 @@
 //! it, and the same for everybody. (Another set with this very counter has seen as little of the
 //! entry as the entry of it: either order is right.)
 
-use kv54::store::{Entry, Stamp};
-use msgpack_rpc::Value;
+use kv54::entry::{Entry, Packed, Stamp};
 
 use super::until;
 
@@ -14,7 +13,7 @@ pub fn expired(entry: &Entry, now: u64) -> Option<Entry> {
             counter,
             writer: writer.saturating_add(1),
         },
-        value: Value::Nil,
+        value: Packed::default(),
     };
     (now >= until(entry)?).then_some(gone)
 }

@@ -5,9 +5,9 @@
 use std::path::Path;
 
 use kv54::cluster::Cluster;
+use kv54::entry::{Packed, Stamp};
 use kv54::error::{Error, Kind};
 use kv54::rpc::codec::{encode, write_request, write_response};
-use kv54::store::{Entry, Stamp};
 use msgpack_rpc::Value;
 
 fn main() -> std::io::Result<()> {
@@ -28,15 +28,9 @@ fn main() -> std::io::Result<()> {
     let bytes = Value::Binary(b"\x00\xff".to_vec());
     let odd = request("set", &[bytes, Value::Ext(5, vec![1, 2, 3])]);
     let shapeless = encode(&array([0.into(), 54.into(), "get".into(), "tea".into()]));
-    let old = Entry {
-        stamp: Stamp {
-            counter: 1,
-            writer: 54,
-        },
-        value: "green".into(),
-    };
+    let old = array([1.into(), 54.into(), "green".into()]);
     let mut answer = Vec::new();
-    write_response(&mut answer, 54, &Ok(old.clone().into()));
+    write_response(&mut answer, 54, &Ok(Packed::of(old.clone()).into()));
     let mut refusal = Vec::new();
     write_response(
         &mut refusal,
@@ -67,11 +61,18 @@ fn main() -> std::io::Result<()> {
 }
 
 /// What a node asks alice: everything that only nodes ask.
-fn neighbour(ring: u32, entry: &Entry) -> [Vec<u8>; 3] {
+fn neighbour(ring: u32, entry: &Value) -> [Vec<u8>; 3] {
     let ring = Value::from(ring);
     [
-        request("load", &[ring.clone(), "tea".into(), Stamp::MAX.into()]),
-        request("store", &[ring.clone(), "tea".into(), entry.clone().into()]),
+        request(
+            "load",
+            &[
+                ring.clone(),
+                "tea".into(),
+                array([Stamp::MAX.counter.into(), Stamp::MAX.writer.into()]),
+            ],
+        ),
+        request("store", &[ring.clone(), "tea".into(), entry.clone()]),
         request("scan", &[ring, 0.into(), 0.into()]),
     ]
 }
@@ -91,7 +92,8 @@ fn request(method: &str, params: &[Value]) -> Vec<u8> {
     let encoded: Vec<Vec<u8>> = params.iter().map(encode).collect();
     let encoded: Vec<&[u8]> = encoded.iter().map(Vec::as_slice).collect();
     let mut bytes = Vec::new();
-    write_request(&mut bytes, 54, method, &encoded);
+    let count = u8::try_from(encoded.len()).expect("a few parameters");
+    write_request(&mut bytes, 54, method, count, &encoded);
     bytes
 }
 

@@ -6,11 +6,10 @@ use std::io::{Read as _, repeat};
 
 use bytes::BytesMut;
 use kv54::error::{Error, Kind};
-use kv54::rpc::ValueRef;
-use kv54::rpc::codec::{self, Codec, MESSAGE, Malformed, encode};
+use kv54::rpc::codec::{self, Codec, MESSAGE, Malformed, decode, encode};
 use libfuzzer_sys::fuzz_target;
 use msgpack_rpc::Value;
-use msgpack_rpc::message::{Message, Notification, Request};
+use msgpack_rpc::message::{Message, Notification, Request, Response};
 use rmpv::decode::read_value_with_max_depth;
 
 static ZEROS: [u8; MESSAGE.bytes] = [0; MESSAGE.bytes];
@@ -44,10 +43,13 @@ fn read_all<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<(usize, Read)> {
                 }
                 Ok(Some(message)) => {
                     let length = before - input.len();
-                    assert!(codec.weight() >= length, "it weighs less than its bytes");
                     Ok((encode(&message.as_value()), length))
                 }
-                Err(Malformed { id, in_step, error }) => Err((error, id, in_step)),
+                Err(Malformed {
+                    id,
+                    recoverable,
+                    error,
+                }) => Err((error, id, recoverable)),
             };
             let ended = matches!(message, Err((.., false)));
             read.push((at, message));
@@ -67,12 +69,14 @@ fn next(codec: &mut Codec, input: &mut BytesMut) -> Result<Option<Message>, Malf
         return Ok(None);
     };
     let message = input.split_to(end);
-    if let Ok(response) = codec::response(&message) {
-        return Ok(Some(Message::Response(response)));
+    let value = |bytes: &&[u8]| decode(bytes).expect("a whole value");
+    if let Ok(codec::Response { id, result }) = codec::Response::read(&message) {
+        let result = result.as_ref().map(value).map_err(value);
+        return Ok(Some(Message::Response(Response { id, result })));
     }
     let codec::Request { id, method, params } = codec::Request::read(&message)?;
     let method = method.to_owned();
-    let params = params.iter().map(ValueRef::to_owned).collect();
+    let params = params.iter().map(value).collect();
     Ok(Some(match id {
         Some(id) => Message::Request(Request { id, method, params }),
         None => Message::Notification(Notification { method, params }),
@@ -115,13 +119,13 @@ fn judge(bytes: &[u8], message: Read) {
         }
         // rmpv takes the byte that MessagePack never uses for nil.
         (Err((error, ..)), _) if error.why.contains("0xc1") => {}
-        (Err((error, id, in_step)), Some(value)) => {
-            if in_step {
+        (Err((error, id, recoverable)), Some(value)) => {
+            if recoverable {
                 assert_eq!(id.map(u64::from), value[1].as_u64(), "{error}");
             }
             assert!(plain(value).is_none(), "a message is refused: {error}");
         }
-        (Err((.., in_step)), None) => assert!(!in_step, "the next message is nowhere"),
+        (Err((.., recoverable)), None) => assert!(!recoverable, "the next message is nowhere"),
     }
 }
 

@@ -14,13 +14,14 @@ use kv54::cluster::{self, Cluster};
 use kv54::error::Error;
 use kv54::join::join;
 use kv54::replicas::Replicas;
-use kv54::rpc::codec::{Codec, Request, encode, response, write_request};
+use kv54::rpc::codec::{
+    Codec, Request, Response, decode, encode, encode_number, string, write_request,
+};
 use kv54::rpc::{Connection, Dial, Limits, serve};
 use kv54::server::Node;
-use kv54::store::{Status, Store};
+use kv54::status::Status;
+use kv54::store::Store;
 use libfuzzer_sys::fuzz_target;
-use msgpack_rpc::Value;
-use msgpack_rpc::message::Response;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex, split};
 use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
@@ -182,7 +183,7 @@ fn asked(bytes: &[u8]) -> Vec<u32> {
             Ok(request) => ids.extend(request.id),
             Err(malformed) => {
                 ids.extend(malformed.id);
-                if !malformed.in_step {
+                if !malformed.recoverable {
                     return ids;
                 }
             }
@@ -194,9 +195,11 @@ fn asked(bytes: &[u8]) -> Vec<u32> {
 fn answers(bytes: &[u8]) -> Vec<u32> {
     let (mut codec, mut input, mut ids) = (Codec::default(), BytesMut::from(bytes), Vec::new());
     while let Some(end) = codec.next(&input).expect("answers within the bounds") {
-        let Response { id, result } = response(&input.split_to(end)).expect("an answer");
+        let message = input.split_to(end);
+        let Response { id, result } = Response::read(&message).expect("an answer");
         if let Err(error) = result {
-            let text = error.as_str().expect("an error is a string");
+            let text = string(error).expect("an error is a string");
+            let text = std::str::from_utf8(text).expect("an error is text");
             assert_eq!(
                 Error::parse(text).to_string(),
                 text,
@@ -214,12 +217,12 @@ fn answers(bytes: &[u8]) -> Vec<u32> {
 /// Whether a node answers others than the one who has sent it these bytes.
 async fn is_alive(dial: &Dial, store: &Store) {
     let mut question = Vec::new();
-    write_request(&mut question, 54, "status", &[]);
+    write_request(&mut question, 54, "status", 0, &[]);
     let answer = ask(dial, store.name(), &question).await;
-    let answer = response(&answer).expect("an answer");
+    let answer = Response::read(&answer).expect("an answer");
     let status = answer.result.expect("a status");
     assert_eq!(answer.id, 54);
-    let status = Status::try_from(status).expect("a status");
+    let status = Status::read(status).expect("a status");
     assert_eq!(
         (&*status.name, status.bytes),
         (store.name(), store.status().bytes)
@@ -230,9 +233,12 @@ async fn is_alive(dial: &Dial, store: &Store) {
 fn has_counted_every_byte(store: &Store) {
     let (mut keys, mut tombstones, mut bytes) = (0, 0, 0);
     for part in 0..store.cluster().nodes().len() {
-        let mut cursor = Value::from(0);
-        while !cursor.is_nil() {
-            let page = store.scan(&part.into(), &cursor.as_ref()).expect("a page");
+        let mut next = Some(0);
+        while let Some(cursor) = next {
+            let answer = store.scan(&encode_number(part as u64), &encode_number(cursor));
+            let mut page = Vec::new();
+            answer.expect("a page").write(&mut page);
+            let page = decode(&page).expect("a page");
             for entry in page[2].as_array().expect("entries") {
                 let (key, value) = (entry[0].as_slice().expect("a key"), &entry[1][2]);
                 bytes += key.len() + OVERHEAD;
@@ -243,7 +249,7 @@ fn has_counted_every_byte(store: &Store) {
                     bytes += encode(value).len();
                 }
             }
-            cursor = page[1].clone();
+            next = page[1].as_u64();
         }
     }
     let status = store.status();

@@ -1,10 +1,7 @@
 //! MessagePack-RPC as plain clients speak it: `get` and `set` of any node.
 
-use msgpack_rpc::Value;
-use msgpack_rpc::message::Response as Reply;
-
 use super::{Answer, Op, Parsed, Response, Values, Wire, key};
-use crate::rpc::codec::{self, Codec};
+use crate::rpc::codec::{self, Codec, Response as Reply};
 
 /// A guest of one node.
 #[derive(Debug, Default)]
@@ -68,11 +65,14 @@ fn any(input: &[u8]) -> Parsed<'_> {
     let Some(len) = end.map_err(|malformed| malformed.error.to_string())? else {
         return Ok(None);
     };
-    let Reply { id, result } = codec::response(input).map_err(|error| error.to_string())?;
+    let Reply { id, result } = Reply::read(input).map_err(|error| error.to_string())?;
     let answer = match result {
-        Ok(Value::Nil) => Answer::Nil,
+        Ok(codec::NIL) => Answer::Nil,
         Ok(_) => Answer::Value(&[]),
-        Err(error) => Answer::Error(error.as_str().unwrap_or("?").to_owned()),
+        Err(error) => {
+            let text = codec::string(error).unwrap_or(b"?");
+            Answer::Error(String::from_utf8_lossy(text).into_owned())
+        }
     };
     let answer = Some((id, answer));
     Ok(Some(Response { len, answer }))

@@ -3,11 +3,12 @@
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use msgpack_rpc::Value;
 use tokio::task::JoinSet;
 
 use super::{Answer, Load, Op, Phase, Report, Source, Tally, Values, key, watch};
 use crate::client::Client;
+use crate::entry::Packed;
+use crate::rpc::codec::string;
 use crate::rpc::lock;
 
 /// kv54's own client, to be loaded.
@@ -60,13 +61,14 @@ async fn ask(
                 let mut value = Vec::with_capacity(values.len());
                 values.write(&mut value, number);
                 let value = std::str::from_utf8(&value).unwrap_or_default();
-                client.set(&key, &value.into()).await
+                let set = client.set(&key, &Packed::of(value)).await;
+                set.map(|()| Packed::default())
             }
         };
         now = Instant::now();
         let answer = match &answer {
-            Ok(Value::Nil) => Answer::Nil,
-            Ok(value) => Answer::Value(value.as_slice().unwrap_or_default()),
+            Ok(value) if value.is_nil() => Answer::Nil,
+            Ok(value) => Answer::Value(string(value).unwrap_or_default()),
             Err(error) => Answer::Error(error.to_string()),
         };
         lock(&tally).count(asked, now, &answer, &values);

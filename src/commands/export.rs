@@ -16,9 +16,10 @@ use tokio::time::{Instant, sleep};
 
 use super::{Failure, Options, Outcome, line};
 use crate::client::Client;
+use crate::entry::Stamp;
 use crate::error::{Error, Kind};
 use crate::join::Scan;
-use crate::store::Stamp;
+use crate::rpc::codec::encode_bytes;
 
 /// Pages whose keys are read at once: enough to keep nodes busy, little enough for a slow
 /// network to carry their values within one window.
@@ -132,7 +133,8 @@ impl Part {
         // Does its word count? Not while it is joining: what it lists may lack answered writes.
         // A load tells; that between two pages of one start the node cannot have restarted.
         scan.page().await.map_err(Stop::Node)?;
-        let question = [self.some_key().into(), Stamp::MAX.into()];
+        let key = encode_bytes(self.some_key().as_bytes());
+        let question: [&[u8]; 2] = [&key, &Stamp::MAX.encode()];
         let asked = client.replicas.ask(place, "load", &question).await;
         asked.map_err(Stop::Node)?;
         scan.rewind();
@@ -143,10 +145,10 @@ impl Part {
         let (done, print) = (&mut self.done, self.print);
         // Tasks of their own read the values: they must go on while nobody takes the output.
         let reading = pages.map(|page| {
-            let reading = page.map(|page| {
-                let keys = page.into_iter().map(|(key, _)| key);
+            let reading = page.and_then(|page| {
+                let keys = page.entries()?.into_iter().map(|(key, _)| key.to_vec());
                 let new = keys.filter(|key| done.insert(key.clone())).collect();
-                spawn(read(client.clone(), new, print))
+                Ok(spawn(read(client.clone(), new, print)))
             });
             async { Ok(reading?.await) }
         });
@@ -182,7 +184,7 @@ async fn read(
     let values = join_all(keys.iter().map(|key| client.get(key))).await;
     let mut lines = Vec::new();
     for (key, value) in keys.iter().zip(values) {
-        let value = value.map_err(Error::of_read)?;
+        let value = value.map_err(Error::of_read)?.value()?;
         if !value.is_nil() {
             lines.push(print(key, &value));
         }

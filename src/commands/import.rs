@@ -10,12 +10,12 @@ use clap::Args;
 use futures::future::join_all;
 use indexmap::IndexMap;
 use indicatif::{ProgressBar, ProgressStyle};
-use msgpack_rpc::Value;
 use serde_json::json;
 use tokio::sync::mpsc::{Sender, channel};
 
 use super::{Failure, Options, Outcome, line, print};
 use crate::client::Client;
+use crate::entry::Packed;
 use crate::error::Error;
 
 /// Lines that are set at once, and their bytes, unless it is a single line: little enough for
@@ -40,7 +40,7 @@ pub(super) struct Import {
 /// Lines that are set at once. No two have the same key: of those, the later one must win.
 #[derive(Default)]
 struct Batch {
-    sets: IndexMap<Vec<u8>, (u64, Value)>, // with the number of the line
+    sets: IndexMap<Vec<u8>, (u64, Packed)>, // with the number of the line
     bytes: usize,
     read: u64, // bytes of the input up to its end, left out ones too
     last: u64, // the number of its last line
@@ -104,9 +104,9 @@ impl Import {
 }
 
 /// Sets all of these, and says which line is the first that could not be.
-async fn set(client: &Client, sets: IndexMap<Vec<u8>, (u64, Value)>) -> Option<Failure> {
-    let set = async |(key, (number, value)): (Vec<u8>, (u64, Value))| {
-        let outcome = client.set(&key, &value.as_ref()).await;
+async fn set(client: &Client, sets: IndexMap<Vec<u8>, (u64, Packed)>) -> Option<Failure> {
+    let set = async |(key, (number, value)): (Vec<u8>, (u64, Packed))| {
+        let outcome = client.set(&key, &value).await;
         outcome.err().map(|error: Error| (number, error))
     };
     let failed = join_all(sets.into_iter().map(set)).await;

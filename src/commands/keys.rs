@@ -1,21 +1,21 @@
-//! `set`, `get`, `delete` and `where`: one key at a time.
+//! `set`, `get` and `delete`: keys and values.
 
 use std::ffi::OsString;
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::process::ExitCode;
 
 use clap::Args;
-use futures::future::join_all;
 use futures::stream::{self, StreamExt as _};
 use msgpack_rpc::Value;
 use serde_json::{Map, json};
 
-use super::{Failure, Options, Outcome, print, print_coloured, status, text};
+use super::{Failure, Options, Outcome, print, status, text};
 use crate::client::Client;
 use crate::cluster::MAX_VALUE;
+use crate::entry::Packed;
 use crate::error::{Error, Kind};
-use crate::rpc::{Peer, codec};
-use crate::store::{self, Loaded, Stamp};
+use crate::rpc::Peer;
+use crate::rpc::codec::encode_bytes;
 use crate::tls;
 
 /// Several keys of one command that are asked for at once.
@@ -66,16 +66,6 @@ pub(super) struct Delete {
     via: Via,
 }
 
-/// Show on which nodes a key lives, and what each of them holds.
-#[derive(Args)]
-#[command(after_help = "Examples:
-  kv54 where tea
-  kv54 where tea --json")]
-pub(super) struct Where {
-    #[arg(allow_negative_numbers = true)]
-    key: OsString,
-}
-
 #[derive(Args)]
 struct Via {
     /// Ask this node's own get, set or delete, as clients in other languages do; a --timeout
@@ -84,8 +74,8 @@ struct Via {
     node: Option<String>,
 }
 
-/// Who is asked: a majority of a key's replicas, or the one node that was named.
-enum Asked {
+/// Where a command's questions go: to a majority of a key's replicas, or to the node that was named.
+enum Target {
     Majority(Client),
     Node(String, Peer),
 }
@@ -94,79 +84,66 @@ impl Set {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         let value = match self.value {
             Some(value) if value != "-" => value.into_encoded_bytes(),
-            _ => {
-                if std::io::stdin().is_terminal() {
-                    let hint = "the value is what you type now, until Ctrl-D";
-                    let _ = writeln!(std::io::stderr(), "kv54: {hint}");
-                }
-                let mut bytes = Vec::new();
-                // One byte more than is taken shows that there is too much.
-                let stdin = std::io::stdin().lock().take(MAX_VALUE as u64 + 1);
-                let read = { stdin }.read_to_end(&mut bytes);
-                read.map_err(|error| Failure::usage(format!("standard input: {error}")))?;
-                bytes
-            }
+            _ => standard_input()?,
         };
-        let params = vec![
-            text::typed(self.key.into_encoded_bytes()),
-            text::typed(value),
-        ];
-        self.via.write("set", &params, options).await
+        let (key, value) = (
+            self.key.into_encoded_bytes(),
+            Packed::of(text::typed(value)),
+        );
+        let target = self.via.target(options)?;
+        let written = match &target {
+            Target::Majority(client) => client.set(&key, &value).await,
+            Target::Node(..) => target
+                .call("set", &[&encode_bytes(&key), &value])
+                .await
+                .map(drop),
+        };
+        target.report("set", key, written, options).await
     }
 }
 
 impl Delete {
     pub(super) async fn run(self, options: &Options) -> Outcome {
-        let params = vec![text::typed(self.key.into_encoded_bytes())];
-        self.via.write("delete", &params, options).await
+        let key = self.key.into_encoded_bytes();
+        let target = self.via.target(options)?;
+        let written = match &target {
+            Target::Majority(client) => client.delete(&key).await,
+            Target::Node(..) => target
+                .call("delete", &[&encode_bytes(&key)])
+                .await
+                .map(drop),
+        };
+        target.report("delete", key, written, options).await
     }
 }
 
 impl Get {
     pub(super) async fn run(self, options: &Options) -> Outcome {
-        let keys = self.keys.into_iter();
-        let keys: Vec<Value> = keys
-            .map(|key| text::typed(key.into_encoded_bytes()))
+        let keys: Vec<Vec<u8>> = self
+            .keys
+            .into_iter()
+            .map(OsString::into_encoded_bytes)
             .collect();
         let several = keys.len() > 1;
         if several && self.raw {
             return Err(Failure::usage("--raw prints the value of one key"));
         }
-        let asked = self.via.asked(options)?;
-        let gets = keys
-            .iter()
-            .map(|key| asked.ask("get", std::slice::from_ref(key)));
+        let target = self.via.target(options)?;
+        let gets = keys.iter().map(|key| target.get(key));
         let values: Vec<_> = stream::iter(gets).buffered(AT_ONCE).collect().await;
-        let (mut lines, mut objects, mut absent) = (Vec::new(), Vec::new(), Vec::new());
-        for (key, value) in keys.iter().zip(values) {
-            let value = match value.map_err(Error::of_read) {
-                Ok(value) => value,
+        let mut pairs = Vec::new();
+        for (key, value) in keys.into_iter().zip(values) {
+            match value.map_err(Error::of_read) {
+                Ok(value) => pairs.push((text::typed(key), value)),
                 Err(error) => return Err(explained(error, options).await),
-            };
-            let mut object = Map::new();
-            text::put(&mut object, "key", key);
-            text::put(&mut object, "value", &value);
-            objects.push(json!(object));
-            if value.is_nil() {
-                absent.push(key.to_string());
-                continue;
-            }
-            if several {
-                lines.extend(text::printed(key));
-                lines.push(b'\t');
-            }
-            lines.extend(text::printed(&value));
-            if !self.raw {
-                lines.push(b'\n');
             }
         }
         match options.json {
-            true if several => print(format!("{}\n", json!(objects)))?,
-            true => objects
-                .iter()
-                .try_for_each(|object| print(format!("{object}\n")))?,
-            false => print(lines)?,
+            true => print(objects(&pairs, several))?,
+            false => print(lines(&pairs, several, self.raw))?,
         }
+        let absent = pairs.iter().filter(|(_, value)| value.is_nil());
+        let absent: Vec<String> = absent.map(|(key, _)| key.to_string()).collect();
         let why = match absent.len() {
             0 => return Ok(ExitCode::SUCCESS),
             _ if options.json => return Ok(ExitCode::from(1)),
@@ -177,75 +154,124 @@ impl Get {
     }
 }
 
-impl Via {
-    /// A write: done, failed, or nobody knows.
-    async fn write(self, method: &str, params: &[Value], options: &Options) -> Outcome {
-        let asked = self.asked(options)?;
-        let answer = asked.ask(method, params).await;
-        if let Asked::Majority(client) = &asked {
-            client.replicas.settle().await;
-        }
-        match answer {
-            Ok(_) if options.json => {
-                let mut object = Map::new();
-                params
-                    .iter()
-                    .take(1)
-                    .for_each(|key| text::put(&mut object, "key", key));
-                print(format!("{}\n", json!(object)))?;
-                Ok(ExitCode::SUCCESS)
-            }
-            Ok(_) => print("ok\n").map(|()| ExitCode::SUCCESS),
-            Err(error) => {
-                let unknown = error.kind == Kind::UnknownOutcome;
-                let Failure { code, why } = explained(error, options).await;
-                let why = match why.strip_prefix("unknown-outcome: ") {
-                    Some(why) if unknown => format!("{method} has an unknown outcome: {why}"),
-                    _ => format!("{method} failed: {why}"),
-                };
-                Err(Failure { code, why })
-            }
-        }
-    }
-
-    /// Who is to be asked.
-    fn asked(&self, options: &Options) -> Result<Asked, Failure> {
-        let Some(name) = &self.node else {
-            return Ok(Asked::Majority(options.client()?));
-        };
-        let cluster = options.cluster()?;
-        let node = cluster
-            .place(name)
-            .and_then(|place| cluster.nodes().get(place));
-        let node = node.ok_or_else(|| options.no_node(&cluster, name))?;
-        // Unless told otherwise, the node is given the time to say itself why it cannot.
-        let patience = options
-            .timeout
-            .unwrap_or(options.timeout() + cluster.window);
-        let peer = Peer::new(node, patience, tls::dial(&cluster)?);
-        Ok(Asked::Node(name.clone(), peer))
+/// The pairs as JSON: an object, or a list of them if several were asked for.
+fn objects(pairs: &[(Value, Value)], several: bool) -> String {
+    let object = |(key, value): &(Value, Value)| {
+        let mut object = Map::new();
+        text::put(&mut object, "key", key);
+        text::put(&mut object, "value", value);
+        json!(object)
+    };
+    let mut objects: Vec<_> = pairs.iter().map(object).collect();
+    match objects.pop() {
+        Some(only) if !several => format!("{only}\n"),
+        last => format!(
+            "{}\n",
+            json!(objects.into_iter().chain(last).collect::<Vec<_>>())
+        ),
     }
 }
 
-impl Asked {
-    async fn ask(&self, method: &str, params: &[Value]) -> Result<Value, Error> {
-        let (name, peer) = match self {
-            Asked::Majority(client) => return ask_majority(client, method, params).await,
-            Asked::Node(name, peer) => (name, peer),
+/// The values of those that are there; with their keys if several were asked for.
+fn lines(pairs: &[(Value, Value)], several: bool, raw: bool) -> Vec<u8> {
+    let mut lines = Vec::new();
+    for (key, value) in pairs.iter().filter(|(_, value)| !value.is_nil()) {
+        if several {
+            lines.extend(text::printed(key));
+            lines.push(b'\t');
+        }
+        lines.extend(text::printed(value));
+        if !raw {
+            lines.push(b'\n');
+        }
+    }
+    lines
+}
+
+/// All of standard input, as far as a value goes.
+fn standard_input() -> Result<Vec<u8>, Failure> {
+    if std::io::stdin().is_terminal() {
+        let hint = "the value is what you type now, until Ctrl-D";
+        let _ = writeln!(std::io::stderr(), "kv54: {hint}");
+    }
+    let mut bytes = Vec::new();
+    // One byte more than is taken shows that there is too much.
+    let mut stdin = std::io::stdin().lock().take(MAX_VALUE as u64 + 1);
+    let read = stdin.read_to_end(&mut bytes);
+    read.map_err(|error| Failure::usage(format!("standard input: {error}")))?;
+    Ok(bytes)
+}
+
+impl Via {
+    /// Where the questions go.
+    fn target(&self, options: &Options) -> Result<Target, Failure> {
+        let Some(name) = &self.node else {
+            return Ok(Target::Majority(options.client()?));
         };
-        let encoded: Vec<Vec<u8>> = params.iter().map(codec::encode).collect();
-        let params: Vec<&[u8]> = encoded.iter().map(Vec::as_slice).collect();
-        let (_, answer) = peer.call(method, &params).await;
-        answer.map_err(|error| Error::new(error.kind, format!("{name}: {}", error.why)))
+        let cluster = options.cluster()?;
+        let place = cluster.place(name);
+        let node = place.and_then(|place| cluster.nodes().get(place));
+        let node = node.ok_or_else(|| options.no_node(&cluster, name))?;
+        // Unless told otherwise, the node is given the time to say itself why it cannot.
+        let longer = options.timeout() + cluster.window;
+        let patience = options.timeout.unwrap_or(longer);
+        let peer = Peer::new(node, patience, tls::dial(&cluster)?);
+        Ok(Target::Node(name.clone(), peer))
+    }
+}
+
+impl Target {
+    async fn get(&self, key: &[u8]) -> Result<Value, Error> {
+        let value = match self {
+            Target::Majority(client) => client.get(key).await?,
+            Target::Node(..) => self.call("get", &[&encode_bytes(key)]).await?,
+        };
+        value.value()
+    }
+
+    /// Asks the node that was named.
+    async fn call(&self, method: &str, params: &[&[u8]]) -> Result<Packed, Error> {
+        let Target::Node(name, peer) = self else {
+            return Err(Error::bad_request("no node is named"));
+        };
+        let (_, answer) = peer.call(method, params).await;
+        let named = |error: Error| Error::new(error.kind, format!("{name}: {}", error.why));
+        Ok(Packed::from(&answer.map_err(named)?[..]))
+    }
+
+    /// Says what came of a write: it is done, it failed, or its outcome is unknown.
+    async fn report(
+        &self,
+        what: &str,
+        key: Vec<u8>,
+        written: Result<(), Error>,
+        options: &Options,
+    ) -> Outcome {
+        if let Target::Majority(client) = self {
+            client.replicas.settle().await;
+        }
+        let error = match written {
+            Ok(()) if options.json => {
+                let mut object = Map::new();
+                text::put(&mut object, "key", &text::typed(key));
+                return print(format!("{}\n", json!(object))).map(|()| ExitCode::SUCCESS);
+            }
+            Ok(()) => return print("ok\n").map(|()| ExitCode::SUCCESS),
+            Err(error) => error,
+        };
+        let unknown = error.kind == Kind::UnknownOutcome;
+        let Failure { code, why } = explained(error, options).await;
+        let why = match why.strip_prefix("unknown-outcome: ") {
+            Some(why) if unknown => format!("{what} has an unknown outcome: {why}"),
+            _ => format!("{what} failed: {why}"),
+        };
+        Err(Failure { code, why })
     }
 }
 
 /// The failure that the error is, and where nodes did not answer, how all of them are.
 async fn explained(error: Error, options: &Options) -> Failure {
-    let silent = matches!(
-        error.kind,
-        Kind::Unavailable | Kind::Joining | Kind::UnknownOutcome
-    );
+    let silent = !error.kind.is_refusal();
     let Failure { code, mut why } = error.into();
     if let (true, Ok(cluster)) = (silent, options.cluster()) {
         if let Ok(summary) = status::summary(&cluster).await {
@@ -253,100 +279,4 @@ async fn explained(error: Error, options: &Options) -> Failure {
         }
     }
     Failure { code, why }
-}
-
-async fn ask_majority(client: &Client, method: &str, params: &[Value]) -> Result<Value, Error> {
-    let params: Vec<_> = params.iter().map(Value::as_ref).collect();
-    match (method, &*params) {
-        ("get", [key]) => client.get(store::key(key)?).await,
-        ("set", [key, value]) => client.set(store::key(key)?, value).await,
-        ("delete", [key]) => client.delete(store::key(key)?).await,
-        _ => Err(Error::not_a_request(method, params.len())),
-    }
-}
-
-impl Where {
-    pub(super) async fn run(self, options: &Options) -> Outcome {
-        let client = options.client()?;
-        let cluster = client.replicas.cluster();
-        let key = self.key.into_encoded_bytes();
-        let (hash, nodes, owner) = (
-            crc32fast::hash(&key),
-            cluster.nodes().len(),
-            cluster.owner(&key),
-        );
-        let places: Vec<usize> = cluster.replicas(owner).collect();
-        let held = join_all(places.iter().map(|place| held_at(&client, *place, &key))).await;
-        let mut object = Map::new();
-        let typed = text::typed(key);
-        text::put(&mut object, "key", &typed);
-        let mut rows = vec![
-            ["node", "address", "role", "holds"]
-                .map(String::from)
-                .to_vec(),
-        ];
-        let mut replicas = Vec::new();
-        for (held, node) in held.iter().zip(
-            places
-                .iter()
-                .filter_map(|place| cluster.nodes().get(*place)),
-        ) {
-            let role = if rows.len() == 1 { "owner" } else { "copy" };
-            let state = match held {
-                Ok(_) => "ready",
-                Err(error) if matches!(error.kind, Kind::Unavailable | Kind::UnknownOutcome) => {
-                    "down"
-                }
-                Err(error) => error.kind.word(),
-            };
-            let loaded = held
-                .as_ref()
-                .ok()
-                .filter(|held| held.stamp != Stamp::default());
-            let stamp = loaded.map(|held| format!("{}-{}", held.stamp.counter, held.stamp.writer));
-            let deleted = loaded.is_some_and(|held| held.value.as_ref().is_none_or(Value::is_nil));
-            let holds = match (&stamp, state) {
-                (Some(stamp), _) if deleted => format!("{stamp} (deleted)"),
-                (Some(stamp), _) => stamp.clone(),
-                (None, "ready") => "nothing".to_owned(),
-                (None, state) => text::coloured(state),
-            };
-            let why = held.as_ref().err().map(|error| {
-                let address = format!("{}: ", node.address);
-                error.why.trim_start_matches(&address).to_owned()
-            });
-            replicas.push(json!({
-                "name": node.name, "address": node.address, "state": state, "stamp": stamp, "deleted": deleted, "error": why,
-            }));
-            rows.push(vec![
-                node.name.clone(),
-                node.address.clone(),
-                role.to_owned(),
-                holds,
-                why.unwrap_or_default(),
-            ]);
-        }
-        object.extend([
-            ("hash".to_owned(), hash.into()),
-            ("nodes".to_owned(), nodes.into()),
-            ("replicas".to_owned(), replicas.into()),
-        ]);
-        if options.json {
-            print(format!("{}\n", json!(object)))?;
-        } else {
-            let sum = format!("crc32({typed}) = {hash}, {hash} % {nodes} = {owner}");
-            print_coloured(&format!("{sum}\n{}", text::table(&rows)))?;
-        }
-        let heard = held.iter().any(Result::is_ok);
-        Ok(ExitCode::from(if heard { 0 } else { 3 }))
-    }
-}
-
-/// What one node holds under a key.
-async fn held_at(client: &Client, place: usize, key: &[u8]) -> Result<Loaded, Error> {
-    client
-        .replicas
-        .ask(place, "load", &[key.into()])
-        .await
-        .and_then(Loaded::try_from)
 }

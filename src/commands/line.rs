@@ -9,8 +9,8 @@ use serde_json::Value as Json;
 
 use super::text;
 use crate::cluster::{MAX_KEY, MAX_VALUE};
-use crate::rpc::codec::{self, MESSAGE, encode};
-use crate::store::{check_key, check_value};
+use crate::entry::{Packed, check_key, check_value};
+use crate::rpc::codec::encode;
 
 /// The longest line. JSON makes six bytes of one where it must, and nothing makes more.
 pub(super) const MAX_LINE: usize = 6 * (MAX_KEY + MAX_VALUE) + 1024;
@@ -86,12 +86,11 @@ pub(super) fn resp(key: &[u8], value: &Value) -> Vec<u8> {
 }
 
 /// The key and the value of a line that [`json`] could have made.
-pub(super) fn read(line: &[u8]) -> Result<(Vec<u8>, Value), String> {
+pub(super) fn read(line: &[u8]) -> Result<(Vec<u8>, Packed), String> {
     let line: Line = serde_json::from_slice(line.trim_ascii_end()).map_err(|error| {
         // It counts the lines of what it was given, which is one.
-        error
-            .to_string()
-            .replace(" at line 1 column ", " at column ")
+        let said = error.to_string();
+        said.replace(" at line 1 column ", " at column ")
     })?;
     let base64 = |name, text: &str| {
         let bytes = BASE64.decode(text);
@@ -103,23 +102,21 @@ pub(super) fn read(line: &[u8]) -> Result<(Vec<u8>, Value), String> {
         _ => return Err("a line has key or key_base64".to_owned()),
     };
     let value = match (line.value, line.value_msgpack) {
-        (Some(value), None) => packed(&value),
-        (None, Some(value)) => unpacked(&base64("value_msgpack", &value)?)?,
+        (Some(value), None) => checked("", Packed::of(packed(&value)))?,
+        (None, Some(value)) => {
+            let value = base64("value_msgpack", &value)?;
+            checked("value_msgpack: ", Packed::from(&*value))?
+        }
         _ => return Err("a line has value or value_msgpack, and neither is null".to_owned()),
     };
     check_key(&key).map_err(|error| error.to_string())?;
-    check_value(&value.as_ref()).map_err(|error| error.to_string())?;
     Ok((key, value))
 }
 
-fn unpacked(bytes: &[u8]) -> Result<Value, String> {
-    let odd = |why: String| format!("value_msgpack: {why}");
-    codec::check(bytes, MESSAGE).map_err(|error| odd(error.why))?;
-    let mut rest = bytes;
-    match rmpv::decode::read_value(&mut rest) {
-        Ok(value) if rest.is_empty() && !value.is_nil() => Ok(value),
-        Ok(Value::Nil) => Err(odd("nil is an absent key".to_owned())),
-        Ok(_) => Err(odd("more than one value".to_owned())),
-        Err(error) => Err(odd(error.to_string())),
+fn checked(field: &str, value: Packed) -> Result<Packed, String> {
+    match check_value(&value) {
+        _ if value.is_nil() => Err(format!("{field}nil is an absent key")),
+        Ok(()) => Ok(value),
+        Err(error) => Err(format!("{field}{error}")),
     }
 }

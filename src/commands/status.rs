@@ -11,9 +11,9 @@ use tokio::time::{Instant, sleep};
 
 use super::{Failure, Options, Outcome, print, print_coloured, text};
 use crate::cluster::{Cluster, Node};
-use crate::error::Kind;
+use crate::error::{Error, Kind};
 use crate::rpc::Peer;
-use crate::store::Status;
+use crate::status::Status;
 use crate::tls;
 
 /// Show how the nodes are.
@@ -56,14 +56,10 @@ impl Show {
             let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
             if !self.wait || ready || late {
                 match options.json {
-                    true => print(json(&lines))?,
-                    false => print_coloured(&table(&lines))?,
+                    true => print(format!("{}\n", json!({ "nodes": lines })))?,
+                    false => print_coloured(&table(lines))?,
                 }
-                return Ok(if ready {
-                    ExitCode::SUCCESS
-                } else {
-                    ExitCode::from(3)
-                });
+                return Ok(ExitCode::from(if ready { 0 } else { 3 }));
             }
             sleep(Duration::from_millis(100)).await;
         }
@@ -100,98 +96,72 @@ fn peers(cluster: &Cluster, patience: Duration) -> Result<Vec<Peer>, Failure> {
 }
 
 async fn ask_all(peers: &[Peer], cluster: &Cluster) -> Vec<Line> {
-    let nodes = peers.iter().zip(cluster.nodes());
-    join_all(nodes.map(|(peer, node)| ask(peer, node, cluster))).await
+    let lines = peers.iter().zip(cluster.nodes()).map(async |(peer, node)| {
+        let (_, answer) = peer.call("status", &[]).await;
+        match answer.and_then(|answer| Status::read(&answer)) {
+            Ok(status) => Line::answered(node, status, cluster.fingerprint(&node.name)),
+            Err(error) => Line::silent(node, &error),
+        }
+    });
+    join_all(lines).await
 }
 
-async fn ask(peer: &Peer, node: &Node, cluster: &Cluster) -> Line {
-    let (_, answer) = peer.call("status", &[]).await;
-    let status = answer.and_then(Status::try_from);
-    let (name, address) = (node.name.clone(), node.address.clone());
-    let status = match status {
-        Ok(status) => status,
-        Err(error) => {
-            let why = error
-                .why
-                .trim_start_matches(&format!("{address}: "))
-                .to_owned();
-            return Line {
-                name,
-                address,
-                state: "down".to_owned(),
-                keys: None,
-                tombstones: None,
-                bytes: None,
-                rest: json!({ "error": why }),
-                remark: why,
-            };
+impl Line {
+    /// A node that did not answer.
+    fn silent(node: &Node, error: &Error) -> Self {
+        let remark = text::cause(error, node);
+        Line {
+            name: node.name.clone(),
+            address: node.address.clone(),
+            state: "down".to_owned(),
+            keys: None,
+            tombstones: None,
+            bytes: None,
+            rest: json!({ "error": remark }),
+            remark,
         }
-    };
-    let (state, remark) = if status.ring != cluster.fingerprint(&node.name) {
-        let remark = format!(
-            "it is {} of another ring: use the same cluster.toml",
-            status.name
-        );
-        (Kind::WrongRing.word().to_owned(), remark)
-    } else if status.waiting_for.is_empty() {
-        (status.state, String::new())
-    } else {
-        let remark = format!(
-            "{} %, waiting for {}",
-            status.progress,
-            status.waiting_for.join(", ")
-        );
-        (status.state, remark)
-    };
-    Line {
-        name,
-        address,
-        state,
-        keys: Some(status.keys),
-        tombstones: Some(status.tombstones),
-        bytes: Some(status.bytes),
-        rest: json!({
-            "version": status.version,
-            "waiting_for": status.waiting_for,
-            "progress": status.progress,
-            "ring": status.ring,
-            "entries": status.entries,
-            "digests": status.digests,
-            "uptime_s": status.uptime_s,
-        }),
-        remark,
+    }
+
+    /// What a node says of itself, if it is of this ring.
+    fn answered(node: &Node, status: Status, ring: u32) -> Self {
+        let (state, remark) = if status.ring != ring {
+            let name = &status.name;
+            let remark = format!("it is {name} of another ring: use the same cluster.toml");
+            (Kind::WrongRing.word().to_owned(), remark)
+        } else if status.waiting_for.is_empty() {
+            (status.state, String::new())
+        } else {
+            (status.state.clone(), status.waiting())
+        };
+        Line {
+            name: node.name.clone(),
+            address: node.address.clone(),
+            state,
+            keys: Some(status.keys),
+            tombstones: Some(status.tombstones),
+            bytes: Some(status.bytes),
+            rest: json!({
+                "version": status.version,
+                "waiting_for": status.waiting_for,
+                "progress": status.progress,
+                "ring": status.ring,
+                "entries": status.entries,
+                "digests": status.digests,
+                "uptime_s": status.uptime_s,
+            }),
+            remark,
+        }
     }
 }
 
-fn json(lines: &[Line]) -> String {
-    format!("{}\n", json!({ "nodes": lines }))
-}
-
-fn table(lines: &[Line]) -> String {
-    let mut rows = vec![
-        ["node", "address", "state", "keys", "bytes"]
-            .map(String::from)
-            .to_vec(),
-    ];
+fn table(lines: Vec<Line>) -> String {
+    let head = ["node", "address", "state", "keys", "bytes"];
+    let mut rows = vec![head.map(String::from).to_vec()];
     let count = |count: Option<usize>| count.map_or("-".to_owned(), |count| count.to_string());
-    rows.extend(lines.iter().map(|line| {
-        let Line {
-            name,
-            address,
-            state,
-            keys,
-            bytes,
-            remark,
-            ..
-        } = line;
-        vec![
-            name.clone(),
-            address.clone(),
-            text::coloured(state),
-            count(*keys),
-            count(*bytes),
-            remark.clone(),
-        ]
+    rows.extend(lines.into_iter().map(|line| {
+        let state = text::coloured(&line.state);
+        let (keys, bytes) = (count(line.keys), count(line.bytes));
+        vec![line.name, line.address, state, keys, bytes, line.remark]
     }));
     text::table(&rows)
 }

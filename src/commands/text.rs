@@ -5,6 +5,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use msgpack_rpc::Value;
 use serde_json::{Map, Value as Json, json};
 
+use crate::cluster::Node;
+use crate::error::{Error, Kind};
+
 /// Bytes that a person typed, as a value: str where they are UTF-8, else bin.
 pub(super) fn typed(bytes: Vec<u8>) -> Value {
     String::from_utf8(bytes).map_or_else(|e| Value::Binary(e.into_bytes()), Value::from)
@@ -106,6 +109,20 @@ fn shown(cell: &str) -> usize {
         .to_string()
         .chars()
         .count()
+}
+
+/// The state of a node that answered with such an error, or not at all.
+pub(super) fn state(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Unavailable | Kind::UnknownOutcome => "down",
+        kind => kind.word(),
+    }
+}
+
+/// Why a node cannot be asked, beside its address: the address need not be said again.
+pub(super) fn cause(error: &Error, node: &Node) -> String {
+    let address = format!("{}: ", node.address);
+    error.why.trim_start_matches(&address).to_owned()
 }
 
 /// A node's state in its colour; the colour goes where no terminal wants it.

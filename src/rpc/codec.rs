@@ -1,13 +1,14 @@
-//! Bytes to messages and back. Every arriving byte is looked at once, however
-//! the network cuts the stream, and a message is refused as soon as it is seen
-//! to be over a limit, before anything is allocated for it.
+//! Bytes to messages and back. Every arriving byte is looked at once, however the network cuts
+//! the stream. A message that is over a limit is refused at its header, before anything is
+//! allocated for it. A value is not decoded: it stays the MessagePack that came.
 
 use msgpack_rpc::Value;
-use msgpack_rpc::message::Response;
+use rmp::Marker;
 use rmpv::ValueRef;
 use smallvec::SmallVec;
 
-use crate::error::{Error, Kind};
+use super::Answer;
+use crate::error::{Error, Kind, beginning};
 
 /// How much one MessagePack value may be.
 #[derive(Clone, Copy, Debug)]
@@ -27,13 +28,19 @@ pub const MESSAGE: Bounds = Bounds {
     depth: 16,
 };
 
+/// Nil as MessagePack.
+pub const NIL: &[u8] = &[0xc0];
+
+/// MessagePack on its way: what is short (a key, a stamp, most answers) needs no allocation.
+pub type Encoded = SmallVec<[u8; 36]>;
+
 /// Why some bytes are not a message.
 #[derive(Debug)]
 pub struct Malformed {
     /// The request that an error answer can be sent to.
     pub id: Option<u32>,
-    /// Whether the next byte still starts a message; if not, close.
-    pub in_step: bool,
+    /// Whether the next message can still be found. If not, the connection must be closed.
+    pub recoverable: bool,
     /// What is wrong.
     pub error: Error,
 }
@@ -47,53 +54,37 @@ pub struct Malformed {
 /// assert!(codec.next(&get[..11]).is_ok_and(|end| end.is_none())); // an a is to come
 /// assert!(codec.next(get).is_ok_and(|end| end == Some(12)));
 /// let request = Request::read(get).map_err(|malformed| malformed.error)?;
-/// assert_eq!((request.id, request.method, request.params.len()), (Some(7), "get", 1));
+/// assert_eq!((request.id, request.method, &*request.params), (Some(7), "get", &[&b"\xa3tea"[..]][..]));
 /// # Ok::<(), kv54::error::Error>(())
 /// ```
 #[derive(Debug, Default)]
-pub struct Codec {
-    walk: Walk,
-    weight: usize,
-}
+pub struct Codec(Walk);
 
 impl Codec {
     /// The length in bytes of the message that `input` begins with; `None` if its end is still to
-    /// come. What was looked at is not looked at again: `input` may only have grown by then.
+    /// come. Bytes that were looked at are not looked at again: `input` may only have grown by then.
     pub fn next(&mut self, input: &[u8]) -> Result<Option<usize>, Malformed> {
+        let lost = |seen: &[u8], error| Malformed {
+            id: msgid(seen),
+            recoverable: false,
+            error,
+        };
         if let Some(0x00..=0x8f | 0xa0..=0xdb | 0xde..) = input.first() {
-            let error = Error::bad_request("not MessagePack-RPC");
-            return Err(out_of_step(input, error));
+            return Err(lost(input, Error::bad_request("not MessagePack-RPC")));
         }
-        match self.walk.advance(input, MESSAGE) {
-            Ok(false) => return Ok(None),
-            Ok(true) => {}
+        match self.0.advance(input, MESSAGE) {
+            Ok(false) => Ok(None),
+            Ok(true) => Ok(Some(std::mem::take(&mut self.0).at)),
             Err(error) => {
-                // No further than it has looked: what lies behind that may be here or still to come.
-                let seen = input.get(..self.walk.at).unwrap_or_default();
-                return Err(out_of_step(seen, error));
+                // The verdict must be the same however much has arrived behind the bad byte.
+                let seen = input.get(..self.0.at).unwrap_or_default();
+                Err(lost(seen, error))
             }
         }
-        let Walk { at, room, .. } = std::mem::take(&mut self.walk);
-        self.weight = 2 * at + room * size_of::<ValueRef<'_>>();
-        Ok(Some(at))
-    }
-
-    /// About what the message found last takes in memory, in bytes: itself, its values, which
-    /// borrow from it, and once more itself, encoded for others.
-    pub fn weight(&self) -> usize {
-        self.weight
     }
 }
 
-fn out_of_step(bytes: &[u8], error: Error) -> Malformed {
-    Malformed {
-        id: msgid(bytes),
-        in_step: false,
-        error,
-    }
-}
-
-/// The msgid of what begins like a request, even if the rest of it is broken.
+/// The msgid of bytes that begin like a request, even if the rest of it is broken.
 fn msgid(mut bytes: &[u8]) -> Option<u32> {
     let len = rmp::decode::read_array_len(&mut bytes).ok()?;
     let kind: u64 = rmp::decode::read_int(&mut bytes).ok()?;
@@ -101,72 +92,77 @@ fn msgid(mut bytes: &[u8]) -> Option<u32> {
     (len >= 2 && kind == 0).then_some(id)
 }
 
-/// A request as it lies in its message: the crate's own takes an allocation for each of its
-/// parts, and its decoder drops a method sent as bin, so that the caller hangs.
+/// A request as it lies in its message. (The crate's own takes an allocation for each of its
+/// parts, and its decoder drops a method sent as bin, so that the caller hangs.)
 #[derive(Debug, PartialEq)]
 pub struct Request<'a> {
-    /// What its answer is to carry; `None` if it is a notification, which gets none.
+    /// The msgid that its answer carries; `None` for a notification, which gets no answer.
     pub id: Option<u32>,
     /// What is asked.
     pub method: &'a str,
-    /// About what.
-    pub params: SmallVec<[ValueRef<'a>; 3]>,
+    /// About what: each parameter as its MessagePack.
+    pub params: SmallVec<[&'a [u8]; 3]>,
 }
 
 impl<'a> Request<'a> {
     /// Reads a whole message.
     pub fn read(message: &'a [u8]) -> Result<Self, Malformed> {
-        let mut rest = message;
-        request(&mut rest).map_err(|error| {
+        Request::parse(message).map_err(|error| {
             let id = msgid(message);
             Malformed {
                 id,
-                in_step: id.is_some(),
+                recoverable: id.is_some(),
                 error,
             }
         })
     }
-}
 
-fn request<'a>(bytes: &mut &'a [u8]) -> Result<Request<'a>, Error> {
-    let id = match kind(bytes) {
-        (Some(0), Some(4)) => Some(id(bytes)?),
-        (Some(2), Some(3)) => None,
-        (Some(1), _) => return Err(Error::bad_request("an answer, and nothing was asked")),
-        _ => {
-            return Err(Error::bad_request(
-                "a request is [0, msgid, method, [params]] or [2, method, [params]]",
-            ));
-        }
-    };
-    let method = match borrow(bytes)? {
-        ValueRef::String(name) => name.into_str(),
-        ValueRef::Binary(name) => std::str::from_utf8(name).ok(),
-        _ => None,
-    };
-    let method = method.ok_or_else(|| Error::bad_request("a method is a string"))?;
-    let count = rmp::decode::read_array_len(bytes);
-    let count = count.map_err(|_| Error::bad_request("a request's parameters are an array"))?;
-    let mut params = SmallVec::new();
-    for _ in 0..count {
-        params.push(borrow(bytes)?);
+    fn parse(mut message: &'a [u8]) -> Result<Self, Error> {
+        let rest = &mut message;
+        let id = match kind(rest) {
+            (Some(0), Some(4)) => Some(id(rest)?),
+            (Some(2), Some(3)) => None,
+            (Some(1), _) => return Err(Error::bad_request("an answer, and nothing was asked")),
+            _ => {
+                return Err(Error::bad_request(
+                    "a request is [0, msgid, method, [params]] or [2, method, [params]]",
+                ));
+            }
+        };
+        let method = take(rest).and_then(string).map(std::str::from_utf8);
+        let Some(Ok(method)) = method else {
+            return Err(Error::bad_request("a method is a string"));
+        };
+        let no_array = || Error::bad_request("a request's parameters are an array");
+        let params = items(rest).ok_or_else(no_array)?;
+        Ok(Request { id, method, params })
     }
-    Ok(Request { id, method, params })
 }
 
-/// Reads the answer that a whole message at the front is to be. (The crate's decoder panics on short ones.)
-pub fn response(mut message: &[u8]) -> Result<Response, Error> {
-    let bytes = &mut message;
-    match kind(bytes) {
-        (Some(1), Some(4)) => Ok(Response {
-            id: id(bytes)?,
-            result: match (read(bytes)?, read(bytes)?) {
-                (Value::Nil, result) => Ok(result),
-                (error, _) => Err(error),
-            },
-        }),
-        (Some(0 | 2), _) => Err(Error::bad_request("it asks where it should answer")),
-        _ => Err(Error::bad_request("an answer is [1, msgid, error, result]")),
+/// An answer as it lies in its message. (The crate's decoder panics on short ones.)
+#[derive(Debug, PartialEq)]
+pub struct Response<'a> {
+    /// The msgid of the request.
+    pub id: u32,
+    /// The result or the error, as MessagePack.
+    pub result: Result<&'a [u8], &'a [u8]>,
+}
+
+impl<'a> Response<'a> {
+    /// Reads a whole message.
+    pub fn read(mut message: &'a [u8]) -> Result<Self, Error> {
+        let rest = &mut message;
+        match kind(rest) {
+            (Some(1), Some(4)) => {}
+            (Some(0 | 2), _) => return Err(Error::bad_request("it asks where it should answer")),
+            _ => return Err(Error::bad_request("an answer is [1, msgid, error, result]")),
+        }
+        let id = id(rest)?;
+        let result = match (take(rest), take(rest)) {
+            (Some(NIL), Some(result)) => Ok(result),
+            (error, _) => Err(error.unwrap_or_default()),
+        };
+        Ok(Response { id, result })
     }
 }
 
@@ -181,100 +177,157 @@ fn id(bytes: &mut &[u8]) -> Result<u32, Error> {
         .map_err(|_| Error::bad_request("a msgid is an integer from 0 to 4294967295"))
 }
 
-/// Takes one value off the front. How much it may be has been checked: its nesting is followed.
-pub fn read(bytes: &mut &[u8]) -> Result<Value, Error> {
-    Ok(borrow(bytes)?.to_owned())
+/// Takes one value off the front, as its bytes; `None` if it is not whole.
+fn take<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let mut walk = Walk::default();
+    let whole = walk.advance(bytes, MESSAGE).is_ok_and(|whole| whole);
+    let (value, rest) = bytes.split_at_checked(walk.at).filter(|_| whole)?;
+    *bytes = rest;
+    Some(value)
 }
 
-/// The same, borrowed.
-fn borrow<'a>(bytes: &mut &'a [u8]) -> Result<ValueRef<'a>, Error> {
-    rmpv::decode::read_value_ref(bytes).map_err(|error| Error::bad_request(error.to_string()))
+/// The values of an array, each as its bytes; `None` if it is no whole array.
+pub fn items(mut array: &[u8]) -> Option<SmallVec<[&[u8]; 3]>> {
+    let count = rmp::decode::read_array_len(&mut array).ok()?;
+    (0..count).map(|_| take(&mut array)).collect()
 }
 
-/// Refuses what is over these bounds; `bytes` are one whole MessagePack value.
-pub fn check(bytes: &[u8], bounds: Bounds) -> Result<(), Error> {
-    Walk::default().advance(bytes, bounds).map(drop)
+/// The bytes of a string, whether it is written as str, bin or the raw of 2009.
+pub fn string(value: &[u8]) -> Option<&[u8]> {
+    let header = match Marker::from_u8(*value.first()?) {
+        Marker::FixStr(_) => 1,
+        Marker::Str8 | Marker::Bin8 => 2,
+        Marker::Str16 | Marker::Bin16 => 3,
+        Marker::Str32 | Marker::Bin32 => 5,
+        _ => return None,
+    };
+    value.get(header..)
 }
 
-/// Appends a value as MessagePack.
-pub fn write_value(out: &mut Vec<u8>, value: &Value) {
-    let written = rmpv::encode::write_value(out, value);
-    debug_assert!(written.is_ok(), "a Vec takes every byte");
+/// An integer from 0, in whichever width it is written.
+pub fn number(mut value: &[u8]) -> Option<u64> {
+    rmp::decode::read_int(&mut value).ok()
 }
 
-/// Appends a str as decoders from before 2013 read it too: they know no length of one byte.
-fn write_str(out: &mut Vec<u8>, text: &str) {
-    if let (32..=0xff, Ok(len)) = (text.len(), u16::try_from(text.len())) {
-        out.push(0xda);
-        out.extend(len.to_be_bytes());
-        return out.extend_from_slice(text.as_bytes());
+/// A value that a stranger sent as it is quoted to them: in a few words, however large it is.
+pub fn quoted(mut value: &[u8]) -> String {
+    match value.first().map(|first| Marker::from_u8(*first)) {
+        Some(Marker::FixArray(_) | Marker::Array16 | Marker::Array32) => "an array".to_owned(),
+        Some(Marker::FixMap(_) | Marker::Map16 | Marker::Map32) => "a map".to_owned(),
+        _ => match rmpv::decode::read_value_ref(&mut value) {
+            Ok(ValueRef::String(text)) => {
+                format!("{:?}", beginning(text.as_str().unwrap_or_default()))
+            }
+            Ok(ValueRef::Binary(_) | ValueRef::Ext(..)) | Err(_) => "bytes".to_owned(),
+            Ok(short) => short.to_string(),
+        },
     }
-    let written = rmp::encode::write_str(out, text);
-    debug_assert!(written.is_ok(), "a Vec takes every byte");
 }
 
-/// A value as MessagePack.
+/// Refuses bytes that are not one whole value within these bounds.
+pub fn check(bytes: &[u8], bounds: Bounds) -> Result<(), Error> {
+    let mut walk = Walk::default();
+    match walk.advance(bytes, bounds)? {
+        true if walk.at == bytes.len() => Ok(()),
+        true => Err(Error::bad_request("more than one value")),
+        false => Err(Error::bad_request("a value without its end")),
+    }
+}
+
+/// A value that people made, as MessagePack.
 pub fn encode(value: &Value) -> Vec<u8> {
     let mut bytes = Vec::new();
-    write_value(&mut bytes, value);
+    let written = rmpv::encode::write_value(&mut bytes, value);
+    debug_assert!(written.is_ok(), "a Vec takes every byte");
     bytes
 }
 
-/// MessagePack that is short: a key, a stamp.
-pub type Short = SmallVec<[u8; 36]>;
+/// MessagePack as a value that people read.
+pub fn decode(bytes: &[u8]) -> Result<Value, Error> {
+    check(bytes, MESSAGE)?;
+    rmpv::decode::read_value(&mut &*bytes).map_err(|error| Error::bad_request(error.to_string()))
+}
 
 /// Bytes as a MessagePack bin.
-pub fn encode_bytes(bytes: &[u8]) -> Short {
-    let mut short = Short::new();
-    let written = rmp::encode::write_bin(&mut short, bytes);
-    debug_assert!(written.is_ok(), "a Vec takes every byte");
-    short
+pub fn encode_bytes(bytes: &[u8]) -> Encoded {
+    let mut encoded = Encoded::new();
+    let written = rmp::encode::write_bin(&mut encoded, bytes);
+    debug_assert!(written.is_ok(), "memory takes every byte");
+    encoded
 }
 
-/// Appends a borrowed value as MessagePack.
-pub fn write_ref(out: &mut Vec<u8>, value: &ValueRef<'_>) {
-    let written = rmpv::encode::write_value_ref(out, value);
-    debug_assert!(written.is_ok(), "a Vec takes every byte");
+/// An integer as MessagePack.
+pub fn encode_number(number: u64) -> Encoded {
+    let mut encoded = Encoded::new();
+    write_number(&mut encoded, number);
+    encoded
 }
 
-/// Appends a request. Its parameters, 15 at most, come encoded: what goes to three nodes is encoded once.
-pub fn write_request(out: &mut Vec<u8>, id: u32, method: &str, params: &[&[u8]]) {
+/// Appends an integer.
+pub fn write_number(out: &mut Encoded, number: u64) {
+    let written = rmp::encode::write_uint(out, number);
+    debug_assert!(written.is_ok(), "memory takes every byte");
+}
+
+/// Appends the header of an array of so many values.
+pub fn write_count(out: &mut Encoded, values: u32) {
+    let written = rmp::encode::write_array_len(out, values);
+    debug_assert!(written.is_ok(), "memory takes every byte");
+}
+
+/// Appends a request. Its parameters, 15 at most, come as MessagePack in any number of pieces.
+pub fn write_request(out: &mut Vec<u8>, id: u32, method: &str, params: u8, pieces: &[&[u8]]) {
     out.extend([0x94, 0x00, 0xce]);
     out.extend(id.to_be_bytes());
-    write_str(out, method);
-    out.push(0x90 | u8::try_from(params.len()).unwrap_or(0x0f) & 0x0f);
-    for param in params {
-        out.extend_from_slice(param);
+    write_text(out, method);
+    out.push(0x90 | params & 0x0f);
+    for piece in pieces {
+        out.extend_from_slice(piece);
     }
 }
 
 /// Appends the answer to request `id`.
-pub fn write_response(out: &mut Vec<u8>, id: u32, answer: &Result<Value, Error>) {
+pub fn write_response(out: &mut Vec<u8>, id: u32, answer: &Result<Answer, Error>) {
     out.extend([0x94, 0x01, 0xce]);
     out.extend(id.to_be_bytes());
     match answer {
-        Ok(value) => {
+        Ok(answer) => {
             out.push(0xc0);
-            match value.as_str() {
-                Some(text) => write_str(out, text),
-                None => write_value(out, value),
-            }
+            let start = out.len();
+            answer.write(out);
+            widen(out, start);
         }
         Err(error) => {
-            write_str(out, &error.to_string());
+            write_text(out, &error.to_string());
             out.push(0xc0);
         }
+    }
+}
+
+/// Appends a str.
+fn write_text(out: &mut Vec<u8>, text: &str) {
+    let start = out.len();
+    let written = rmp::encode::write_str(out, text);
+    debug_assert!(written.is_ok(), "a Vec takes every byte");
+    widen(out, start);
+}
+
+/// Gives a str of 32 to 255 bytes, which is the last value of `out`, a length of two bytes:
+/// decoders from before 2013 know no length of one byte.
+fn widen(out: &mut Vec<u8>, start: usize) {
+    if let Some(header @ 0xd9) = out.get_mut(start) {
+        *header = 0xda;
+        out.insert(start + 1, 0);
     }
 }
 
 /// How far into one MessagePack value the bytes seen so far reach.
 #[derive(Debug, Default)]
 struct Walk {
-    at: usize,        // bytes done with
-    skip: usize,      // bytes of a string or number still to pass over
-    values: usize,    // values announced in arrays and maps
-    room: usize,      // what they take, read: the places in their vectors
-    open: Vec<usize>, // values still to come in each open array or map
+    at: usize,                  // bytes done with
+    skip: usize,                // bytes of a string or number still to pass over
+    values: usize,              // values announced in arrays and maps
+    open: SmallVec<[usize; 4]>, // values still to come in each open array or map
 }
 
 impl Walk {
@@ -293,49 +346,50 @@ impl Walk {
             if self.at > 0 && self.open.is_empty() {
                 return Ok(true);
             }
-            let Some(head) = Head::read(bytes.get(self.at..).unwrap_or_default())? else {
+            let Some(header) = Header::read(bytes.get(self.at..).unwrap_or_default())? else {
                 return Ok(false);
             };
             if let Some(left) = self.open.last_mut() {
                 *left -= 1;
             }
-            self.skip = head.size;
-            if let Some(children) = head.children {
+            self.skip = header.size;
+            if let Some(children) = header.children {
                 self.values += children;
                 self.open.push(children);
-                self.room += match self.open.len() {
-                    ..=2 => children, // the message and its parameters
-                    // The crate makes room for four values or pairs, and then doubles it.
-                    _ => children.next_power_of_two().max(8),
-                };
             }
-            let end = self.at + head.size;
-            let (found, most, of) = match () {
-                () if end > limits.bytes => (end, limits.bytes, "bytes"),
-                () if self.values > limits.values => (self.values, limits.values, "values"),
-                () if self.open.len() > limits.depth => {
-                    (self.open.len(), limits.depth, "levels of nesting")
-                }
-                () => continue,
-            };
-            return Err(Error::new(
-                Kind::TooLarge,
-                format!("{found} {of}, at most {most} are taken"),
-            ));
+            self.check(limits)?;
+        }
+    }
+
+    /// Refuses what the headers seen so far announce, if it is too much.
+    fn check(&self, limits: Bounds) -> Result<(), Error> {
+        let found = [
+            (self.at + self.skip, limits.bytes, "bytes"),
+            (self.values, limits.values, "values"),
+            (self.open.len(), limits.depth, "levels of nesting"),
+        ];
+        match found.into_iter().find(|(found, most, _)| found > most) {
+            None => Ok(()),
+            Some((found, most, of)) => {
+                let why = format!("{found} {of}, at most {most} are taken");
+                Err(Error::new(Kind::TooLarge, why))
+            }
         }
     }
 }
 
-/// One MessagePack header: how many bytes the value takes without its children, and how many children follow.
-struct Head {
+/// One MessagePack header.
+struct Header {
+    /// The bytes of the value without its children.
     size: usize,
+    /// The values in it, if it is an array or a map.
     children: Option<usize>,
 }
 
-impl Head {
+impl Header {
     /// The header at the front of `bytes`; `None` if it is not all there yet.
-    fn read(bytes: &[u8]) -> Result<Option<Head>, Error> {
-        let Some(&first) = bytes.first() else {
+    fn read(bytes: &[u8]) -> Result<Option<Self>, Error> {
+        let Some(first) = bytes.first() else {
             return Ok(None);
         };
         // A length of 1, 2 or 4 bytes, big endian, after the first byte.
@@ -344,52 +398,37 @@ impl Head {
             let n = digits.iter().fold(0, |n, digit| n << 8 | u32::from(*digit));
             Some((n as usize).min(1 << 29)) // far over every limit, and sums of it fit
         };
-        let low = |bits: u8| usize::from(first & bits);
-        let flat = |size| {
-            Some(Head {
-                size,
-                children: None,
-            })
+        let flat = |size| Some((size, None));
+        let sized = |width, beside| length(width).map(|n| (1 + width + beside + n, None));
+        let nested = |size, children| Some((size, Some(children)));
+        let counted = |width, each| length(width).map(|n| (1 + width, Some(n * each)));
+        let header = match Marker::from_u8(*first) {
+            Marker::Reserved => return Err(Error::bad_request("0xc1 is no MessagePack")),
+            Marker::Null | Marker::False | Marker::True | Marker::FixPos(_) | Marker::FixNeg(_) => {
+                flat(1)
+            }
+            Marker::U8 | Marker::I8 => flat(2),
+            Marker::U16 | Marker::I16 | Marker::FixExt1 => flat(3),
+            Marker::U32 | Marker::I32 | Marker::F32 => flat(5),
+            Marker::U64 | Marker::I64 | Marker::F64 => flat(9),
+            Marker::FixExt2 => flat(4),
+            Marker::FixExt4 => flat(6),
+            Marker::FixExt8 => flat(10),
+            Marker::FixExt16 => flat(18),
+            Marker::FixStr(n) => flat(1 + usize::from(n)),
+            Marker::Str8 | Marker::Bin8 => sized(1, 0),
+            Marker::Str16 | Marker::Bin16 => sized(2, 0),
+            Marker::Str32 | Marker::Bin32 => sized(4, 0),
+            Marker::Ext8 => sized(1, 1),
+            Marker::Ext16 => sized(2, 1),
+            Marker::Ext32 => sized(4, 1),
+            Marker::FixArray(n) => nested(1, usize::from(n)),
+            Marker::FixMap(n) => nested(1, 2 * usize::from(n)),
+            Marker::Array16 => counted(2, 1),
+            Marker::Array32 => counted(4, 1),
+            Marker::Map16 => counted(2, 2),
+            Marker::Map32 => counted(4, 2),
         };
-        let sized = |width, extra| {
-            length(width).map(|n| Head {
-                size: 1 + width + extra + n,
-                children: None,
-            })
-        };
-        let nested = |width, each| {
-            length(width).map(|n| Head {
-                size: 1 + width,
-                children: Some(n * each),
-            })
-        };
-        Ok(match first {
-            0x00..=0x7f | 0xc0 | 0xc2 | 0xc3 | 0xe0.. => flat(1),
-            0x80..=0x8f => Some(Head {
-                size: 1,
-                children: Some(low(0x0f) * 2),
-            }),
-            0x90..=0x9f => Some(Head {
-                size: 1,
-                children: Some(low(0x0f)),
-            }),
-            0xa0..=0xbf => flat(1 + low(0x1f)),
-            0xc1 => return Err(Error::bad_request("0xc1 is no MessagePack")),
-            0xc4 | 0xd9 => sized(1, 0),
-            0xc5 | 0xda => sized(2, 0),
-            0xc6 | 0xdb => sized(4, 0),
-            0xc7 => sized(1, 1),
-            0xc8 => sized(2, 1),
-            0xc9 => sized(4, 1),
-            0xcc | 0xd0 => flat(2),
-            0xcd | 0xd1 => flat(3),
-            0xca | 0xce | 0xd2 => flat(5),
-            0xcb | 0xcf | 0xd3 => flat(9),
-            0xd4..=0xd8 => flat(2 + (1 << (first - 0xd4))),
-            0xdc => nested(2, 1),
-            0xdd => nested(4, 1),
-            0xde => nested(2, 2),
-            0xdf => nested(4, 2),
-        })
+        Ok(header.map(|(size, children)| Header { size, children }))
     }
 }

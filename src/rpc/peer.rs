@@ -11,17 +11,15 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
-use msgpack_rpc::Value;
-use msgpack_rpc::message::Response;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Notify;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::codec::{self, Codec, MESSAGE, write_request};
+use super::codec::{Codec, Encoded, MESSAGE, Response, quoted, string, write_request};
 use super::{Dial, lock};
 use crate::cluster::Node;
-use crate::error::{Error, Kind, quoted};
+use crate::error::{Error, Kind};
 
 /// A question unanswered for this long wakes its asker, which may ask somebody else too.
 pub const HEDGE: Duration = Duration::from_millis(10);
@@ -29,8 +27,8 @@ pub const HEDGE: Duration = Duration::from_millis(10);
 const SUSPICION: Duration = Duration::from_secs(1);
 /// How long a node that could not be dialled is not dialled again.
 const REDIAL: Duration = Duration::from_millis(50);
-/// Unsent questions, in bytes, that are worth a write of their own.
-const FEW: usize = 1 << 10;
+/// Unsent questions, in bytes, that are sent at once. With less, a write waits one round for more.
+const BATCH: usize = 1 << 10;
 /// Unsent questions, in bytes; more are refused.
 const MAX_OUTBOX: usize = 64 << 20;
 /// How a node with certificates begins its answer to a plain question.
@@ -40,12 +38,12 @@ const TLS_ALERT: [u8; 2] = [21, 3];
 ///
 /// ```no_run
 /// # use std::time::Duration;
-/// # use kv54::{cluster::Node, error::Error, rpc::{Peer, codec::encode, tcp}};
+/// # use kv54::{cluster::Node, entry::Packed, error::Error, rpc::{Peer, tcp}};
 /// # async fn story() -> Result<(), Error> {
 /// let node = Node { name: "alice".into(), address: "127.0.0.1:5401".into() };
 /// let alice = Peer::new(&node, Duration::from_secs(1), tcp());
-/// let (_arrived, answer) = alice.call("get", &[&encode(&"tea".into())]).await;
-/// println!("{}", answer?);
+/// let (_arrived, answer) = alice.call("get", &[&Packed::of("tea")]).await;
+/// println!("{}", Packed::from(&answer?[..]).value()?);
 /// # Ok(())
 /// # }
 /// ```
@@ -77,7 +75,7 @@ struct State {
 enum Question {
     Asked(Instant, Option<Waker>),
     Forgotten(Instant),
-    Answered(Instant, Result<Value, Error>),
+    Answered(Instant, Result<Encoded, Error>),
     Done,
 }
 
@@ -106,15 +104,21 @@ impl Peer {
     }
 
     /// Asks. The question is on its way when this returns; the answer, or an error, comes
-    /// within `patience` of it. `params` are encoded MessagePack values, 15 at most.
+    /// within `patience` of it. Each of `params`, 15 at most, is a value as MessagePack.
     pub fn call(&self, method: &str, params: &[&[u8]]) -> Call {
+        let count = u8::try_from(params.len()).unwrap_or(0x0f);
+        self.call_in_pieces(method, count, params)
+    }
+
+    /// The same with parameters that lie in any number of pieces.
+    pub(crate) fn call_in_pieces(&self, method: &str, params: u8, pieces: &[&[u8]]) -> Call {
         let mut state = lock(&self.0.state);
         let now = Instant::now();
         let id = state.next;
         state.next = id.wrapping_add(1);
         let refused = match &state.down {
             Some((until, why)) if now < *until => Some(why.clone()),
-            _ => self.0.too_much(&state, params),
+            _ => self.0.too_much(&state, pieces),
         };
         if let Some(error) = refused {
             state
@@ -131,7 +135,7 @@ impl Peer {
         if state.outbox.is_empty() {
             self.0.to_write.notify_one();
         }
-        write_request(&mut state.outbox, id, method, params);
+        write_request(&mut state.outbox, id, method, params, pieces);
         state.questions.push_back(Question::Asked(now, None));
         state.open += 1;
         if !std::mem::replace(&mut state.running, true) {
@@ -155,8 +159,8 @@ impl Peer {
 }
 
 impl Shared {
-    fn too_much(&self, state: &State, params: &[&[u8]]) -> Option<Error> {
-        let size = params.iter().map(|param| param.len()).sum::<usize>() + 64;
+    fn too_much(&self, state: &State, pieces: &[&[u8]]) -> Option<Error> {
+        let size = pieces.iter().map(|piece| piece.len()).sum::<usize>() + 64;
         if size > MESSAGE.bytes {
             let why = format!(
                 "a request of {size} bytes, at most {} are taken",
@@ -205,7 +209,7 @@ impl Shared {
         let mut batch = Vec::new();
         loop {
             self.to_write.notified().await;
-            if lock(&self.state).outbox.len() < FEW {
+            if lock(&self.state).outbox.len() < BATCH {
                 yield_now().await; // whoever else is ready now asks too: one write for all
             }
             batch.clear();
@@ -227,9 +231,9 @@ impl Shared {
             loop {
                 match codec.next(&input) {
                     Ok(Some(end)) => {
-                        let response = codec::response(&input).map_err(io::Error::other)?;
+                        let response = Response::read(&input).map_err(io::Error::other)?;
+                        self.answered(arrived, &response)?;
                         input.advance(end);
-                        self.answered(arrived, response)?;
                     }
                     Ok(None) => break,
                     Err(_) if input.starts_with(&TLS_ALERT) => {
@@ -280,13 +284,14 @@ impl Shared {
         oldest
     }
 
-    fn answered(&self, arrived: Instant, response: Response) -> io::Result<()> {
+    fn answered(&self, arrived: Instant, response: &Response<'_>) -> io::Result<()> {
         let mut state = lock(&self.state);
         let place = response.id.wrapping_sub(state.first) as usize;
-        let answer = response.result.map_err(|error| match error.as_str() {
-            Some(text) => Error::parse(text),
-            None => self.trouble(Kind::UnknownOutcome, quoted(&error.as_ref())),
-        });
+        let answer = match (response.result, response.result.err().and_then(string)) {
+            (Ok(result), _) => Ok(Encoded::from_slice(result)),
+            (_, Some(text)) => Err(Error::parse(&String::from_utf8_lossy(text))),
+            (Err(odd), None) => Err(self.trouble(Kind::UnknownOutcome, quoted(odd))),
+        };
         let waker = match state.questions.get_mut(place) {
             Some(question @ Question::Asked(..)) => question.answer(arrived, answer),
             Some(question @ Question::Forgotten(_)) => {
@@ -352,7 +357,7 @@ impl State {
 }
 
 impl Question {
-    fn answer(&mut self, arrived: Instant, answer: Result<Value, Error>) -> Option<Waker> {
+    fn answer(&mut self, arrived: Instant, answer: Result<Encoded, Error>) -> Option<Waker> {
         match std::mem::replace(self, Question::Answered(arrived, answer)) {
             Question::Asked(_, waker) => waker,
             _ => None,
@@ -368,7 +373,7 @@ pub struct Call {
 }
 
 impl Future for Call {
-    type Output = (Instant, Result<Value, Error>);
+    type Output = (Instant, Result<Encoded, Error>);
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = lock(&self.peer.state);

@@ -7,24 +7,21 @@ use std::future::Future;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
 use futures::stream::{FuturesUnordered, Stream, StreamExt as _};
-use futures::task::AtomicWaker;
 use futures::{FutureExt as _, future};
-use msgpack_rpc::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
 use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::io::poll_read_buf;
 use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
 
+use super::buffers::{Buffers, Share};
 use super::codec::{Codec, Malformed, Request, write_response};
-use super::{Connection, Service, lock};
+use super::{Answer, Connection, Service};
 use crate::error::{Error, Kind};
 
 /// Requests in flight on one connection; the next one waits in the socket.
@@ -33,22 +30,22 @@ const MAX_IN_FLIGHT: usize = 1024;
 const MAX_PENDING: usize = 2 << 20;
 /// What an answer may be, in bytes, as long as none has shown it.
 const UNKNOWN_ANSWER: usize = 64 << 10;
-/// A connection's turn, in bytes that come, go and are held meanwhile; then the others have theirs. Who has
-/// taken more sits out as many turns (deficit round robin; Shreedhar, Varghese 1995): a message is not divided.
+/// A connection's turn: so many bytes are read, answered and held, then the other connections have
+/// their turns. A message is not divided: a connection that used more than its turn skips as many
+/// turns (deficit round robin; Shreedhar, Varghese 1995).
 const TURN: usize = 96 << 10;
 /// What a request counts for in a turn beside its bytes.
 const REQUEST: usize = 64;
-/// How much more a byte of a map counts for: it is made and written value by value.
-const NESTED: usize = 8;
-/// What a request in flight takes beside its values, in bytes: its future, and its questions.
+/// What a request in flight takes beside its bytes: its future, and its questions to other nodes.
 const FUTURE: usize = 2 << 10;
+/// A message longer than this leaves no buffer of its size behind.
+const LARGE: usize = 32 << 10;
 /// The time an unfinished message may take.
-const MAX_DRIP: Duration = Duration::from_secs(10);
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The time that requests in flight have when the node stops.
-const MAX_FAREWELL: Duration = Duration::from_secs(2);
-/// The time a connection that was refused has to read why.
-const MAX_LINGER: Duration = Duration::from_secs(1);
-
+const STOP_GRACE: Duration = Duration::from_secs(2);
+/// The time that the peer of a closed connection has to read the last answers.
+const CLOSE_GRACE: Duration = Duration::from_secs(1);
 /// Between two log lines about refused connections.
 const REFUSALS: Duration = Duration::from_secs(1);
 
@@ -77,11 +74,7 @@ where
     L: Stream<Item = io::Result<Box<dyn Connection>>> + Unpin,
     S: Service,
 {
-    let buffers = Buffers {
-        limit: limits.buffers,
-        total: AtomicUsize::new(0),
-        shares: Mutex::default(),
-    };
+    let buffers = Buffers::new(limits.buffers);
     let mut connections = FuturesUnordered::new();
     let mut refused: Option<Instant> = None;
     let mut stopped = pin!(stop.cancelled());
@@ -94,7 +87,7 @@ where
                 Ok(stream) if connections.len() < limits.connections => {
                     connections.push(connection(stream, service, &buffers, stop.clone()));
                 }
-                // A line for each would be one more thing to be flooded with.
+                // A line for each refused connection would be one more way to flood the node.
                 Ok(_) if refused.is_some_and(|last| last.elapsed() < REFUSALS) => {}
                 Ok(_) => {
                     refused = Some(Instant::now());
@@ -105,8 +98,8 @@ where
             else => break,
         }
     }
-    let farewell = async { while connections.next().await.is_some() {} };
-    if timeout(MAX_FAREWELL, farewell).await.is_err() {
+    let finish = async { while connections.next().await.is_some() {} };
+    if timeout(STOP_GRACE, finish).await.is_err() {
         log::warn!("stopped with requests in flight");
     }
 }
@@ -123,14 +116,10 @@ async fn connection<S: Service>(
         codec: Codec::default(),
         input: BytesMut::new(),
         ended: false,
-        in_flight: FuturesUnordered::new(),
-        spare: None,
-        weight: 0,
-        output: Vec::new(),
-        sent: 0,
-        expected: UNKNOWN_ANSWER,
-        turn: 0,
-        drip: None,
+        in_flight: InFlight::new(),
+        output: Output::default(),
+        turn: Turn::default(),
+        timer: None,
         share: buffers.join(),
     };
     let mut stopped = pin!(stop.cancelled());
@@ -138,9 +127,9 @@ async fn connection<S: Service>(
         session.ended |= stopped.as_mut().poll(context).is_ready();
         session.poll(context)
     });
-    // An answer that cannot be delivered is nobody's any more.
+    // An error means that the peer has gone: there is no one to tell.
     if end.await.is_ok() {
-        let _ = timeout(MAX_LINGER, session.linger()).await;
+        let _ = timeout(CLOSE_GRACE, session.linger()).await;
     }
 }
 
@@ -151,159 +140,113 @@ struct Session<'a, S> {
     codec: Codec,
     input: BytesMut,
     ended: bool, // nothing more is read
-    in_flight: FuturesUnordered<ReusableBoxFuture<'a, Answer>>,
-    spare: Option<ReusableBoxFuture<'a, Answer>>, // one that is done, for the next: most are ready at once
-    weight: usize,                                // of the requests in flight, in bytes
-    output: Vec<u8>,
-    sent: usize,     // of the output, in bytes
-    expected: usize, // of one answer, in bytes: the latest ones were no larger
-    turn: usize,     // what has come and gone in it, and what it owes from those before, in bytes
-    drip: Option<Pin<Box<Sleep>>>,
+    in_flight: InFlight<'a>,
+    output: Output,
+    turn: Turn,
+    timer: Option<Pin<Box<Sleep>>>, // runs while a message is unfinished
     share: Share<'a>,
-}
-
-struct Answer {
-    id: Option<u32>,
-    weight: usize,
-    in_step: bool, // what follows the request in the stream is one, too
-    result: Result<Value, Error>,
-}
-
-impl From<Malformed> for Answer {
-    fn from(Malformed { id, in_step, error }: Malformed) -> Self {
-        Answer {
-            id,
-            weight: 0, // it is refused at the first poll, before it is counted
-            in_step,
-            result: Err(error),
-        }
-    }
 }
 
 impl<S: Service> Session<'_, S> {
     /// Reads until the input runs dry, then writes all that it gave rise to in one go. Ready
     /// when nothing more will be read and everything is answered.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.turn = self.turn.saturating_sub(TURN);
+        self.turn.begin();
         loop {
             self.take_requests(context);
-            let mut full = self.is_full();
-            // Also where nobody reads them: an answer is counted here, and nowhere before.
-            while let Poll::Ready(Some(answer)) = self.in_flight.poll_next_unpin(context) {
-                self.weight -= answer.weight;
-                self.reply(answer);
+            let mut was_full = self.is_full();
+            // Also while the peer reads nothing: only here is an answer counted.
+            while let Some(reply) = self.in_flight.next(context) {
+                self.reply(reply);
             }
-            full |= self.is_full();
-            let held = self.input.capacity() + self.output.capacity();
-            self.share
-                .hold(held + self.weight + self.awaited(), context)?;
-            if !self.ended && !self.is_full() && self.turn < TURN {
-                self.input
-                    .reserve(self.input.len().clamp(16 << 10, 256 << 10));
-                let read = poll_read_buf(Pin::new(&mut self.stream), context, &mut self.input);
-                if let Poll::Ready(count) = read {
-                    let count = count?;
-                    self.ended = count == 0;
-                    self.turn += count;
-                    continue;
-                }
+            was_full |= self.is_full();
+            self.share.hold(self.held(), context)?;
+            if self.read(context)? {
+                continue;
             }
-            self.poll_drip(full, context);
-            ready!(self.poll_write(context))?;
-            if self.turn >= TURN {
+            self.check_timer(was_full, context);
+            ready!(self.output.poll_write(&mut self.stream, context))?;
+            if self.turn.is_over() {
                 // Not woken at once: the network is looked at before this connection again.
                 return pin!(yield_now()).poll(context).map(Ok);
             }
-            if full && !self.is_full() {
-                continue; // there is room again, and nothing else would come back for the rest
+            if was_full && !self.is_full() {
+                continue; // there is room again, and no other event would wake this connection
             }
-            return if self.ended && self.in_flight.is_empty() {
-                Poll::Ready(Ok(()))
-            } else {
-                Poll::Pending
+            return match self.ended && self.in_flight.is_empty() {
+                true => Poll::Ready(Ok(())),
+                false => Poll::Pending,
             };
         }
     }
 
+    /// Whether no more requests are taken until some are answered, and answers sent.
     fn is_full(&self) -> bool {
-        let pending = self.weight + self.awaited() + self.unsent();
+        let pending = self.in_flight.bytes() + self.output.unsent();
         self.in_flight.len() >= MAX_IN_FLIGHT || pending >= MAX_PENDING
     }
 
-    /// What the answers to come may take, in bytes, if they are like the latest ones.
-    fn awaited(&self) -> usize {
-        self.in_flight.len() * self.expected
+    /// All that this connection holds, in bytes.
+    fn held(&self) -> usize {
+        self.input.capacity() + self.output.bytes.capacity() + self.in_flight.bytes()
     }
 
-    fn unsent(&self) -> usize {
-        self.output.len() - self.sent
+    /// Reads once, if more may be read now; whether anything came.
+    fn read(&mut self, context: &mut Context<'_>) -> io::Result<bool> {
+        if self.ended || self.is_full() || self.turn.is_over() {
+            return Ok(false);
+        }
+        let room = self.input.len().clamp(16 << 10, 256 << 10);
+        self.input.reserve(room);
+        let read = poll_read_buf(Pin::new(&mut self.stream), context, &mut self.input);
+        let Poll::Ready(count) = read else {
+            return Ok(false);
+        };
+        let count = count?;
+        self.ended = count == 0;
+        self.turn.used += count;
+        Ok(true)
     }
 
+    /// Begins to answer the requests that have arrived.
     fn take_requests(&mut self, context: &mut Context<'_>) {
-        while !self.is_full() && self.turn < TURN {
+        let mut large = false;
+        while !self.is_full() && !self.turn.is_over() {
             let message = match self.codec.next(&self.input) {
                 Ok(Some(end)) => take(&mut self.input, end),
                 Ok(None) => break,
                 Err(malformed) => return self.reply(malformed.into()),
             };
-            self.drip = None;
-            let (service, weight) = (self.service, self.codec.weight() + FUTURE);
-            self.turn += self.codec.weight() + REQUEST;
-            let answer = async move {
-                let Request { id, method, params } = match Request::read(&message) {
-                    Ok(request) => request,
-                    Err(malformed) => return malformed.into(),
-                };
-                let answer = AssertUnwindSafe(service.answer(method, &params))
-                    .catch_unwind()
-                    .await;
-                Answer {
-                    id,
-                    weight,
-                    in_step: true,
-                    result: answer.unwrap_or_else(|_| Err(panicked(method))),
-                }
-            };
-            let mut answering = match self.spare.take() {
-                Some(mut spare) => {
-                    spare.set(answer);
-                    spare
-                }
-                None => ReusableBoxFuture::new(answer),
-            };
-            match answering.poll(context) {
-                Poll::Ready(answer) => {
-                    self.reply(answer);
-                    self.spare = Some(answering);
-                }
-                Poll::Pending => {
-                    self.weight += weight;
-                    self.in_flight.push(answering);
-                }
+            self.timer = None;
+            large |= message.len() > LARGE;
+            // The message itself, and once more as it goes to other nodes.
+            let weight = 2 * message.len();
+            self.turn.used += weight + REQUEST;
+            let answer = answer(self.service, message, weight + FUTURE);
+            if let Some(reply) = self.in_flight.start(answer, weight + FUTURE, context) {
+                self.reply(reply);
             }
         }
-        if self.input.is_empty() && self.codec.weight() > 64 << 10 {
-            self.input = BytesMut::new(); // a large message's buffer is not kept for small ones
+        if large && self.input.is_empty() {
+            self.input = BytesMut::new();
         }
     }
 
-    fn reply(&mut self, answer: Answer) {
-        if let Some(id) = answer.id {
-            let before = self.output.len();
-            write_response(&mut self.output, id, &answer.result);
-            let size = self.output.len() - before;
-            self.turn += match answer.result {
-                Ok(Value::Map(_)) => NESTED * size,
-                _ => size,
-            };
-            self.expected = size.max(self.expected - self.expected / 8);
+    /// Appends an answer to the output.
+    fn reply(&mut self, reply: Reply) {
+        if let Some(id) = reply.id {
+            let before = self.output.bytes.len();
+            write_response(&mut self.output.bytes, id, &reply.result);
+            let size = self.output.bytes.len() - before;
+            self.turn.used += size;
+            self.in_flight.note_answer(size);
         }
-        if let (false, Err(error)) = (answer.in_step, answer.result) {
+        if let (false, Err(error)) = (reply.recoverable, reply.result) {
             self.refuse(error);
         }
     }
 
-    /// Nothing more is read here: the stream cannot be trusted. What is in flight is still answered.
+    /// Reads nothing more: the stream cannot be trusted. What is in flight is still answered.
     fn refuse(&mut self, why: impl std::fmt::Display) {
         log::debug!("a connection is closed: {why}");
         self.ended = true;
@@ -311,36 +254,18 @@ impl<S: Service> Session<'_, S> {
         self.codec = Codec::default();
     }
 
-    /// Gives up on a message that takes longer than [`MAX_DRIP`] to arrive.
-    fn poll_drip(&mut self, full: bool, context: &mut Context<'_>) {
-        if full || self.input.is_empty() || self.ended {
-            self.drip = None;
-        } else {
-            let drip = self.drip.get_or_insert_with(|| Box::pin(sleep(MAX_DRIP)));
-            // Who sits out turns is not slow.
-            if drip.as_mut().poll(context).is_ready() && self.turn < TURN {
-                self.refuse(format!("a message was unfinished for {MAX_DRIP:?}"));
-            }
+    /// Gives up on a message that takes longer than [`MESSAGE_TIMEOUT`] to arrive.
+    fn check_timer(&mut self, was_full: bool, context: &mut Context<'_>) {
+        if was_full || self.input.is_empty() || self.ended {
+            self.timer = None;
+            return;
         }
-    }
-
-    fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let Some(unsent @ [_, ..]) = self.output.get(self.sent..) {
-            match ready!(Pin::new(&mut self.stream).poll_write(context, unsent))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                count => self.sent += count,
-            }
-            if self.sent >= MAX_PENDING / 2 {
-                self.output.drain(..self.sent); // what a slow reader has read is not held for it
-                self.sent = 0;
-            }
+        let start = || Box::pin(sleep(MESSAGE_TIMEOUT));
+        let expired = self.timer.get_or_insert_with(start).as_mut().poll(context);
+        // A connection that skips turns is not slow.
+        if expired.is_ready() && !self.turn.is_over() {
+            self.refuse(format!("a message was unfinished for {MESSAGE_TIMEOUT:?}"));
         }
-        if self.sent > 0 {
-            self.output.clear();
-            self.output.shrink_to(64 << 10);
-            self.sent = 0;
-        }
-        Pin::new(&mut self.stream).poll_flush(context)
     }
 
     /// Lets the peer read the last answers: closing on unread input would reset the connection.
@@ -349,6 +274,166 @@ impl<S: Service> Session<'_, S> {
         let mut unread = [0; 4096];
         while self.stream.read(&mut unread).await? > 0 {}
         Ok(())
+    }
+}
+
+/// What is said to one request.
+struct Reply {
+    id: Option<u32>,
+    weight: usize,
+    recoverable: bool, // the next message in the stream can still be found
+    result: Result<Answer, Error>,
+}
+
+impl From<Malformed> for Reply {
+    fn from(malformed: Malformed) -> Self {
+        Reply {
+            id: malformed.id,
+            weight: 0, // it is refused at the first poll, before it is counted
+            recoverable: malformed.recoverable,
+            result: Err(malformed.error),
+        }
+    }
+}
+
+/// Answers the request in a message. A panic of the service becomes an error.
+async fn answer<S: Service>(service: &S, message: BytesMut, weight: usize) -> Reply {
+    let Request { id, method, params } = match Request::read(&message) {
+        Ok(request) => request,
+        Err(malformed) => return malformed.into(),
+    };
+    let answering = AssertUnwindSafe(service.answer(method, &params)).catch_unwind();
+    let panicked = |_| {
+        let why = format!("{method} failed inside the node; its log says where");
+        Err(Error::new(Kind::UnknownOutcome, why))
+    };
+    Reply {
+        id,
+        weight,
+        recoverable: true,
+        result: answering.await.unwrap_or_else(panicked),
+    }
+}
+
+/// The requests of one connection that wait for their answers.
+struct InFlight<'a> {
+    answers: FuturesUnordered<ReusableBoxFuture<'a, Reply>>,
+    spare: Option<ReusableBoxFuture<'a, Reply>>, // memory for the next: most are answered at once
+    weight: usize,                               // of the requests, in bytes
+    answer_estimate: usize, // of one answer, in bytes: a decaying maximum of recent answers
+}
+
+impl<'a> InFlight<'a> {
+    fn new() -> Self {
+        InFlight {
+            answers: FuturesUnordered::new(),
+            spare: None,
+            weight: 0,
+            answer_estimate: UNKNOWN_ANSWER,
+        }
+    }
+
+    /// Polls an answer once. If it is not ready, it stays here.
+    fn start(
+        &mut self,
+        answer: impl Future<Output = Reply> + Send + 'a,
+        weight: usize,
+        context: &mut Context<'_>,
+    ) -> Option<Reply> {
+        let mut answering = match self.spare.take() {
+            Some(mut spare) => {
+                spare.set(answer);
+                spare
+            }
+            None => ReusableBoxFuture::new(answer),
+        };
+        let Poll::Ready(reply) = answering.poll(context) else {
+            self.weight += weight;
+            self.answers.push(answering);
+            return None;
+        };
+        self.spare = Some(answering);
+        Some(reply)
+    }
+
+    /// The next answer that is ready.
+    fn next(&mut self, context: &mut Context<'_>) -> Option<Reply> {
+        match self.answers.poll_next_unpin(context) {
+            Poll::Ready(Some(reply)) => {
+                self.weight -= reply.weight;
+                Some(reply)
+            }
+            _ => None,
+        }
+    }
+
+    fn note_answer(&mut self, size: usize) {
+        self.answer_estimate = size.max(self.answer_estimate - self.answer_estimate / 8);
+    }
+
+    /// The requests, and their answers if those are like the latest ones.
+    fn bytes(&self) -> usize {
+        self.weight + self.answers.len() * self.answer_estimate
+    }
+
+    fn len(&self) -> usize {
+        self.answers.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.answers.is_empty()
+    }
+}
+
+/// Answers on their way out.
+#[derive(Default)]
+struct Output {
+    bytes: Vec<u8>,
+    sent: usize, // of the bytes
+}
+
+impl Output {
+    fn unsent(&self) -> usize {
+        self.bytes.len() - self.sent
+    }
+
+    fn poll_write(
+        &mut self,
+        stream: &mut Box<dyn Connection>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        while let Some(unsent @ [_, ..]) = self.bytes.get(self.sent..) {
+            match ready!(Pin::new(&mut *stream).poll_write(context, unsent))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => self.sent += count,
+            }
+            if self.sent >= MAX_PENDING / 2 {
+                self.bytes.drain(..self.sent); // what a slow reader has read is not held for it
+                self.sent = 0;
+            }
+        }
+        if self.sent > 0 {
+            self.bytes.clear();
+            self.bytes.shrink_to(64 << 10);
+            self.sent = 0;
+        }
+        Pin::new(stream).poll_flush(context)
+    }
+}
+
+/// A connection's turn.
+#[derive(Default)]
+struct Turn {
+    used: usize, // in this turn, and what is owed from those before, in bytes
+}
+
+impl Turn {
+    fn begin(&mut self) {
+        self.used = self.used.saturating_sub(TURN);
+    }
+
+    fn is_over(&self) -> bool {
+        self.used >= TURN
     }
 }
 
@@ -365,89 +450,4 @@ fn take(input: &mut BytesMut, end: usize) -> BytesMut {
     let mut message = std::mem::replace(input, rest);
     message.truncate(end);
     message
-}
-
-fn panicked(method: &str) -> Error {
-    Error::new(
-        Kind::UnknownOutcome,
-        format!("{method} failed inside the node; its log says where"),
-    )
-}
-
-/// What all connections of a server hold together, in bytes.
-struct Buffers {
-    limit: usize,
-    total: AtomicUsize,
-    shares: Mutex<Vec<Arc<Held>>>,
-}
-
-/// What one connection holds of it.
-struct Share<'a> {
-    buffers: &'a Buffers,
-    held: Arc<Held>,
-}
-
-#[derive(Default)]
-struct Held {
-    bytes: AtomicUsize,
-    over: AtomicBool,
-    waker: AtomicWaker,
-}
-
-impl Buffers {
-    fn join(&self) -> Share<'_> {
-        let held = Arc::new(Held::default());
-        lock(&self.shares).push(held.clone());
-        Share {
-            buffers: self,
-            held,
-        }
-    }
-
-    /// Marks the largest connections until the rest of them fits.
-    fn make_room(&self) {
-        let mut shares = lock(&self.shares);
-        shares.sort_by_key(|held| held.bytes.load(Relaxed));
-        let mut total = self.total.load(Relaxed);
-        for held in shares.iter().rev() {
-            if total <= self.limit {
-                break;
-            }
-            total = total.saturating_sub(held.bytes.load(Relaxed));
-            if !held.over.swap(true, Relaxed) {
-                held.waker.wake();
-            }
-        }
-    }
-}
-
-impl Share<'_> {
-    /// Says how much this connection holds now; fails if it is the one to be closed.
-    fn hold(&self, bytes: usize, context: &Context<'_>) -> io::Result<()> {
-        let before = self.held.bytes.swap(bytes, Relaxed);
-        let total = self
-            .buffers
-            .total
-            .fetch_add(bytes.wrapping_sub(before), Relaxed);
-        if bytes > before && total + bytes - before > self.buffers.limit {
-            self.buffers.make_room();
-        }
-        self.held.waker.register(context.waker());
-        if self.held.over.load(Relaxed) {
-            log::warn!(
-                "a connection is closed: its {bytes} bytes are the most of all buffers, which are full"
-            );
-            return Err(io::ErrorKind::OutOfMemory.into());
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Share<'_> {
-    fn drop(&mut self) {
-        self.buffers
-            .total
-            .fetch_sub(self.held.bytes.load(Relaxed), Relaxed);
-        lock(&self.buffers.shares).retain(|held| !Arc::ptr_eq(held, &self.held));
-    }
 }

@@ -16,10 +16,11 @@ use fastrand::Rng;
 use futures::stream;
 use kv54::client::Client;
 use kv54::cluster::Cluster;
+use kv54::entry::Packed;
 use kv54::error::{Error, Kind};
 use kv54::join::join;
 use kv54::replicas::Replicas;
-use kv54::rpc::codec::encode;
+use kv54::rpc::codec::{decode, encode};
 use kv54::rpc::{Connection, Dial, Limits, Peer, serve};
 use kv54::server::Node;
 use kv54::store::Store;
@@ -272,10 +273,14 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
 }
 
 async fn ask_majority(client: &Client, key: &str, operation: Operation) -> Result<Value, Error> {
+    let key = key.as_bytes();
     match operation {
-        Operation::Get => client.get(key.as_bytes()).await,
-        Operation::Set(Some(value)) => client.set(key.as_bytes(), &value.into()).await,
-        Operation::Set(None) => client.delete(key.as_bytes()).await,
+        Operation::Get => client.get(key).await?.value(),
+        Operation::Set(Some(value)) => {
+            let set = client.set(key, &Packed::of(value)).await;
+            set.map(|()| Value::Nil)
+        }
+        Operation::Set(None) => client.delete(key).await.map(|()| Value::Nil),
     }
 }
 
@@ -286,7 +291,7 @@ async fn ask_node(peer: &Peer, key: &str, operation: Operation) -> Result<Value,
         Operation::Set(Some(value)) => peer.call("set", &[&key, &encode(&value.into())]),
         Operation::Set(None) => peer.call("delete", &[&key]),
     };
-    answer.await.1
+    decode(&answer.await.1?)
 }
 
 fn end(operation: Operation, answer: Result<Value, Error>) -> End {
@@ -532,7 +537,7 @@ impl Trouble<'_> {
             .as_ref()
             .filter(|(written, _)| written == key)
             .map(|(_, value)| *value);
-        value.is_some() && value == loaded.and_then(|loaded| content(&loaded.value?))
+        value.is_some() && value == loaded.and_then(|loaded| content(&loaded.value?.value().ok()?))
     }
 
     fn crash(&mut self, node: usize, longest: u64) {

@@ -1,0 +1,264 @@
+//! What is written under a key: a value, and the stamp that orders writes. Here is also their
+//! one wire form, `[counter, writer, value]`.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use msgpack_rpc::Value;
+
+use crate::cluster::{MAX_KEY, MAX_VALUE};
+use crate::error::{Error, Kind};
+use crate::rpc::Answer;
+use crate::rpc::codec::{self, Encoded, MESSAGE, NIL, quoted};
+use crate::sabotage::{Bug, planted};
+
+/// When a write happened, in an order that all nodes agree on: by counter, then by writer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stamp {
+    /// One more than the highest that the writer saw at a majority.
+    pub counter: u64,
+    /// Drawn at random for each write: no two writes share a stamp.
+    pub writer: u64,
+}
+
+impl Stamp {
+    /// Above every stamp of a write. An asker that names it is answered with a stamp alone.
+    pub const MAX: Stamp = Stamp {
+        counter: u64::MAX,
+        writer: u64::MAX,
+    };
+
+    /// A new write of this value, over what has this stamp.
+    #[must_use]
+    pub fn newer<V>(self, value: V) -> Entry<V> {
+        let counter = self.counter.saturating_add(1);
+        let writer = match planted(Bug::SameStampForTwoSets) {
+            true => 0,
+            false => fastrand::u64(..),
+        };
+        Entry {
+            stamp: Stamp { counter, writer },
+            value,
+        }
+    }
+
+    /// `[counter, writer]` as MessagePack.
+    pub fn encode(self) -> Encoded {
+        self.begin(2)
+    }
+
+    /// The beginning of an array of so many values: its header, the counter and the writer.
+    fn begin(self, values: u8) -> Encoded {
+        let mut out = Encoded::from_slice(&[0x90 | values]);
+        codec::write_number(&mut out, self.counter);
+        codec::write_number(&mut out, self.writer);
+        out
+    }
+
+    /// Reads what [`encode`](Stamp::encode) has written, or the stamp of an entry.
+    pub fn read(bytes: &[u8]) -> Result<Self, Error> {
+        Ok(Entry::loaded(bytes)?.stamp)
+    }
+}
+
+/// A value as the MessagePack that came: a node never looks into it. A clone shares the bytes.
+///
+/// ```
+/// use kv54::entry::Packed;
+///
+/// let green = Packed::of("green");
+/// assert_eq!(&*green, b"\xa5green");
+/// assert_eq!(green.value()?.as_str(), Some("green"));
+/// # Ok::<(), kv54::error::Error>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Packed(Option<Arc<[u8]>>); // nil, the value of an absent key, takes no memory
+
+impl Packed {
+    /// A value that people made.
+    pub fn of(value: impl Into<Value>) -> Self {
+        Packed::from(&*codec::encode(&value.into()))
+    }
+
+    /// The value as people read it. An error means that the bytes are not one MessagePack value.
+    pub fn value(&self) -> Result<Value, Error> {
+        codec::decode(self)
+    }
+
+    /// Whether it is nil: no value at all.
+    pub fn is_nil(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Takes the place of another value, in its memory if no answer shares that and it fits.
+    pub(crate) fn replace(&mut self, value: &[u8]) {
+        match self.0.as_mut().and_then(Arc::get_mut) {
+            Some(old) if old.len() == value.len() && value != NIL => old.copy_from_slice(value),
+            _ => *self = value.into(),
+        }
+    }
+
+    /// The bytes that it takes in memory.
+    pub(crate) fn size(&self) -> usize {
+        self.0.as_ref().map_or(0, |bytes| bytes.len())
+    }
+}
+
+impl From<&[u8]> for Packed {
+    fn from(value: &[u8]) -> Self {
+        Packed((value != NIL).then(|| value.into()))
+    }
+}
+
+impl Deref for Packed {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or(NIL)
+    }
+}
+
+impl PartialEq for Packed {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl From<Packed> for Answer {
+    fn from(value: Packed) -> Self {
+        match value.0 {
+            None => Answer::from(NIL),
+            kept => Answer::new(Encoded::new(), kept),
+        }
+    }
+}
+
+/// A value and when it was written. The value is kept in memory, or borrowed from a message.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Entry<V = Packed> {
+    /// When it was written.
+    pub stamp: Stamp,
+    /// What was written. Nil is an absent key.
+    pub value: V,
+}
+
+impl Entry {
+    /// The same, borrowed.
+    pub fn borrow(&self) -> Entry<&[u8]> {
+        let (stamp, value) = (self.stamp, &*self.value);
+        Entry { stamp, value }
+    }
+}
+
+impl Entry<&[u8]> {
+    /// What comes before the value on the wire.
+    pub fn head(&self) -> Encoded {
+        self.stamp.begin(3)
+    }
+}
+
+impl<'a> Entry<Option<&'a [u8]>> {
+    /// Reads the answer to a `load`: an entry, or its stamp alone.
+    pub fn loaded(bytes: &'a [u8]) -> Result<Self, Error> {
+        let items = codec::items(bytes).unwrap_or_default();
+        let (numbers, rest) = items.split_at_checked(2).unwrap_or_default();
+        let mut numbers = numbers.iter().map_while(|number| codec::number(number));
+        let (Some(counter), Some(writer)) = (numbers.next(), numbers.next()) else {
+            let why = "a stamp is [counter, writer], both from 0 to 2^64-1";
+            return Err(Error::bad_request(why));
+        };
+        let value = match rest {
+            [] => None,
+            [value] => Some(*value),
+            _ => return Err(not_an_entry()),
+        };
+        let stamp = Stamp { counter, writer };
+        Ok(Entry { stamp, value })
+    }
+}
+
+/// What a replica answers to `load`: the value is left out if the asker has it already.
+pub type Loaded = Entry<Option<Packed>>;
+
+impl From<Entry<Option<&[u8]>>> for Loaded {
+    fn from(Entry { stamp, value }: Entry<Option<&[u8]>>) -> Self {
+        let value = value.map(Packed::from);
+        Entry { stamp, value }
+    }
+}
+
+impl From<Loaded> for Answer {
+    fn from(Entry { stamp, value }: Loaded) -> Self {
+        match value {
+            None => Answer::new(stamp.encode(), None),
+            Some(value) => {
+                let mut head = stamp.begin(3);
+                if value.is_nil() {
+                    head.extend_from_slice(NIL);
+                }
+                Answer::new(head, value.0)
+            }
+        }
+    }
+}
+
+/// Reads `[counter, writer, value]`.
+pub fn entry(bytes: &[u8]) -> Result<Entry<&[u8]>, Error> {
+    let Entry { stamp, value } = Entry::loaded(bytes)?;
+    let value = value.ok_or_else(not_an_entry)?;
+    Ok(Entry { stamp, value })
+}
+
+fn not_an_entry() -> Error {
+    Error::bad_request("an entry is [counter, writer, value]")
+}
+
+/// The bytes of a key. Str, bin and old raw with the same bytes are the same key.
+pub fn key(value: &[u8]) -> Result<&[u8], Error> {
+    codec::string(value).ok_or_else(|| {
+        let what = quoted(value);
+        Error::bad_request(format!("a key is a string or bytes, not {what}"))
+    })
+}
+
+/// The stamp that the asker knows, if the request names one.
+pub fn stamp(known: &[&[u8]]) -> Result<Option<Stamp>, Error> {
+    match known {
+        [] => Ok(None),
+        [stamp] => Stamp::read(stamp).map(Some),
+        _ => Err(Error::not_a_request("load", known.len() + 2)),
+    }
+}
+
+/// Refuses a key that is too long.
+pub fn check_key(key: &[u8]) -> Result<(), Error> {
+    match key.len() {
+        ..=MAX_KEY => Ok(()),
+        len => Err(Error::new(
+            Kind::TooLarge,
+            format!("a key of {len} bytes, at most {MAX_KEY} are taken"),
+        )),
+    }
+}
+
+/// How much a value that is no string may be. It must fit into every message that carries it.
+const NESTED: codec::Bounds = codec::Bounds {
+    bytes: MAX_VALUE,
+    values: 60_000,
+    depth: 10,
+};
+
+/// Refuses a value that is too large to be kept, or to fit into every message that carries it.
+pub fn check_value(value: &[u8]) -> Result<(), Error> {
+    let (length, bounds) = match codec::string(value) {
+        Some(string) => (string.len(), MESSAGE),
+        None => (0, NESTED),
+    };
+    let why = match codec::check(value, bounds) {
+        Ok(()) if length <= MAX_VALUE => return Ok(()),
+        Ok(()) => format!("{length} bytes, at most {MAX_VALUE} are taken"),
+        Err(error) if error.kind == Kind::TooLarge => error.why,
+        Err(error) => return Err(error),
+    };
+    Err(Error::new(Kind::TooLarge, format!("a value of {why}")))
+}

@@ -1,0 +1,95 @@
+//! What all connections of a node hold together: unfinished input, requests in flight and
+//! unsent answers. When that is too much, the connection that holds the most is closed.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::task::Context;
+
+use futures::task::AtomicWaker;
+
+use super::lock;
+
+/// What all connections hold together, in bytes.
+pub(super) struct Buffers {
+    limit: usize,
+    total: AtomicUsize,
+    shares: Mutex<Vec<Arc<Held>>>,
+}
+
+/// What one connection holds of it.
+pub(super) struct Share<'a> {
+    buffers: &'a Buffers,
+    held: Arc<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    bytes: AtomicUsize,
+    over: AtomicBool, // this connection is to be closed
+    waker: AtomicWaker,
+}
+
+impl Buffers {
+    pub(super) fn new(limit: usize) -> Self {
+        Buffers {
+            limit,
+            total: AtomicUsize::new(0),
+            shares: Mutex::default(),
+        }
+    }
+
+    /// The share of one more connection.
+    pub(super) fn join(&self) -> Share<'_> {
+        let held = Arc::new(Held::default());
+        lock(&self.shares).push(held.clone());
+        Share {
+            buffers: self,
+            held,
+        }
+    }
+
+    /// Marks the largest connections until the rest of them fits.
+    fn make_room(&self) {
+        let mut shares = lock(&self.shares);
+        shares.sort_by_key(|held| held.bytes.load(Relaxed));
+        let mut total = self.total.load(Relaxed);
+        for held in shares.iter().rev() {
+            if total <= self.limit {
+                break;
+            }
+            total = total.saturating_sub(held.bytes.load(Relaxed));
+            if !held.over.swap(true, Relaxed) {
+                held.waker.wake();
+            }
+        }
+    }
+}
+
+impl Share<'_> {
+    /// Notes how much this connection holds now; fails if it is the one to be closed.
+    pub(super) fn hold(&self, bytes: usize, context: &Context<'_>) -> io::Result<()> {
+        let before = self.held.bytes.swap(bytes, Relaxed);
+        let changed = bytes.wrapping_sub(before);
+        let total = self.buffers.total.fetch_add(changed, Relaxed);
+        if bytes > before && total + changed > self.buffers.limit {
+            self.buffers.make_room();
+        }
+        self.held.waker.register(context.waker());
+        if self.held.over.load(Relaxed) {
+            log::warn!(
+                "a connection is closed: its {bytes} bytes are the most of all buffers, which are full"
+            );
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        let bytes = self.held.bytes.load(Relaxed);
+        self.buffers.total.fetch_sub(bytes, Relaxed);
+        lock(&self.buffers.shares).retain(|held| !Arc::ptr_eq(held, &self.held));
+    }
+}

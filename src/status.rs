@@ -1,0 +1,58 @@
+//! How a node is, in its own words.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::rpc::Answer;
+
+/// What a node answers to `status`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)] // a node of another version may tell less
+pub struct Status {
+    /// The node's name.
+    pub name: String,
+    /// The version of kv54 that runs there.
+    pub version: String,
+    /// `joining` or `ready`.
+    pub state: String,
+    /// The nodes that it must hear from before it is ready.
+    pub waiting_for: Vec<String>,
+    /// How much it has heard of what it must hear, in percent.
+    pub progress: usize,
+    /// The fingerprint that `load`, `store` and `scan` to this node must carry.
+    pub ring: u32,
+    /// Keys with a value.
+    pub keys: usize,
+    /// Keys that were deleted: their stamps stay, so that no old copy comes back.
+    pub tombstones: usize,
+    /// Keys, values and overhead, in bytes.
+    pub bytes: usize,
+    /// How many entries it holds of each part, by the part's owner: keys and tombstones.
+    pub entries: BTreeMap<String, usize>,
+    /// A digest of each part, by its owner: equal where two nodes hold the same.
+    pub digests: BTreeMap<String, String>,
+    /// Seconds since the node started.
+    pub uptime_s: u64,
+}
+
+impl Status {
+    /// Reads a node's answer.
+    pub fn read(bytes: &[u8]) -> Result<Self, Error> {
+        rmp_serde::from_slice(bytes).map_err(|error| Error::bad_request(error.to_string()))
+    }
+
+    /// How far a joining node is: `45 %, waiting for bob`.
+    pub fn waiting(&self) -> String {
+        let (progress, names) = (self.progress, self.waiting_for.join(", "));
+        format!("{progress} %, waiting for {names}")
+    }
+}
+
+impl From<Status> for Answer {
+    fn from(status: Status) -> Self {
+        let encoded = rmp_serde::to_vec_named(&status);
+        encoded.map_or(Answer::from(()), |bytes| Answer::new(bytes.into(), None)) // memory takes every byte
+    }
+}

@@ -26,7 +26,7 @@ mod serve;
 mod status;
 mod text;
 
-/// A distributed key-value store in 54 lines: any two of three.
+/// A distributed key-value store whose heart is at most 54 lines: any two of three.
 #[derive(Parser)]
 #[command(version, arg_required_else_help = true, after_help = MORE)]
 pub struct Cli {

@@ -1,4 +1,4 @@
-//! kv54: a distributed key-value store in 54 lines, and what stands beside them.
+//! kv54: a distributed key-value store whose heart is at most 54 lines, and what stands beside it.
 //!
 //! | file | what lives there |
 //! | --- | --- |

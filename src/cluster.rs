@@ -11,8 +11,6 @@ use bytesize::ByteSize;
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::tls::{self, Files};
-
 /// The longest key, in bytes.
 pub const MAX_KEY: usize = 1 << 10;
 /// The longest value: bytes of a string, or of any other value as MessagePack.
@@ -49,6 +47,18 @@ pub struct Node {
     pub name: String,
     /// Where it listens and is asked: `host:port`.
     pub address: String,
+}
+
+/// The `[tls]` table: the same paths on every host, where each has files of its own.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Files {
+    /// The certificates of those who sign for this ring.
+    pub ca: PathBuf,
+    /// This host's certificate, and those between it and the `ca`.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
 }
 
 /// What is wrong with the file: one line that names file, line and field.
@@ -139,7 +149,7 @@ impl Cluster {
             return Err(at(start..start, "nodes", &"a ring has at least one node"));
         }
         if let Some(table) = &file.tls {
-            tls::check(&nodes).map_err(|why| at(table.span(), "tls", &why))?;
+            certifiable(&nodes).map_err(|why| at(table.span(), "tls", &why))?;
         }
         let Limits {
             window,
@@ -245,6 +255,27 @@ fn limit<T, L>(
     match given {
         None => Ok(default),
         Some(given) => read(given.get_ref()).map_err(|why| (given.span(), why)),
+    }
+}
+
+/// Why a build without the feature `tls` refuses a `[tls]` table.
+#[cfg(not(feature = "tls"))]
+pub(crate) const NOT_BUILT: &str = "this kv54 was built without TLS; build it with --features tls";
+
+#[cfg(not(feature = "tls"))]
+fn certifiable(_: &[Node]) -> Result<(), String> {
+    Err(NOT_BUILT.to_owned())
+}
+
+/// Whether a certificate can be for each of these nodes: it carries a name as DNS has them.
+#[cfg(feature = "tls")]
+fn certifiable(nodes: &[Node]) -> Result<(), String> {
+    let dns = |node: &Node| rustls::pki_types::DnsName::try_from(&*node.name).is_ok();
+    match nodes.iter().find(|node| !dns(node)) {
+        Some(Node { name, .. }) => Err(format!(
+            "no certificate can be for {name:?}, which DNS would not take"
+        )),
+        None => Ok(()),
     }
 }
 

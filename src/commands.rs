@@ -14,7 +14,7 @@ use crate::client::Client;
 use crate::cluster::{Cluster, Invalid};
 use crate::error::{Error, Kind};
 use crate::replicas::Replicas;
-use crate::tls;
+use crate::rpc::tls;
 
 mod bench;
 mod export;

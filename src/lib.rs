@@ -11,8 +11,7 @@
 //! | [`status`] | what a node says of itself |
 //! | [`join`] | catching up after a restart or a cut |
 //! | [`replicas`] | asking a key's replicas: whom first, how many, for how long |
-//! | [`rpc`] | MessagePack-RPC: codec, server loop, connections |
-//! | [`tls`] | the same connections, encrypted and both sides known |
+//! | [`rpc`] | MessagePack-RPC: codec, server loop, connections; [TLS](rpc::tls) is one kind of connection |
 //! | [`error`] | what can go wrong, as the wire says it |
 //! | [`bench`](mod@bench) | a load generator, for this wire and for others |
 //! | [`sabotage`] | bugs that the proof must find, compiled in for its test only |
@@ -49,4 +48,3 @@ pub mod sabotage;
 pub mod server;
 pub mod status;
 pub mod store;
-pub mod tls;

@@ -27,6 +27,7 @@ mod buffers;
 pub mod codec;
 mod peer;
 mod serve;
+pub mod tls;
 
 pub(crate) use peer::explain;
 pub use peer::{Call, HEDGE, Peer};

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Failure, Options, Outcome, print};
 use crate::bench::{Guest, Load, Own, PERCENTILES, Phase, Report};
-use crate::tls;
+use crate::rpc::tls;
 
 /// What runs before the clock does.
 const WARM_UP: Duration = Duration::from_secs(1);

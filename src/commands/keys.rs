@@ -14,9 +14,8 @@ use crate::client::Client;
 use crate::cluster::MAX_VALUE;
 use crate::entry::Packed;
 use crate::error::{Error, Kind};
-use crate::rpc::Peer;
 use crate::rpc::codec::encode_bytes;
-use crate::tls;
+use crate::rpc::{Peer, tls};
 
 /// Several keys of one command that are asked for at once.
 const AT_ONCE: usize = 16;

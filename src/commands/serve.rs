@@ -21,10 +21,9 @@ use crate::client::Client;
 use crate::cluster::Cluster;
 use crate::join::join;
 use crate::replicas::Replicas;
-use crate::rpc::{self, Limits};
+use crate::rpc::{self, Limits, tls};
 use crate::server::Node;
 use crate::store::Store;
-use crate::tls;
 
 /// How long an operation is tried again for a guest of the node.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(5);

@@ -12,9 +12,8 @@ use tokio::time::{Instant, sleep};
 use super::{Failure, Options, Outcome, print, print_coloured, text};
 use crate::cluster::{Cluster, Node};
 use crate::error::{Error, Kind};
-use crate::rpc::Peer;
+use crate::rpc::{Peer, tls};
 use crate::status::Status;
-use crate::tls;
 
 /// Show how the nodes are.
 #[derive(Args)]

@@ -27,8 +27,8 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::server::Accept;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::{Files, Guard};
-use crate::cluster::{Invalid, Node};
+use super::Guard;
+use crate::cluster::{Files, Invalid, Node};
 use crate::rpc::{Connection, Dial, lock, tcp};
 
 /// The time that the handshake of an accepted connection may take.
@@ -220,16 +220,6 @@ impl AsyncWrite for Accepted {
             Accepted::Shaking(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
             Accepted::Shaken(stream) => Pin::new(stream).poll_shutdown(context),
         }
-    }
-}
-
-pub(super) fn check(nodes: &[Node]) -> Result<(), String> {
-    match nodes.iter().find(|node| server_name(&node.name).is_err()) {
-        Some(node) => Err(format!(
-            "no certificate can be for {:?}, which DNS would not take",
-            node.name
-        )),
-        None => Ok(()),
     }
 }
 

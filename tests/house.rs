@@ -1,0 +1,114 @@
+//! The house stands: a module of `src` imports only modules below it, so that a reader can begin
+//! at the bottom or at the top and never goes round in a circle.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The modules from the top to the bottom. Those in one line do not import each other.
+const FLOORS: [&[&str]; 16] = [
+    &["main"],
+    &["commands"],
+    &["bench"],
+    &["beyond"],
+    &["node"],
+    &["server"],
+    &["client", "join"],
+    &["replicas"],
+    &["store"],
+    &["status"],
+    &["entry"],
+    &["rpc"],
+    &["cluster"],
+    &["error"],
+    &["sabotage"],
+    &["lib"], // names every module, imports none
+];
+
+#[test]
+fn imports_run_downwards() {
+    let mut climbing = Vec::new();
+    for (path, text) in files() {
+        let module = module_of(&path);
+        for (line, import) in imports(&text) {
+            if import != module && floor(&import) <= floor(&module) {
+                let place = path.display();
+                climbing.push(format!("{place}:{line}: {module} imports crate::{import}"));
+            }
+        }
+    }
+    assert!(climbing.is_empty(), "climbing:\n{}", climbing.join("\n"));
+}
+
+#[test]
+fn every_way_to_name_a_module_is_seen() {
+    let text = "use crate::a::B;
+/// `crate::no::matter`
+use crate::{
+    b::{C, D}, // crate::nor::this
+    c,
+};
+pub(crate) fn e() { crate::d::f(crate::{g::h}) }";
+    let seen = imports(text);
+    let seen: Vec<(usize, &str)> = seen.iter().map(|(line, name)| (*line, &**name)).collect();
+    assert_eq!(seen, [(1, "a"), (4, "b"), (5, "c"), (7, "d"), (7, "g")]);
+}
+
+/// Every file of `src` and its text.
+fn files() -> Vec<(PathBuf, String)> {
+    let (mut files, mut found) = (Vec::new(), vec![PathBuf::from("src")]);
+    while let Some(path) = found.pop() {
+        if path.is_dir() {
+            let inside = fs::read_dir(&path).unwrap();
+            found.extend(inside.map(|file| file.unwrap().path()));
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            files.push((path, text));
+        }
+    }
+    files.sort();
+    files
+}
+
+/// The module at the crate's root that a file belongs to.
+fn module_of(path: &Path) -> String {
+    let inside = path.iter().nth(1).unwrap().to_str().unwrap();
+    inside.trim_end_matches(".rs").to_owned()
+}
+
+fn floor(module: &str) -> usize {
+    let floor = FLOORS.iter().position(|floor| floor.contains(&module));
+    floor.unwrap_or_else(|| panic!("{module} has no place in FLOORS"))
+}
+
+/// The modules that a file names by `crate::`, each with its line.
+fn imports(text: &str) -> Vec<(usize, String)> {
+    let code = |line: &str| line.split("//").next().unwrap_or_default().to_owned();
+    let text = text.lines().map(code).collect::<Vec<_>>().join("\n");
+    let mut imports = Vec::new();
+    for (start, path) in text.match_indices("crate::") {
+        let (start, mut depth, mut begins) = (start + path.len(), 0, true);
+        for (at, letter) in text[start..].char_indices() {
+            match letter {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' if depth == 1 => begins = true,
+                _ if begins && is_of_name(letter) => {
+                    let (before, name) = text.split_at(start + at);
+                    let name: String = name.chars().take_while(|c| is_of_name(*c)).collect();
+                    imports.push((before.matches('\n').count() + 1, name));
+                    begins = false;
+                }
+                _ => {}
+            }
+            if depth == 0 {
+                break;
+            }
+        }
+    }
+    imports
+}
+
+fn is_of_name(letter: char) -> bool {
+    letter.is_alphanumeric() || letter == '_'
+}

@@ -30,7 +30,7 @@ pub async fn join(store: &Store, replicas: &Replicas) {
     // A write that was answered with the help of this node's former memory was begun before
     // it stopped. Two windows later every replica that was told of it has it, or it was given up.
     if !shared.is_empty() && !planted(Bug::NoWaitBeforeJoining) {
-        sleep_until(store.started() + 2 * replicas.cluster().window).await;
+        sleep_until(store.started() + 2 * replicas.cluster().limits.window).await;
     }
     let followed = shared.iter().map(async |(place, parts)| {
         catch_up(store, replicas, *place, parts).await;

@@ -5,7 +5,7 @@
 //! | `main.rs` | the door: reads the arguments, runs a server or a client |
 //! | [`server`] | **a node**: what it answers to each method |
 //! | [`client`] | **any two of three**: get, set, delete |
-//! | [`cluster`] | `cluster.toml` → sorted names → `crc32 % N`, next, next |
+//! | [`cluster`] | the ring: sorted names → `crc32 % N`, next, next; and the file `cluster.toml` |
 //! | [`entry`] | stamp and value, and their one wire form |
 //! | [`store`] | the newest entry of each key, in memory |
 //! | [`status`] | what a node says of itself |

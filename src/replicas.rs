@@ -77,7 +77,7 @@ impl Replicas {
     /// tried again until `timeout`; what one attempt may take is the ring's window.
     pub fn new(cluster: Arc<Cluster>, timeout: Duration, dial: &Dial) -> Self {
         let nodes = cluster.nodes();
-        let peer = |node: &Node| Peer::new(node, cluster.window, dial.clone());
+        let peer = |node: &Node| Peer::new(node, cluster.limits.window, dial.clone());
         let fingerprint = |node: &Node| encode_number(cluster.fingerprint(&node.name).into());
         Replicas {
             own_store: None,
@@ -297,7 +297,9 @@ impl Operation<'_> {
         };
         let mut attempt = Attempt {
             opened,
-            closes: self.deadline.min(opened + self.replicas.cluster.window),
+            closes: self
+                .deadline
+                .min(opened + self.replicas.cluster.limits.window),
             needed,
             to_ask: to_ask.into_iter(),
             due: at_once,

@@ -102,7 +102,7 @@ impl Store {
             self.name(),
             self.fingerprint,
             self.cluster.names().join(" "),
-            self.cluster.window,
+            self.cluster.limits.window,
             quoted(ring),
         );
         Err(Error::new(Kind::WrongRing, why))
@@ -155,8 +155,8 @@ impl Store {
             Some(old) => bytes + new_size - old.value.size(),
             None => bytes + new_size + key.len() + OVERHEAD,
         };
-        if grown > bytes.max(self.cluster.memory) {
-            let (name, most) = (self.name(), self.cluster.memory);
+        if grown > bytes.max(self.cluster.limits.memory) {
+            let (name, most) = (self.name(), self.cluster.limits.memory);
             let why = format!("{name} keeps {bytes} bytes, at most {most}");
             return Err(Error::new(Kind::Full, why));
         }

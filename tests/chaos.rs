@@ -444,7 +444,8 @@ impl Traffic {
 
     /// The same, asking one node at a time, as a client in another language does.
     async fn be_a_guest(self: Arc<Self>, mut rng: Rng) {
-        let peer = |node: &kv54::cluster::Node| Peer::new(node, 2 * self.cluster.window, tcp());
+        let peer =
+            |node: &kv54::cluster::Node| Peer::new(node, 2 * self.cluster.limits.window, tcp());
         let peers: Vec<Peer> = self.cluster.nodes().iter().map(peer).collect();
         let mut at = rng.usize(..peers.len());
         while !self.done.load(Relaxed) {

@@ -375,9 +375,9 @@ fn the_limits_have_defaults() {
     let none = parsed(ALICE);
     let empty = parsed(&format!("{ALICE}[limits]\n"));
     for ring in [none, empty] {
-        assert_eq!(ring.window, Duration::from_secs(1));
-        assert_eq!(ring.memory, 1 << 30);
-        assert_eq!(ring.connections, 1024);
+        assert_eq!(ring.limits.window, Duration::from_secs(1));
+        assert_eq!(ring.limits.memory, 1 << 30);
+        assert_eq!(ring.limits.connections, 1024);
     }
 }
 
@@ -386,7 +386,7 @@ fn the_limits_are_read_as_people_write_them() {
     let limits = |lines: &str| parsed(&format!("{ALICE}[limits]\n{lines}\n"));
     for (written, millis) in [("50ms", 50), ("1500ms", 1500), ("2s", 2000), ("1m", 60_000)] {
         let ring = limits(&format!("window = \"{written}\""));
-        assert_eq!(ring.window, Duration::from_millis(millis));
+        assert_eq!(ring.limits.window, Duration::from_millis(millis));
     }
     for (written, bytes) in [
         ("1MiB", 1 << 20),
@@ -396,10 +396,13 @@ fn the_limits_are_read_as_people_write_them() {
         ("1048576", 1 << 20),
     ] {
         let ring = limits(&format!("memory = \"{written}\""));
-        assert_eq!(ring.memory, bytes, "{written}");
+        assert_eq!(ring.limits.memory, bytes, "{written}");
     }
     for count in [1, 1_000_000] {
-        assert_eq!(limits(&format!("connections = {count}")).connections, count);
+        assert_eq!(
+            limits(&format!("connections = {count}")).limits.connections,
+            count
+        );
     }
 }
 

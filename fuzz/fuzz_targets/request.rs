@@ -65,7 +65,7 @@ fn ring(nodes: usize, memory: usize) -> Cluster {
         nodes.collect::<String>()
     );
     let mut cluster = Cluster::parse("cluster.toml".as_ref(), &file).expect("a ring");
-    cluster.memory = memory;
+    cluster.limits.memory = memory;
     cluster
 }
 
@@ -113,7 +113,7 @@ async fn visit(cluster: Cluster, bytes: &[u8]) {
             is_alive(&dial, store).await;
             has_counted_every_byte(store);
         }
-        if cluster.memory > 1 << 20 {
+        if cluster.limits.memory > 1 << 20 {
             until("alike", || {
                 stores
                     .iter()
@@ -257,5 +257,5 @@ fn has_counted_every_byte(store: &Store) {
         (status.keys, status.tombstones, status.bytes),
         (keys, tombstones, bytes)
     );
-    assert!(bytes <= store.cluster().memory, "{bytes} bytes are kept");
+    assert!(bytes <= store.cluster().limits.memory, "{bytes} bytes are kept");
 }

@@ -212,7 +212,7 @@ impl Via {
         let node = place.and_then(|place| cluster.nodes().get(place));
         let node = node.ok_or_else(|| options.no_node(&cluster, name))?;
         // Unless told otherwise, the node is given the time to say itself why it cannot.
-        let longer = options.timeout() + cluster.window;
+        let longer = options.timeout() + cluster.limits.window;
         let patience = options.timeout.unwrap_or(longer);
         let peer = Peer::new(node, patience, tls::dial(&cluster)?);
         Ok(Target::Node(name.clone(), peer))

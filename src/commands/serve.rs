@@ -57,7 +57,7 @@ impl Serve {
         } else {
             vec![self.place(&cluster, options)?]
         };
-        let files = places.len() as u64 * (cluster.connections as u64 + OTHER_FILES);
+        let files = places.len() as u64 * (cluster.limits.connections as u64 + OTHER_FILES);
         match rlimit::increase_nofile_limit(files) {
             Ok(limit) if limit >= files => {}
             other => log::warn!("{files} open files are wanted, the limit is {other:?}"),
@@ -137,7 +137,7 @@ async fn node(
         );
     }
     let limits = Limits {
-        connections: cluster.connections,
+        connections: cluster.limits.connections,
         ..Limits::default()
     };
     let store = Arc::new(Store::new(cluster, place));

@@ -47,7 +47,7 @@ struct Line {
 impl Show {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         let cluster = options.cluster()?;
-        let peers = peers(&cluster, options.timeout().min(cluster.window))?;
+        let peers = peers(&cluster, options.timeout().min(cluster.limits.window))?;
         let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
         loop {
             let lines = ask_all(&peers, &cluster).await;

@@ -16,30 +16,17 @@ pub type Guard = Box<dyn Fn(Box<dyn Connection>, SocketAddr) -> Box<dyn Connecti
 /// How the nodes of this ring are reached.
 pub fn dial(cluster: &Cluster) -> Result<Dial, Invalid> {
     match &cluster.tls {
+        #[cfg(feature = "tls")]
         Some(files) => mutual::dial(files),
-        None => Ok(tcp()),
+        _ => Ok(tcp()),
     }
 }
 
 /// How the node of this name takes connections.
 pub fn guard(cluster: &Cluster, name: &str) -> Result<Guard, Invalid> {
-    match &cluster.tls {
-        Some(files) => mutual::guard(files, name),
-        None => Ok(Box::new(|stream, _| stream)),
-    }
-}
-
-/// A `[tls]` table is refused, not ignored.
-#[cfg(not(feature = "tls"))]
-mod mutual {
-    use super::{Dial, Guard, Invalid};
-    use crate::cluster::{Files, NOT_BUILT};
-
-    pub(super) fn dial(_: &Files) -> Result<Dial, Invalid> {
-        Err(Invalid(NOT_BUILT.to_owned()))
-    }
-
-    pub(super) fn guard(_: &Files, _: &str) -> Result<Guard, Invalid> {
-        Err(Invalid(NOT_BUILT.to_owned()))
+    match (&cluster.tls, name) {
+        #[cfg(feature = "tls")]
+        (Some(files), name) => mutual::guard(files, name),
+        _ => Ok(Box::new(|stream, _| stream)),
     }
 }

@@ -1,0 +1,225 @@
+//! `cluster.toml`: what may stand in it, and what is wrong with it, in one line.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Deserializer, de::Error};
+use toml::Spanned;
+
+use super::{Cluster, Node};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    nodes: Spanned<BTreeMap<Spanned<String>, Spanned<String>>>,
+    #[serde(default)]
+    limits: Limits,
+    tls: Option<Spanned<Files>>,
+}
+
+/// The table `[limits]`: a field that is not there has its default.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// The time in which a majority must have answered; the same on every host.
+    #[serde(deserialize_with = "window")]
+    pub window: Duration,
+    /// What a node's keys, values and overhead may take, in bytes.
+    #[serde(deserialize_with = "memory")]
+    pub memory: usize,
+    /// Connections that a node accepts at once.
+    #[serde(deserialize_with = "connections")]
+    pub connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            window: Duration::from_secs(1),
+            memory: 1 << 30,
+            connections: 1024,
+        }
+    }
+}
+
+fn window<'de, D: Deserializer<'de>>(field: D) -> Result<Duration, D::Error> {
+    let time = humantime::parse_duration(&String::deserialize(field)?).map_err(Error::custom)?;
+    let range = Duration::from_millis(50)..=Duration::from_secs(60);
+    within(range, time, "from 50ms to 60s")
+}
+
+fn memory<'de, D: Deserializer<'de>>(field: D) -> Result<usize, D::Error> {
+    let no_size = |_| D::Error::custom("a size like 512MiB or 1GiB");
+    let size: ByteSize = String::deserialize(field)?.parse().map_err(no_size)?;
+    let bytes = usize::try_from(size.as_u64()).map_err(Error::custom)?;
+    within(1 << 20..=usize::MAX, bytes, "at least 1MiB")
+}
+
+fn connections<'de, D: Deserializer<'de>>(field: D) -> Result<usize, D::Error> {
+    let count = usize::deserialize(field)?;
+    within(1..=1_000_000, count, "from 1 to 1000000")
+}
+
+fn within<T: PartialOrd, E: Error>(range: RangeInclusive<T>, it: T, why: &str) -> Result<T, E> {
+    match range.contains(&it) {
+        true => Ok(it),
+        false => Err(E::custom(why)),
+    }
+}
+
+/// The table `[tls]`: the same paths on every host, where each has files of its own.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive] // a build that cannot encrypt has none: reading the file refuses them
+pub struct Files {
+    /// The certificates of those who sign for this ring.
+    pub ca: PathBuf,
+    /// This host's certificate, and those between it and the `ca`.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// What is wrong with the file: one line that names file, line and field.
+#[derive(Debug)]
+pub struct Invalid(pub(crate) String);
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Invalid {}
+
+/// The same before file and line are known: where in the text, and `field: why`.
+type Wrong = (usize, String);
+
+impl Cluster {
+    /// Reads the file.
+    pub fn read(path: &Path) -> Result<Self, Invalid> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Cluster::parse(path, &text),
+            Err(error) => Err(Invalid(format!("{}: {error}", path.display()))),
+        }
+    }
+
+    /// Reads the file's text. The files of `[tls]` lie beside `path`, which errors name, too.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, Invalid> {
+        let file = toml::from_str(text).map_err(|error| misread(text, error));
+        file.and_then(|file| ring(file, path))
+            .map_err(|(at, what)| {
+                let line = lines_before(text, at) + 1;
+                let said = format!("{}:{line}: {what}", path.display());
+                Invalid(said.replace(char::is_control, "\u{fffd}")) // a terminal would obey them
+            })
+    }
+}
+
+/// What toml found. Printed without the text, its error ends with the field whose value does not
+/// fit; where the text is no TOML at all, the line may still begin with a field.
+fn misread(text: &str, mut error: toml::de::Error) -> Wrong {
+    let (at, message) = (
+        error.span().map_or(0, |span| span.start),
+        error.message().to_owned(),
+    );
+    error.set_input(None);
+    let printed = error.to_string();
+    let unfit = printed.trim_end_matches(['`', '\n']).rsplit_once("\nin `");
+    let broken = text
+        .lines()
+        .nth(lines_before(text, at))
+        .and_then(|line| line.split_once('='));
+    match unfit
+        .map(|(_, field)| field)
+        .or(broken.map(|(field, _)| field.trim()))
+    {
+        None | Some("") => (at, message),
+        Some(field) => (at, format!("{field}: {message}")),
+    }
+}
+
+fn lines_before(text: &str, at: usize) -> usize {
+    text.get(..at).unwrap_or(text).matches('\n').count()
+}
+
+/// Checks what concerns more than one field. The files of `[tls]` lie beside this one.
+fn ring(file: File, path: &Path) -> Result<Cluster, Wrong> {
+    let start = file.nodes.span().start;
+    let nodes = sorted(file.nodes.into_inner())?;
+    if nodes.is_empty() {
+        return Err((start, "nodes: a ring has at least one node".to_owned()));
+    }
+    if let Some(table) = &file.tls {
+        let certified = nodes.iter().try_for_each(|node| certifiable(&node.name));
+        certified.map_err(|why| (table.span().start, format!("tls: {why}")))?;
+    }
+    let beside = |file: PathBuf| path.with_file_name(file);
+    let tls = file.tls.map(Spanned::into_inner).map(|files| Files {
+        ca: beside(files.ca),
+        cert: beside(files.cert),
+        key: beside(files.key),
+    });
+    let limits = file.limits;
+    Ok(Cluster { nodes, limits, tls })
+}
+
+/// The nodes in ring order, which is the order of the table's map.
+fn sorted(table: BTreeMap<Spanned<String>, Spanned<String>>) -> Result<Vec<Node>, Wrong> {
+    let mut nodes: Vec<Node> = Vec::new();
+    for (name, address) in table {
+        let (name_at, at) = (name.span().start, address.span().start);
+        let (name, address) = (name.into_inner(), address.into_inner().to_lowercase());
+        if !is_name(&name) {
+            let why = "a name is letters, digits, '.', '-' and '_', 64 at most";
+            return Err((name_at, format!("nodes.{name:?}: {why}")));
+        }
+        check_address(&address).map_err(|why| (at, format!("nodes.{name}: {address:?}{why}")))?;
+        if let Some(Node { name: twin, .. }) = nodes.iter().find(|twin| twin.address == address) {
+            let why = format!("{address} is the address of {twin} too");
+            return Err((at, format!("nodes.{name}: {why}")));
+        }
+        nodes.push(Node { name, address });
+    }
+    Ok(nodes)
+}
+
+/// Whether a certificate can be for this name: it carries names as DNS has them.
+#[cfg(feature = "tls")]
+fn certifiable(name: &str) -> Result<(), String> {
+    let why = |_| format!("no certificate can be for {name:?}, which DNS would not take");
+    rustls::pki_types::DnsName::try_from(name)
+        .map_err(why)
+        .map(drop)
+}
+
+#[cfg(not(feature = "tls"))]
+fn certifiable(_: &str) -> Result<(), &'static str> {
+    Err("this kv54 was built without TLS; build it with --features tls")
+}
+
+fn is_name(name: &str) -> bool {
+    let known = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
+    (1..=64).contains(&name.len()) && name.chars().all(known)
+}
+
+/// Whether this can be a `host:port` at all; only dialling shows whether it is one.
+fn check_address(address: &str) -> Result<(), &'static str> {
+    let (host, port) = address.rsplit_once(':').ok_or(" has no :port")?;
+    let number = port.parse::<u16>().unwrap_or(0);
+    if number == 0 || number.to_string() != port {
+        return Err(": a port is a number from 1 to 65535");
+    }
+    // Digits and dots alone look like IPv4, so they must be.
+    let digits = host.chars().all(|c| c.is_ascii_digit() || c == '.');
+    let is_name = !digits && host.len() <= 253 && host.split('.').all(is_name);
+    match is_name || address.parse::<SocketAddr>().is_ok() {
+        true => Ok(()),
+        false => Err(": a host is an IPv4 address, an IPv6 address in brackets, or a name"),
+    }
+}

@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 use kv54::client::Client;
 use kv54::cluster::{self, Cluster};
 use kv54::entry::Packed;
-use kv54::join::join;
 use kv54::replicas::Replicas;
 use kv54::rpc::{self, Dial, Limits, Peer, codec};
 use kv54::server::Node;
@@ -137,13 +136,10 @@ async fn live(store: Arc<Store>, listener: TcpListener, network: &Dial, stop: &C
     let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
         return;
     };
-    let replicas = Replicas::at_home(&store, TIMEOUT, network);
-    let client = Client { replicas };
-    let node = Node { store, client };
+    let node = Node::new(store, TIMEOUT, network);
     let incoming = rpc::incoming(&listener, |stream, _| stream);
     tokio::select! {
-        () = rpc::serve(incoming, &node, Limits::default(), CancellationToken::new()) => {}
-        () = join(&node.store, &node.client.replicas) => {}
+        () = node.live(incoming, Limits::default(), CancellationToken::new()) => {}
         () = stop.cancelled() => {} // in the middle of whatever it does
     }
 }

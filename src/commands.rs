@@ -13,6 +13,7 @@ use clap_complete::Shell;
 use crate::client::Client;
 use crate::cluster::{Cluster, Invalid};
 use crate::error::{Error, Kind};
+use crate::node;
 use crate::replicas::Replicas;
 use crate::rpc::tls;
 
@@ -158,7 +159,7 @@ impl Options {
     }
 
     fn timeout(&self) -> Duration {
-        self.timeout.unwrap_or(serve::TIMEOUT)
+        self.timeout.unwrap_or(node::TIMEOUT)
     }
 
     fn client(&self) -> Result<Client, Failure> {

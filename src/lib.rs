@@ -5,6 +5,7 @@
 //! | `main.rs` | the door: reads the arguments, runs a server or a client |
 //! | [`server`] | **a node**: what it answers to each method |
 //! | [`client`] | **any two of three**: get, set, delete |
+//! | [`node`] | a node's life: it is put together, binds, joins, serves, stops |
 //! | [`cluster`] | the ring: sorted names → `crc32 % N`, next, next; and the file `cluster.toml` |
 //! | [`entry`] | stamp and value, and their one wire form |
 //! | [`store`] | the newest entry of each key, in memory |
@@ -42,6 +43,7 @@ pub mod commands;
 pub mod entry;
 pub mod error;
 pub mod join;
+pub mod node;
 pub mod replicas;
 pub mod rpc;
 pub mod sabotage;

@@ -56,7 +56,9 @@ fn is_a_ring(cluster: &Cluster) {
     assert_eq!(cluster.copies(), nodes.min(3));
     assert!(2 * cluster.majority() > cluster.copies() && cluster.majority() <= cluster.copies());
     assert!((Duration::from_millis(50)..=Duration::from_secs(60)).contains(&cluster.limits.window));
-    assert!(cluster.limits.memory >= 1 << 20 && (1..=1_000_000).contains(&cluster.limits.connections));
+    assert!(
+        cluster.limits.memory >= 1 << 20 && (1..=1_000_000).contains(&cluster.limits.connections)
+    );
     is_read_as_it_is_written(cluster);
 }
 
@@ -66,7 +68,10 @@ fn is_read_as_it_is_written(cluster: &Cluster) {
         .nodes()
         .iter()
         .map(|node| format!("'{}' = '{}'\n", node.name, node.address));
-    let window = format!("[limits]\nwindow = '{}ns'\n", cluster.limits.window.as_nanos());
+    let window = format!(
+        "[limits]\nwindow = '{}ns'\n",
+        cluster.limits.window.as_nanos()
+    );
     let file: String = ["[nodes]\n".to_owned()]
         .into_iter()
         .chain(lines)

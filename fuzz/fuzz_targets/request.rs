@@ -9,15 +9,12 @@ use std::time::Duration;
 use bytes::BytesMut;
 use futures::channel::mpsc;
 use futures::future::join_all;
-use kv54::client::Client;
 use kv54::cluster::{self, Cluster};
 use kv54::error::Error;
-use kv54::join::join;
-use kv54::replicas::Replicas;
 use kv54::rpc::codec::{
     Codec, Request, Response, decode, encode, encode_number, string, write_request,
 };
-use kv54::rpc::{Connection, Dial, Limits, serve};
+use kv54::rpc::{Connection, Dial, Limits};
 use kv54::server::Node;
 use kv54::status::Status;
 use kv54::store::Store;
@@ -84,20 +81,12 @@ async fn visit(cluster: Cluster, bytes: &[u8]) {
     });
     let node = |place| {
         let store = Arc::new(Store::new(cluster.clone(), place));
-        let replicas = Replicas::at_home(&store, TIMEOUT, &dial);
-        Node {
-            store,
-            client: Client { replicas },
-        }
+        Node::new(store, TIMEOUT, &dial)
     };
-    let nodes: Vec<Node> = (0..cluster.nodes().len()).map(node).collect();
+    let nodes: Vec<Arc<Node>> = (0..cluster.nodes().len()).map(node).collect();
     let stores: Vec<Arc<Store>> = nodes.iter().map(|node| node.store.clone()).collect();
     let lives = nodes.iter().zip(incoming).map(async |(node, incoming)| {
-        tokio::select! {
-            biased;
-            () = serve(incoming, node, LIMITS, CancellationToken::new()) => {}
-            () = join(&node.store, &node.client.replicas) => {}
-        }
+        node.live(incoming, LIMITS, CancellationToken::new()).await;
     });
     let guest = async {
         until("ready", || {
@@ -257,5 +246,8 @@ fn has_counted_every_byte(store: &Store) {
         (status.keys, status.tombstones, status.bytes),
         (keys, tombstones, bytes)
     );
-    assert!(bytes <= store.cluster().limits.memory, "{bytes} bytes are kept");
+    assert!(
+        bytes <= store.cluster().limits.memory,
+        "{bytes} bytes are kept"
+    );
 }

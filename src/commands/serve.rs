@@ -1,32 +1,21 @@
 //! `serve`: runs a node, or every node of the file, each in a thread of its own.
 
 use std::io::{self, Write as _};
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
 
 use clap::Args;
 use futures::StreamExt as _;
-use futures::future::join_all;
 use futures::stream::FuturesUnordered;
-use tokio::net::{TcpListener, lookup_host};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::{Failure, Options, Outcome, block_on};
-use crate::client::Client;
 use crate::cluster::Cluster;
-use crate::join::join;
-use crate::replicas::Replicas;
-use crate::rpc::{self, Limits, tls};
-use crate::server::Node;
-use crate::store::Store;
+use crate::node;
 
-/// How long an operation is tried again for a guest of the node.
-pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 /// Files that a node needs beside its connections: to its peers, and its own.
 const OTHER_FILES: u64 = 64;
 
@@ -75,7 +64,11 @@ impl Serve {
             let name = cluster.name(place).to_owned();
             let (cluster, listen, stop) = (cluster.clone(), self.listen.clone(), stop.clone());
             let (end, ended) = oneshot::channel();
-            let run = move || end.send(block_on(node(cluster, place, listen, stop)));
+            let life = async move {
+                let ended = node::run(cluster, place, listen, stop).await;
+                ended.map(|()| ExitCode::SUCCESS).map_err(Failure::usage)
+            };
+            let run = move || end.send(block_on(life));
             thread::Builder::new()
                 .name(name)
                 .spawn(run)
@@ -115,82 +108,6 @@ impl Serve {
             Failure { code, why }
         })
     }
-}
-
-/// Runs one node in this thread until `stop`.
-async fn node(
-    cluster: Arc<Cluster>,
-    place: usize,
-    listen: Option<String>,
-    stop: CancellationToken,
-) -> Outcome {
-    let (dial, guard) = (
-        tls::dial(&cluster)?,
-        tls::guard(&cluster, cluster.name(place))?,
-    );
-    let listener = bind(&cluster, place, listen).await?;
-    let address = listener.local_addr().map_err(Failure::usage)?;
-    log::info!("listening on {address}");
-    if cluster.tls.is_none() && !address.ip().is_loopback() {
-        log::warn!(
-            "{address} is open to everybody who can reach it; [tls] in cluster.toml closes it"
-        );
-    }
-    let limits = Limits {
-        connections: cluster.limits.connections,
-        ..Limits::default()
-    };
-    let store = Arc::new(Store::new(cluster, place));
-    let replicas = Replicas::at_home(&store, TIMEOUT, &dial);
-    let node = Arc::new(Node {
-        store,
-        client: Client { replicas },
-    });
-    let joiner = node.clone();
-    let joining = tokio::spawn(async move { join(&joiner.store, &joiner.client.replicas).await });
-    // A task of its own takes turns with the peers'; a runtime's main future comes after a wait.
-    let serving = tokio::spawn(async move {
-        // The listener stays bound while anything is answered here, so that no successor is.
-        let incoming = rpc::incoming(&listener, guard);
-        rpc::serve(incoming, &*node, limits, stop).await;
-    });
-    serving.await.map_err(Failure::usage)?;
-    joining.abort();
-    log::info!("stopped");
-    Ok(ExitCode::SUCCESS)
-}
-
-async fn bind(
-    cluster: &Cluster,
-    place: usize,
-    listen: Option<String>,
-) -> Result<TcpListener, Failure> {
-    let Some(node) = cluster.nodes().get(place) else {
-        return Err(Failure::usage("no such node"));
-    };
-    let address = listen.as_ref().unwrap_or(&node.address);
-    let failed = |error: io::Error| Failure::usage(format!("{}: {address}: {error}", node.name));
-    let found: Vec<SocketAddr> = lookup_host(address).await.map_err(failed)?.collect();
-    if listen.is_none() && found.iter().all(|address| address.ip().is_loopback()) {
-        if let Some(other) = off_loopback(cluster).await {
-            return Err(Failure::usage(format!(
-                "{}: {address} is loopback on this machine, where {other} cannot reach it; \
-                 --listen 0.0.0.0:PORT listens on the network",
-                node.name,
-            )));
-        }
-    }
-    TcpListener::bind(&*found).await.map_err(failed)
-}
-
-/// The first node of the file that is not on this machine's loopback.
-async fn off_loopback(cluster: &Cluster) -> Option<&str> {
-    let nodes = cluster.nodes();
-    let found = join_all(nodes.iter().map(|node| lookup_host(&node.address))).await;
-    nodes.iter().zip(found).find_map(|(node, found)| {
-        let off = found.ok()?.any(|address| !address.ip().is_loopback());
-        off.then_some(&*node.name)
-    })
 }
 
 /// Log lines on standard error, each with its node's name, which is its thread's.

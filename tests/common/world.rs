@@ -18,10 +18,9 @@ use kv54::client::Client;
 use kv54::cluster::Cluster;
 use kv54::entry::Packed;
 use kv54::error::{Error, Kind};
-use kv54::join::join;
 use kv54::replicas::Replicas;
 use kv54::rpc::codec::{decode, encode};
-use kv54::rpc::{Connection, Dial, Limits, Peer, serve};
+use kv54::rpc::{Connection, Dial, Limits, Peer};
 use kv54::server::Node;
 use kv54::store::Store;
 use msgpack_rpc::Value;
@@ -209,22 +208,14 @@ async fn node(world: Rc<World>, place: usize) -> turmoil::Result {
     let listener = TcpListener::bind("0.0.0.0:54").await?;
     let store = Arc::new(Store::new(world.cluster.clone(), place));
     world.stores.borrow_mut().insert(place, store.clone());
-    let node = Node {
-        client: Client {
-            replicas: Replicas::at_home(&store, TIMEOUT, &dial()),
-        },
-        store,
-    };
+    let node = Node::new(store, TIMEOUT, &dial());
     let incoming = pin!(stream::unfold(listener, async |listener| {
         let accepted: io::Result<_> = listener.accept().await;
         let accepted = accepted.map(|(stream, _)| Box::new(stream) as Box<dyn Connection>);
         Some((accepted, listener))
     }));
-    tokio::select! {
-        biased;
-        () = serve(incoming, &node, LIMITS, CancellationToken::new()) => {}
-        () = join(&node.store, &node.client.replicas) => {}
-    }
+    let never = CancellationToken::new();
+    node.live(incoming, LIMITS, never).await;
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 
 mod file;
 
-pub use file::{Files, Invalid, Limits};
+pub use file::{Files, Limits};
 
 /// The longest key, in bytes.
 pub const MAX_KEY: usize = 1 << 10;
@@ -20,7 +20,7 @@ pub const COPIES: usize = 3;
 /// let cluster = kv54::cluster::Cluster::parse("cluster.toml".as_ref(), text)?;
 /// assert_eq!(cluster.names(), ["alice", "bob"]);
 /// assert_eq!(cluster.name(cluster.owner(b"tea")), "alice"); // 2391201714 % 2 = 0
-/// # Ok::<(), kv54::cluster::Invalid>(())
+/// # Ok::<(), std::io::Error>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct Cluster {

@@ -11,7 +11,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::client::Client;
-use crate::cluster::{Cluster, Invalid};
+use crate::cluster::Cluster;
 use crate::error::{Error, Kind};
 use crate::node;
 use crate::replicas::Replicas;
@@ -188,9 +188,9 @@ impl Failure {
     }
 }
 
-impl From<Invalid> for Failure {
-    fn from(invalid: Invalid) -> Self {
-        Failure::usage(invalid)
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Failure::usage(error)
     }
 }
 
@@ -208,8 +208,7 @@ impl From<Error> for Failure {
 fn block_on(command: impl Future<Output = Outcome>) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build();
-    let runtime = runtime.map_err(Failure::usage)?;
+        .build()?;
     let outcome = runtime.block_on(command);
     runtime.shutdown_background(); // a name that is still being looked up is no reason to stay
     outcome

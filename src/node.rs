@@ -51,8 +51,8 @@ pub async fn run(
     listen: Option<String>,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    let dial = tls::dial(&cluster).map_err(io::Error::other)?;
-    let guard = tls::guard(&cluster, cluster.name(place)).map_err(io::Error::other)?;
+    let dial = tls::dial(&cluster)?;
+    let guard = tls::guard(&cluster, cluster.name(place))?;
     // Bound until the process ends: no successor starts while this node still answers.
     let listener: &TcpListener = Box::leak(Box::new(bind(&cluster, place, listen).await?));
     let address = listener.local_addr()?;

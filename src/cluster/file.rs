@@ -1,7 +1,7 @@
 //! `cluster.toml`: what may stand in it, and what is wrong with it, in one line.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -85,63 +85,43 @@ pub struct Files {
     pub key: PathBuf,
 }
 
-/// What is wrong with the file: one line that names file, line and field.
-#[derive(Debug)]
-pub struct Invalid(pub(crate) String);
-
-impl fmt::Display for Invalid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Invalid {}
-
-/// The same before file and line are known: where in the text, and `field: why`.
+/// What is wrong with the text: where in it, and `field: why`.
 type Wrong = (usize, String);
 
 impl Cluster {
-    /// Reads the file.
-    pub fn read(path: &Path) -> Result<Self, Invalid> {
+    /// Reads the file. An error is one line that names file, line and field.
+    pub fn read(path: &Path) -> io::Result<Self> {
         match std::fs::read_to_string(path) {
             Ok(text) => Cluster::parse(path, &text),
-            Err(error) => Err(Invalid(format!("{}: {error}", path.display()))),
+            Err(error) => Err(io::Error::other(format!("{}: {error}", path.display()))),
         }
     }
 
     /// Reads the file's text. The files of `[tls]` lie beside `path`, which errors name, too.
-    pub fn parse(path: &Path, text: &str) -> Result<Self, Invalid> {
+    pub fn parse(path: &Path, text: &str) -> io::Result<Self> {
         let file = toml::from_str(text).map_err(|error| misread(text, error));
-        file.and_then(|file| ring(file, path))
-            .map_err(|(at, what)| {
-                let line = lines_before(text, at) + 1;
-                let said = format!("{}:{line}: {what}", path.display());
-                Invalid(said.replace(char::is_control, "\u{fffd}")) // a terminal would obey them
-            })
+        let ring = file.and_then(|file| ring(file, path));
+        ring.map_err(|(at, what)| {
+            let line = lines_before(text, at) + 1;
+            let said = format!("{}:{line}: {what}", path.display());
+            io::Error::other(said.replace(char::is_control, "\u{fffd}")) // a terminal would obey them
+        })
     }
 }
 
 /// What toml found. Printed without the text, its error ends with the field whose value does not
 /// fit; where the text is no TOML at all, the line may still begin with a field.
 fn misread(text: &str, mut error: toml::de::Error) -> Wrong {
-    let (at, message) = (
-        error.span().map_or(0, |span| span.start),
-        error.message().to_owned(),
-    );
+    let at = error.span().map_or(0, |span| span.start);
+    let line = text.lines().nth(lines_before(text, at)).unwrap_or_default();
     error.set_input(None);
     let printed = error.to_string();
-    let unfit = printed.trim_end_matches(['`', '\n']).rsplit_once("\nin `");
-    let broken = text
-        .lines()
-        .nth(lines_before(text, at))
-        .and_then(|line| line.split_once('='));
-    match unfit
-        .map(|(_, field)| field)
-        .or(broken.map(|(field, _)| field.trim()))
-    {
-        None | Some("") => (at, message),
-        Some(field) => (at, format!("{field}: {message}")),
-    }
+    let field = match printed.trim_end_matches(['`', '\n']).rsplit_once("\nin `") {
+        Some((_, field)) => field,
+        None => line.split_once('=').map_or("", |(field, _)| field.trim()),
+    };
+    let what = format!("{field}: {}", error.message());
+    (at, what.trim_start_matches(": ").to_owned())
 }
 
 fn lines_before(text: &str, at: usize) -> usize {

@@ -56,8 +56,8 @@ impl Serve {
 
     /// A thread for each node, until a signal says stop.
     async fn run_all(&self, cluster: &Arc<Cluster>, places: &[usize]) -> Outcome {
-        let mut terminate = signal(SignalKind::terminate()).map_err(Failure::usage)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::usage)?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
         let stop = CancellationToken::new();
         let mut ends = FuturesUnordered::new();
         for &place in places {
@@ -65,14 +65,11 @@ impl Serve {
             let (cluster, listen, stop) = (cluster.clone(), self.listen.clone(), stop.clone());
             let (end, ended) = oneshot::channel();
             let life = async move {
-                let ended = node::run(cluster, place, listen, stop).await;
-                ended.map(|()| ExitCode::SUCCESS).map_err(Failure::usage)
+                node::run(cluster, place, listen, stop).await?;
+                Ok(ExitCode::SUCCESS)
             };
             let run = move || end.send(block_on(life));
-            thread::Builder::new()
-                .name(name)
-                .spawn(run)
-                .map_err(Failure::usage)?;
+            thread::Builder::new().name(name).spawn(run)?;
             ends.push(ended);
         }
         let mut outcome = Ok(ExitCode::SUCCESS);

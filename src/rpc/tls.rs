@@ -2,10 +2,11 @@
 //! and a node's is for its name, wherever it listens. Compiled in with the feature `tls`;
 //! without it, a file with a `[tls]` table is refused.
 
+use std::io;
 use std::net::SocketAddr;
 
 use super::{Connection, Dial, tcp};
-use crate::cluster::{Cluster, Invalid};
+use crate::cluster::Cluster;
 
 #[cfg(feature = "tls")]
 mod mutual;
@@ -14,7 +15,7 @@ mod mutual;
 pub type Guard = Box<dyn Fn(Box<dyn Connection>, SocketAddr) -> Box<dyn Connection> + Send>;
 
 /// How the nodes of this ring are reached.
-pub fn dial(cluster: &Cluster) -> Result<Dial, Invalid> {
+pub fn dial(cluster: &Cluster) -> io::Result<Dial> {
     match &cluster.tls {
         #[cfg(feature = "tls")]
         Some(files) => mutual::dial(files),
@@ -23,7 +24,7 @@ pub fn dial(cluster: &Cluster) -> Result<Dial, Invalid> {
 }
 
 /// How the node of this name takes connections.
-pub fn guard(cluster: &Cluster, name: &str) -> Result<Guard, Invalid> {
+pub fn guard(cluster: &Cluster, name: &str) -> io::Result<Guard> {
     match (&cluster.tls, name) {
         #[cfg(feature = "tls")]
         (Some(files), name) => mutual::guard(files, name),

@@ -28,7 +28,7 @@ use tokio_rustls::server::Accept;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::Guard;
-use crate::cluster::{Files, Invalid, Node};
+use crate::cluster::{Files, Node};
 use crate::rpc::{Connection, Dial, lock, tcp};
 
 /// The time that the handshake of an accepted connection may take.
@@ -45,7 +45,7 @@ struct Identity {
 }
 
 impl Identity {
-    fn read(files: &Files) -> Result<Self, Invalid> {
+    fn read(files: &Files) -> io::Result<Self> {
         let mut ca = RootCertStore::empty();
         for certificate in certificates(&files.ca)? {
             ca.add(certificate)
@@ -78,7 +78,7 @@ impl Identity {
     }
 }
 
-pub(super) fn dial(files: &Files) -> Result<Dial, Invalid> {
+pub(super) fn dial(files: &Files) -> io::Result<Dial> {
     let own = Identity::read(files)?;
     let mut config = ClientConfig::builder_with_provider(own.provider)
         .with_safe_default_protocol_versions()
@@ -112,7 +112,7 @@ pub(super) fn dial(files: &Files) -> Result<Dial, Invalid> {
     }))
 }
 
-pub(super) fn guard(files: &Files, name: &str) -> Result<Guard, Invalid> {
+pub(super) fn guard(files: &Files, name: &str) -> io::Result<Guard> {
     let own = Identity::read(files)?;
     own.check(name)
         .map_err(|error| invalid(&files.cert, error))?;
@@ -227,7 +227,7 @@ fn server_name(name: &str) -> Result<ServerName<'static>, InvalidDnsNameError> {
     DnsName::try_from(name.to_owned()).map(ServerName::DnsName)
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Invalid> {
+fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     match read {
         Ok(none) if none.is_empty() => Err(pem::Error::NoItemsFound),
@@ -236,14 +236,14 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Invalid> {
     .map_err(|error| unreadable(path, error, "certificate"))
 }
 
-fn unreadable(path: &Path, error: pem::Error, what: &str) -> Invalid {
+fn unreadable(path: &Path, error: pem::Error, what: &str) -> io::Error {
     match error {
         pem::Error::Io(error) => invalid(path, error),
         _ => invalid(path, format_args!("there is no {what} in it, as PEM")),
     }
 }
 
-fn unfit(files: &Files, error: &Error) -> Invalid {
+fn unfit(files: &Files, error: &Error) -> io::Error {
     match error {
         Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
             let why = format!("it is not the key of {}", files.cert.display());
@@ -253,8 +253,8 @@ fn unfit(files: &Files, error: &Error) -> Invalid {
     }
 }
 
-fn invalid(path: &Path, why: impl Display) -> Invalid {
-    Invalid(format!("{}: {why}", path.display()))
+fn invalid(path: &Path, why: impl Display) -> io::Error {
+    io::Error::other(format!("{}: {why}", path.display()))
 }
 
 /// What broke a handshake, where the library's own words would puzzle a person.

@@ -107,21 +107,7 @@ impl Error {
         }
     }
 
-    /// The error of a method that there is not, or not with so many parameters.
-    pub fn not_a_request(method: &str, params: usize) -> Self {
-        let usage = match method {
-            "get" | "delete" => "[key]",
-            "set" => "[key, value]",
-            "load" => "[ring, key] or [ring, key, known stamp]",
-            "store" => "[ring, key, [counter, writer, value]]",
-            "scan" => "[ring, part, cursor]",
-            "status" => "[]",
-            _ => return Error::new(Kind::NoSuchMethod, format!("{:?}", beginning(method))),
-        };
-        Error::bad_request(format!("{method} takes {usage}, not {params} parameters"))
-    }
-
-    /// What this error means to somebody who only reads: what is unknown did not happen for them.
+    /// The same error for a read: an unknown outcome is only unavailable, since nothing was written.
     #[must_use]
     pub fn of_read(mut self) -> Self {
         if self.kind == Kind::UnknownOutcome {

@@ -13,6 +13,7 @@
 //! | [`join`] | catching up after a restart or a cut |
 //! | [`replicas`] | asking a key's replicas: whom first, how many, for how long |
 //! | [`rpc`] | MessagePack-RPC: codec, server loop, connections; [TLS](rpc::tls) is one kind of connection |
+//! | [`methods`] | what a node can be asked, in one table |
 //! | [`error`] | what can go wrong, as the wire says it |
 //! | [`bench`](mod@bench) | a load generator, for this wire and for others |
 //! | [`sabotage`] | bugs that the proof must find, compiled in for its test only |
@@ -43,6 +44,7 @@ pub mod commands;
 pub mod entry;
 pub mod error;
 pub mod join;
+pub mod methods;
 pub mod node;
 pub mod replicas;
 pub mod rpc;

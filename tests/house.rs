@@ -5,8 +5,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use kv54::methods::METHODS;
+
 /// The modules from the top to the bottom. Those in one line do not import each other.
-const FLOORS: [&[&str]; 16] = [
+const FLOORS: [&[&str]; 17] = [
     &["main"],
     &["commands"],
     &["bench"],
@@ -20,6 +22,7 @@ const FLOORS: [&[&str]; 16] = [
     &["entry"],
     &["rpc"],
     &["cluster"],
+    &["methods"],
     &["error"],
     &["sabotage"],
     &["lib"], // names every module, imports none
@@ -38,6 +41,30 @@ fn imports_run_downwards() {
         }
     }
     assert!(climbing.is_empty(), "climbing:\n{}", climbing.join("\n"));
+}
+
+#[test]
+fn every_method_is_answered_and_documented() {
+    let server = fs::read_to_string("src/server.rs").unwrap();
+    let arms = server.split("(\"").skip(1);
+    let answered: Vec<&str> = arms.map(|arm| arm.split('"').next().unwrap()).collect();
+    let names: Vec<&str> = METHODS.iter().map(|(name, ..)| *name).collect();
+    assert_eq!(answered, names, "src/server.rs and src/methods.rs");
+
+    let wire = fs::read_to_string("docs/wire.md").unwrap();
+    let (_, table) = wire
+        .split_once("| method | parameters | answer |\n")
+        .unwrap();
+    let rows: Vec<&str> = table
+        .lines()
+        .skip(1)
+        .map_while(|line| line.strip_prefix("| `"))
+        .collect();
+    let written = METHODS.map(|(name, params, answer)| {
+        let params = if params.is_empty() { "none" } else { params };
+        format!("{name}` | {params} | {answer} |")
+    });
+    assert_eq!(rows, written, "docs/wire.md and src/methods.rs");
 }
 
 #[test]

@@ -142,6 +142,18 @@ impl Replicas {
         }
     }
 
+    /// What nodes said instead of an answer: `bob: connection refused; carol: joining: …`.
+    pub(crate) fn said(&self, errors: &[(usize, Error)]) -> String {
+        let said = errors.iter().map(|(place, error)| {
+            let name = self.cluster.name(*place);
+            match error.kind {
+                Kind::Unavailable | Kind::UnknownOutcome => format!("{name}: {}", error.why),
+                _ => format!("{name}: {error}"),
+            }
+        });
+        said.collect::<Vec<_>>().join("; ")
+    }
+
     /// How a node is asked, and the fingerprint that it wants to hear.
     fn node(&self, place: usize) -> Result<(&Peer, &[u8]), Error> {
         let node = self.peers.get(place).zip(self.fingerprints.get(place));
@@ -352,13 +364,7 @@ impl Operation<'_> {
             let why = format!("key {key:?}: {}: {}", cluster.name(*place), error.why);
             return Error::new(error.kind, why);
         }
-        let said = errors.iter().map(|(place, error)| match error.kind {
-            Kind::Unavailable | Kind::UnknownOutcome => {
-                format!("{}: {}", cluster.name(*place), error.why)
-            }
-            _ => format!("{}: {error}", cluster.name(*place)),
-        });
-        let said = said.collect::<Vec<_>>().join("; ");
+        let said = self.replicas.said(errors);
         let (copies, needed) = (cluster.copies(), cluster.majority());
         let why = format!(
             "key {key:?}: {answered} of {copies} replicas answered, {needed} needed ({said})"

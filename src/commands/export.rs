@@ -85,7 +85,7 @@ impl Part {
     /// Lists so many replicas that every write that was answered is on one of them.
     async fn export(&mut self, patience: Duration) -> Result<(), Failure> {
         let cluster = self.client.replicas.cluster().clone();
-        let needed = cluster.copies() - cluster.majority() + 1;
+        let (copies, needed) = (cluster.copies(), cluster.copies() - cluster.majority() + 1);
         let mut to_list: Vec<usize> = cluster.replicas(self.number).collect();
         let mut deadline = Instant::now() + patience;
         loop {
@@ -99,23 +99,19 @@ impl Part {
                     Err(Stop::Node(error)) => errors.push((place, error)),
                     Err(Stop::All(failure)) => return Err(failure),
                 }
-                if cluster.copies() - to_list.len() >= needed {
+                if copies - to_list.len() >= needed {
                     return Ok(());
                 }
             }
             let refused = errors.iter().filter(|(_, error)| error.kind.is_refusal());
-            let hopeless = refused.clone().count() > cluster.copies() - needed;
+            let hopeless = refused.clone().count() > copies - needed;
             if hopeless || Instant::now() + RETRY >= deadline {
                 let kind = refused.map(|(_, error)| error.kind).find(|_| hopeless);
-                let said = errors
-                    .iter()
-                    .map(|(place, error)| format!("{}: {error}", cluster.name(*place)));
                 let why = format!(
-                    "{} of the {} replicas of {}'s keys could be listed, {needed} needed ({})",
-                    cluster.copies() - to_list.len(),
-                    cluster.copies(),
+                    "{} of the {copies} replicas of {}'s keys could be listed, {needed} needed ({})",
+                    copies - to_list.len(),
                     cluster.name(self.number),
-                    said.collect::<Vec<_>>().join("; "),
+                    self.client.replicas.said(&errors),
                 );
                 return Err(incomplete(Error::new(
                     kind.unwrap_or(Kind::Unavailable),
@@ -130,8 +126,8 @@ impl Part {
     async fn list(&mut self, place: usize) -> Result<(), Stop> {
         let client = self.client.clone();
         let mut scan = Scan::new(&client.replicas, place, self.number);
-        // Does its word count? Not while it is joining: what it lists may lack answered writes.
-        // A load tells; that between two pages of one start the node cannot have restarted.
+        // A joining node's list may lack answered writes. Such a node refuses `load`, so it is
+        // asked one. The pages before and after it have one start id: it has not restarted since.
         scan.page().await.map_err(Stop::Node)?;
         let key = encode_bytes(self.some_key().as_bytes());
         let question: [&[u8]; 2] = [&key, &Stamp::MAX.encode()];

@@ -11,7 +11,7 @@ use futures::future::join_all;
 use indexmap::IndexMap;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use tokio::sync::mpsc::{Sender, channel};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::{Failure, Options, Outcome, line, print};
 use crate::client::Client;
@@ -46,12 +46,6 @@ struct Batch {
     last: u64, // the number of its last line
 }
 
-/// A line that cannot be set.
-struct Bad {
-    number: u64,
-    why: String,
-}
-
 impl Import {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         let client = options.client()?;
@@ -59,41 +53,12 @@ impl Import {
             let hint = "the lines are what you type now, until Ctrl-D";
             let _ = writeln!(io::stderr(), "kv54: {hint}");
         }
-        let bar = progress();
         // A thread of its own: reading may wait, and answers are not to wait for that.
-        let (batches, mut coming) = channel(2);
-        let from = self.from;
-        thread::spawn(move || read(io::stdin().lock(), from, &batches));
-        let mut done = 0;
-        let mut stopped = None;
-        while let Some(batch) = coming.recv().await {
-            stopped = match batch {
-                Ok(Batch {
-                    sets, read, last, ..
-                }) => {
-                    let lines = sets.len();
-                    let failure = set(&client, sets).await;
-                    if failure.is_none() {
-                        done += lines;
-                        let rate = per_second(done, &bar);
-                        bar.set_position(read);
-                        bar.set_message(format!("line {last}, {rate}/s"));
-                    }
-                    failure
-                }
-                Err(Bad { number, why }) => Some(Failure::usage(format!(
-                    "line {number}: {why}; every line before it is written, none after it"
-                ))),
-            };
-            if stopped.is_some() {
-                break;
-            }
-        }
-        bar.finish_and_clear();
+        let (batches, coming) = channel(2);
+        thread::spawn(move || read(io::stdin().lock(), self.from, &batches));
+        let imported = set_all(&client, coming).await;
         client.replicas.settle().await;
-        if let Some(failure) = stopped {
-            return Err(failure);
-        }
+        let done = imported?;
         let s = if done == 1 { "" } else { "s" };
         print(match options.json {
             true => format!("{}\n", json!({ "lines": done })),
@@ -103,14 +68,35 @@ impl Import {
     }
 }
 
-/// Sets all of these, and says which line is the first that could not be.
-async fn set(client: &Client, sets: IndexMap<Vec<u8>, (u64, Packed)>) -> Option<Failure> {
+/// Sets batch after batch; how many lines that were.
+async fn set_all(
+    client: &Client,
+    mut coming: Receiver<Result<Batch, Failure>>,
+) -> Result<usize, Failure> {
+    let (bar, mut done) = (progress(), 0);
+    while let Some(batch) = coming.recv().await {
+        let Batch {
+            sets, read, last, ..
+        } = batch?;
+        let lines = sets.len();
+        set(client, sets).await?;
+        done += lines;
+        bar.set_position(read);
+        bar.set_message(format!("line {last}, {}/s", per_second(done, &bar)));
+    }
+    bar.finish_and_clear();
+    Ok(done)
+}
+
+/// Sets all of these, or says which line is the first that could not be.
+async fn set(client: &Client, sets: IndexMap<Vec<u8>, (u64, Packed)>) -> Result<(), Failure> {
     let set = async |(key, (number, value)): (Vec<u8>, (u64, Packed))| {
         let outcome = client.set(&key, &value).await;
-        outcome.err().map(|error: Error| (number, error))
+        outcome.map_err(|error| (number, error))
     };
-    let failed = join_all(sets.into_iter().map(set)).await;
-    failed.into_iter().flatten().next().map(|(number, error)| {
+    let written = join_all(sets.into_iter().map(set)).await;
+    let first = written.into_iter().collect::<Result<Vec<()>, _>>();
+    first.map(drop).map_err(|(number, error): (u64, Error)| {
         let Failure { code, why } = error.into();
         let why = format!(
             "line {number}: {why}; every line before it is written: go on with --from {number}"
@@ -119,32 +105,23 @@ async fn set(client: &Client, sets: IndexMap<Vec<u8>, (u64, Packed)>) -> Option<
     })
 }
 
-/// Reads lines to the end or to the first that is none, and hands them on in batches.
-fn read(mut input: impl BufRead, from: u64, batches: &Sender<Result<Batch, Bad>>) {
+/// Reads lines to the end or to the first bad one, and hands them on in batches.
+fn read(mut input: impl BufRead, from: u64, batches: &Sender<Result<Batch, Failure>>) {
     let (mut batch, mut line) = (Batch::default(), Vec::new());
     let mut number = 0;
     let bad = loop {
-        line.clear();
         number += 1;
-        let most = line::MAX_LINE as u64 + 1;
-        match input.by_ref().take(most).read_until(b'\n', &mut line) {
-            Ok(0) => break None,
-            Ok(length) if length > line::MAX_LINE => {
-                let why = format!("too-large: at most {} bytes are taken", line::MAX_LINE);
-                break Some(Bad { number, why });
-            }
-            Ok(length) => batch.read += length as u64,
-            Err(error) => {
-                let why = format!("standard input: {error}");
-                break Some(Bad { number, why });
-            }
+        match next_line(&mut input, &mut line) {
+            Ok(true) => batch.read += line.len() as u64,
+            Ok(false) => break None,
+            Err(why) => break Some(why),
         }
         if number < from || line.trim_ascii().is_empty() {
             continue;
         }
         let (key, value) = match line::read(&line) {
             Ok(pair) => pair,
-            Err(why) => break Some(Bad { number, why }),
+            Err(why) => break Some(why),
         };
         let full = batch.sets.len() >= LINES || batch.bytes + line.len() > BYTES;
         if full && !batch.sets.is_empty() || batch.sets.contains_key(&key) {
@@ -152,10 +129,8 @@ fn read(mut input: impl BufRead, from: u64, batches: &Sender<Result<Batch, Bad>>
                 read: batch.read,
                 ..Batch::default()
             };
-            if batches
-                .blocking_send(Ok(std::mem::replace(&mut batch, next)))
-                .is_err()
-            {
+            let sent = batches.blocking_send(Ok(std::mem::replace(&mut batch, next)));
+            if sent.is_err() {
                 return; // an earlier line could not be set
             }
         }
@@ -163,9 +138,21 @@ fn read(mut input: impl BufRead, from: u64, batches: &Sender<Result<Batch, Bad>>
         batch.last = number;
         batch.sets.insert(key, (number, value));
     };
-    let last = batches.blocking_send(Ok(batch));
-    if let (Ok(()), Some(bad)) = (last, bad) {
-        let _ = batches.blocking_send(Err(bad));
+    let sent = batches.blocking_send(Ok(batch));
+    if let (Ok(()), Some(why)) = (sent, bad) {
+        let why = format!("line {number}: {why}; every line before it is written, none after it");
+        let _ = batches.blocking_send(Err(Failure::usage(why)));
+    }
+}
+
+/// Reads a line; `false` at the end of the input.
+fn next_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> Result<bool, String> {
+    line.clear();
+    let most = line::MAX_LINE;
+    match input.take(most as u64 + 1).read_until(b'\n', line) {
+        Ok(length) if length > most => Err(format!("too-large: at most {most} bytes are taken")),
+        Ok(length) => Ok(length > 0),
+        Err(error) => Err(format!("standard input: {error}")),
     }
 }
 

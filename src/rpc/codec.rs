@@ -346,7 +346,11 @@ impl Walk {
             if self.at > 0 && self.open.is_empty() {
                 return Ok(true);
             }
-            let Some(header) = Header::read(bytes.get(self.at..).unwrap_or_default())? else {
+            let rest = bytes.get(self.at..).unwrap_or_default();
+            if rest.first() == Some(&0xc1) {
+                return Err(Error::bad_request("0xc1 is no MessagePack"));
+            }
+            let Some(header) = Header::read(rest) else {
                 return Ok(false);
             };
             if let Some(left) = self.open.last_mut() {
@@ -388,10 +392,8 @@ struct Header {
 
 impl Header {
     /// The header at the front of `bytes`; `None` if it is not all there yet.
-    fn read(bytes: &[u8]) -> Result<Option<Self>, Error> {
-        let Some(first) = bytes.first() else {
-            return Ok(None);
-        };
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let first = bytes.first()?;
         // A length of 1, 2 or 4 bytes, big endian, after the first byte.
         let length = |width: usize| {
             let digits = bytes.get(1..=width)?;
@@ -402,17 +404,13 @@ impl Header {
         let sized = |width, beside| length(width).map(|n| (1 + width + beside + n, None));
         let nested = |size, children| Some((size, Some(children)));
         let counted = |width, each| length(width).map(|n| (1 + width, Some(n * each)));
-        let header = match Marker::from_u8(*first) {
-            Marker::Reserved => return Err(Error::bad_request("0xc1 is no MessagePack")),
-            Marker::Null | Marker::False | Marker::True | Marker::FixPos(_) | Marker::FixNeg(_) => {
-                flat(1)
-            }
+        let (size, children) = match Marker::from_u8(*first) {
             Marker::U8 | Marker::I8 => flat(2),
             Marker::U16 | Marker::I16 | Marker::FixExt1 => flat(3),
-            Marker::U32 | Marker::I32 | Marker::F32 => flat(5),
-            Marker::U64 | Marker::I64 | Marker::F64 => flat(9),
             Marker::FixExt2 => flat(4),
+            Marker::U32 | Marker::I32 | Marker::F32 => flat(5),
             Marker::FixExt4 => flat(6),
+            Marker::U64 | Marker::I64 | Marker::F64 => flat(9),
             Marker::FixExt8 => flat(10),
             Marker::FixExt16 => flat(18),
             Marker::FixStr(n) => flat(1 + usize::from(n)),
@@ -428,7 +426,8 @@ impl Header {
             Marker::Array32 => counted(4, 1),
             Marker::Map16 => counted(2, 2),
             Marker::Map32 => counted(4, 2),
-        };
-        Ok(header.map(|(size, children)| Header { size, children }))
+            _ => flat(1), // nil, false, true, small integers
+        }?;
+        Some(Header { size, children })
     }
 }

@@ -26,6 +26,7 @@ use crate::error::Error;
 mod buffers;
 pub mod codec;
 mod peer;
+mod questions;
 mod serve;
 pub mod tls;
 

@@ -152,7 +152,7 @@ fn an_export_without_a_majority_says_that_it_is_not_complete() {
         "not complete",
         "1 of the 3 replicas of alice's keys",
         "2 needed",
-        &format!("bob: unavailable: {bob}: connection refused"),
+        &format!("bob: {bob}: connection refused"),
         &carol,
     ]);
     cluster.start("bob");

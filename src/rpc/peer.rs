@@ -1,7 +1,6 @@
-//! One connection to one node, shared by everybody here who asks it something.
+//! One connection to one node, shared by all that ask it something.
 //! It is made when the first question comes and made again after it broke.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -17,6 +16,7 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::codec::{Codec, Encoded, MESSAGE, Response, quoted, string, write_request};
+use super::questions::Questions;
 use super::{Dial, lock};
 use crate::cluster::Node;
 use crate::error::{Error, Kind};
@@ -60,23 +60,11 @@ struct Shared {
 }
 
 struct State {
-    running: bool, // somebody dials, reads and writes
+    running: bool, // a task dials, reads and writes
     outbox: Vec<u8>,
-    first: u32, // the msgid of the question at the front
-    next: u32,
-    questions: VecDeque<Question>,
-    open: usize, // of the questions, those without an answer
+    questions: Questions,
     suspect_until: Instant,
     down: Option<(Instant, Error)>, // not dialled before then, and why
-}
-
-/// A question's place in the queue. It is kept until the answer or the end of the
-/// connection, also where the asker has gone: that is how a silent peer is noticed.
-enum Question {
-    Asked(Instant, Option<Waker>),
-    Forgotten(Instant),
-    Answered(Instant, Result<Encoded, Error>),
-    Done,
 }
 
 impl Peer {
@@ -86,10 +74,7 @@ impl Peer {
         let state = State {
             running: false,
             outbox: Vec::new(),
-            first: 0,
-            next: 0,
-            questions: VecDeque::new(),
-            open: 0,
+            questions: Questions::default(),
             suspect_until: Instant::now(),
             down: None,
         };
@@ -113,38 +98,27 @@ impl Peer {
     /// The same with parameters that lie in any number of pieces.
     pub(crate) fn call_in_pieces(&self, method: &str, params: u8, pieces: &[&[u8]]) -> Call {
         let mut state = lock(&self.0.state);
-        let now = Instant::now();
-        let id = state.next;
-        state.next = id.wrapping_add(1);
+        let (peer, now) = (self.0.clone(), Instant::now());
         let refused = match &state.down {
             Some((until, why)) if now < *until => Some(why.clone()),
             _ => self.0.too_much(&state, pieces),
         };
         if let Some(error) = refused {
-            state
-                .questions
-                .push_back(Question::Answered(now, Err(error)));
-            return Call {
-                peer: self.0.clone(),
-                id,
-            };
+            let id = state.questions.refuse(now, error);
+            return Call { peer, id };
         }
-        if state.open == 0 {
+        if state.questions.open() == 0 {
             self.0.to_watch.notify_one();
         }
         if state.outbox.is_empty() {
             self.0.to_write.notify_one();
         }
+        let id = state.questions.ask(now);
         write_request(&mut state.outbox, id, method, params, pieces);
-        state.questions.push_back(Question::Asked(now, None));
-        state.open += 1;
         if !std::mem::replace(&mut state.running, true) {
             tokio::spawn(self.0.clone().run());
         }
-        Call {
-            peer: self.0.clone(),
-            id,
-        }
+        Call { peer, id }
     }
 
     /// Whether this node was late or out of reach a moment ago: better ask the others first.
@@ -154,18 +128,18 @@ impl Peer {
 
     /// Whether a question is still on its way.
     pub fn is_busy(&self) -> bool {
-        lock(&self.0.state).open > 0
+        lock(&self.0.state).questions.open() > 0
     }
 }
 
 impl Shared {
     fn too_much(&self, state: &State, pieces: &[&[u8]]) -> Option<Error> {
-        let size = pieces.iter().map(|piece| piece.len()).sum::<usize>() + 64;
-        if size > MESSAGE.bytes {
-            let why = format!(
-                "a request of {size} bytes, at most {} are taken",
-                MESSAGE.bytes
-            );
+        let (size, most) = (
+            pieces.iter().map(|piece| piece.len()).sum::<usize>() + 64,
+            MESSAGE.bytes,
+        );
+        if size > most {
+            let why = format!("a request of {size} bytes, at most {most} are taken");
             return Some(Error::new(Kind::TooLarge, why));
         }
         (state.outbox.len() + size > MAX_OUTBOX)
@@ -259,23 +233,10 @@ impl Shared {
         }
     }
 
-    /// Wakes whoever has waited longer than [`HEDGE`]; says when the oldest open question was asked.
+    /// Wakes askers that have waited longer than [`HEDGE`]; says when the oldest open question was asked.
     fn wake_late(&self, now: Instant) -> Option<Instant> {
         let mut state = lock(&self.state);
-        let mut oldest = None;
-        let mut late = Vec::new();
-        for question in &mut state.questions {
-            let (Question::Asked(at, _) | Question::Forgotten(at)) = *question else {
-                continue;
-            };
-            oldest = oldest.or(Some(at));
-            if now - at < HEDGE {
-                break;
-            }
-            if let Question::Asked(_, waker) = question {
-                late.extend(waker.take());
-            }
-        }
+        let (oldest, late) = state.questions.late(now);
         if oldest.is_some_and(|at| now - at >= HEDGE) {
             state.suspect_until = now + SUSPICION;
         }
@@ -285,32 +246,24 @@ impl Shared {
     }
 
     fn answered(&self, arrived: Instant, response: &Response<'_>) -> io::Result<()> {
-        let mut state = lock(&self.state);
-        let place = response.id.wrapping_sub(state.first) as usize;
         let answer = match (response.result, response.result.err().and_then(string)) {
             (Ok(result), _) => Ok(Encoded::from_slice(result)),
             (_, Some(text)) => Err(Error::parse(&String::from_utf8_lossy(text))),
             (Err(odd), None) => Err(self.trouble(Kind::UnknownOutcome, quoted(odd))),
         };
-        let waker = match state.questions.get_mut(place) {
-            Some(question @ Question::Asked(..)) => question.answer(arrived, answer),
-            Some(question @ Question::Forgotten(_)) => {
-                *question = Question::Done;
-                None
-            }
-            _ => return Err(io::Error::other("an answer, and nothing was asked")), // or a second one
-        };
-        state.open -= 1;
+        let mut state = lock(&self.state);
+        let waker = state.questions.answer(response.id, (arrived, answer));
+        let unasked = |()| io::Error::other("an answer, and nothing was asked"); // or a second one
+        let waker = waker.map_err(unasked)?;
         state.suspect_until = arrived;
-        state.tidy();
         drop(state);
         waker.into_iter().for_each(Waker::wake);
         Ok(())
     }
 }
 
-/// The end of a connection: nothing that was asked on it will be answered any more.
-/// It is told to the askers however the end comes, also when a runtime drops its tasks.
+/// The end of a connection: no question that was asked on it will be answered any more.
+/// The askers are told however the end comes, also when a runtime drops its tasks.
 struct End {
     peer: Arc<Shared>,
     redial: Option<Duration>,
@@ -319,49 +272,21 @@ struct End {
 
 impl Drop for End {
     fn drop(&mut self) {
-        // What was never sent was not carried out; for the rest, nobody knows.
-        let kind = if self.redial.is_some() {
-            Kind::Unavailable
-        } else {
-            Kind::UnknownOutcome
+        // What was never sent was not carried out. What was sent may have been.
+        let kind = match self.redial {
+            Some(_) => Kind::Unavailable,
+            None => Kind::UnknownOutcome,
         };
         let why = self.peer.trouble(kind, explain(&self.why));
         let mut state = lock(&self.peer.state);
         let now = Instant::now();
-        let mut wakers = Vec::new();
-        for question in &mut state.questions {
-            match question {
-                Question::Asked(..) => wakers.extend(question.answer(now, Err(why.clone()))),
-                Question::Forgotten(_) => *question = Question::Done,
-                _ => {}
-            }
-        }
-        state.tidy();
+        let wakers = state.questions.answer_all(now, &why);
         state.running = false;
-        state.open = 0;
         state.outbox = Vec::new();
         state.suspect_until = now + SUSPICION;
         state.down = self.redial.map(|pause| (now + pause, why));
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
-    }
-}
-
-impl State {
-    fn tidy(&mut self) {
-        while let Some(Question::Done) = self.questions.front() {
-            self.questions.pop_front();
-            self.first = self.first.wrapping_add(1);
-        }
-    }
-}
-
-impl Question {
-    fn answer(&mut self, arrived: Instant, answer: Result<Encoded, Error>) -> Option<Waker> {
-        match std::mem::replace(self, Question::Answered(arrived, answer)) {
-            Question::Asked(_, waker) => waker,
-            _ => None,
-        }
     }
 }
 
@@ -376,39 +301,13 @@ impl Future for Call {
     type Output = (Instant, Result<Encoded, Error>);
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut state = lock(&self.peer.state);
-        let place = self.id.wrapping_sub(state.first) as usize;
-        let Some(question) = state.questions.get_mut(place) else {
-            return Poll::Pending;
-        };
-        if let Question::Asked(_, waker) = question {
-            match waker {
-                Some(waker) => waker.clone_from(context.waker()),
-                None => *waker = Some(context.waker().clone()),
-            }
-            return Poll::Pending;
-        }
-        match std::mem::replace(question, Question::Done) {
-            Question::Answered(arrived, answer) => {
-                state.tidy();
-                Poll::Ready((arrived, answer))
-            }
-            _ => Poll::Pending,
-        }
+        lock(&self.peer.state).questions.poll(self.id, context)
     }
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let mut state = lock(&self.peer.state);
-        let place = self.id.wrapping_sub(state.first) as usize;
-        if let Some(question) = state.questions.get_mut(place) {
-            *question = match question {
-                Question::Asked(at, _) => Question::Forgotten(*at),
-                _ => Question::Done,
-            };
-            state.tidy();
-        }
+        lock(&self.peer.state).questions.forget(self.id);
     }
 }
 

@@ -25,26 +25,17 @@ fn schedule(tea: &mut Tea) {
 fn exercise_5() {
     let mut tea = Tea::green();
     schedule(&mut tea);
-    assert!(returns(&tea.log), "{:?}", tea.log);
+    let story = ["set black: ok", "delete: ok", "collected", "get: black"];
+    assert!(tea.told(&story), "{:?}", tea.log);
 
     let mut tea = Tea::green();
     tea.collects = false;
     schedule(&mut tea);
     assert!(
-        !returns(&tea.log),
+        !tea.told(&["delete: ok", "get: black"]),
         "it returns without being collected: {:?}",
         tea.log
     );
-}
-
-/// Whether black was set once, then deleted, then collected, and then got.
-fn returns(log: &[String]) -> bool {
-    let story = ["set black: ok", "delete: ok", "collected", "get: black"];
-    let told: Vec<_> = story
-        .iter()
-        .map(|told| log.iter().rposition(|line| line == told))
-        .collect();
-    told[0].is_some() && told.is_sorted_by(|before, after| before < after)
 }
 
 #[cfg(feature = "solutions")]

@@ -4,12 +4,13 @@
 //! on their own clocks, which do not agree. A get that finds `now >= until` answers nil. But then
 //! a client with a slow clock asks, and gets the value: it was absent, and is back, and nobody
 //! has set it. What must a get that found it expired do before it says so? Write the entry that
-//! it has two of three keep. Mind the client that sets tea anew in the same moment: its set is
-//! not to be lost.
+//! it has two of three keep. Mind the clients that set tea anew in the same moment: their sets are
+//! not to be lost. One has seen the same old entry as this get. Another has seen as little as the
+//! client that wrote the old entry: its stamp has the same counter, and a higher writer.
 //!
-//! Hint: `Client::delete` does nearly that. Which stamp would it take, and which stamp does a set
-//! take that has seen the same old entry? Is there a stamp between an entry's and every later
-//! one's? What if two clients find it expired at once?
+//! Hint: `Client::delete` does nearly that. Which stamp would it take, and which stamps do those
+//! two sets take? Is there a stamp between an entry's and every later one's? What if two clients
+//! find it expired at once?
 
 use kv54::entry::{Entry, Packed, Stamp};
 use msgpack_rpc::Value;
@@ -29,23 +30,24 @@ fn until(entry: &Entry) -> Option<u64> {
 #[test]
 #[cfg_attr(not(feature = "solutions"), ignore = "exercise 6: a time to live")]
 fn exercise_6() {
-    let green = Packed::of(vec![Value::from(1_000), "green".into()]);
-    let black = Packed::of(vec![Value::from(2_000), "black".into()]);
-    for _ in 0..100 {
-        let old = Stamp::default().newer(green.clone());
+    for writer in [0, 54, u64::MAX / 2, u64::MAX - 2] {
+        let stamp = |counter, writer| Stamp { counter, writer };
+        let old = Entry {
+            stamp: stamp(9, writer),
+            value: Packed::of(vec![Value::from(1_000), "green".into()]),
+        };
         assert_eq!(expired(&old, 999), None, "it still lives");
         let Some(gone) = expired(&old, 1_000) else {
             panic!("it has expired");
         };
         assert!(gone.value.is_nil());
         assert!(gone.stamp > old.stamp, "the slow clock still reads green");
-        let set = old.stamp.newer(black.clone());
-        assert!(set.stamp > gone.stamp, "a set that came in between is lost");
-        assert_eq!(
-            expired(&old, 1_234),
-            Some(gone.clone()),
-            "two that find it expired agree"
-        );
+        // Such sets, with the lowest writers. (One above the old one is left: no two are the same.)
+        for set in [stamp(10, 0), stamp(9, writer + 2)] {
+            assert!(set > gone.stamp, "{set:?} is lost under {:?}", gone.stamp);
+        }
+        let later = expired(&old, 1_234);
+        assert_eq!(later, Some(gone.clone()), "two that find it expired agree");
         assert_eq!(expired(&gone, 1_234), None, "what is gone does not expire");
     }
 }

@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kv54::cluster::Cluster;
-use kv54::entry::{Entry, Packed, Stamp};
+pub use kv54::entry::Entry;
+use kv54::entry::{Packed, Stamp};
 use kv54::store::Store;
-use msgpack_rpc::Value;
 
 /// Tea's owner.
 pub const ERIN: usize = 4;
@@ -71,7 +71,7 @@ impl Tea {
             self.keep(at, entry);
             let answered = self.answered.entry(entry.stamp).or_default();
             if answered.insert(at) && answered.len() == 2 {
-                self.log.push(match entry.value.value().unwrap().as_str() {
+                self.log.push(match said(entry) {
                     Some(value) => format!("set {value}: ok"),
                     None => "delete: ok".to_owned(),
                 });
@@ -80,15 +80,14 @@ impl Tea {
     }
 
     /// A whole get that asks these two.
-    pub fn get(&mut self, asked: [usize; 2]) -> Value {
+    pub fn get(&mut self, asked: [usize; 2]) -> String {
         let newest = self.newest(asked);
         for at in asked.into_iter().filter(|_| self.repairs) {
             self.keep(at, &newest);
         }
-        let value = newest.value.value().unwrap();
-        let said = value.as_str().unwrap_or("nothing");
+        let said = said(&newest).unwrap_or("nothing".to_owned());
         self.log.push(format!("get: {said}"));
-        value
+        said
     }
 
     /// The three forget that there ever was tea, if it is deleted and all of them know.
@@ -121,6 +120,12 @@ impl Tea {
         self.stores.insert(at, ready(store));
     }
 
+    /// Whether clients were told all this, in this order, whatever they were told in between.
+    pub fn told(&self, story: &[&str]) -> bool {
+        let mut log = self.log.iter();
+        story.iter().all(|told| log.any(|line| line == told))
+    }
+
     fn newest(&self, asked: [usize; 2]) -> Entry {
         assert_ne!(asked[0], asked[1], "two different replicas");
         let [one, other] = asked.map(|at| self.load(at));
@@ -141,6 +146,11 @@ impl Tea {
             self.stores[&at].store(b"tea", entry.borrow()).unwrap();
         }
     }
+}
+
+/// An entry's value; `None` where it is deleted.
+fn said(entry: &Entry) -> Option<String> {
+    entry.value.value().unwrap().as_str().map(str::to_owned)
 }
 
 /// A replica that has just started.

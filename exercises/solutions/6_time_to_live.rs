@@ -1,6 +1,8 @@
-//! A nil with the next writer of the same counter: above the entry, below every set that has seen
-//! it, and the same for everybody. (Another set with this very counter has seen as little of the
-//! entry as the entry of it: either order is right.)
+//! A nil with the next writer of the same counter: above the entry, below every later one, and the
+//! same for every client that finds the entry expired. A higher writer would do for the set that
+//! has seen the entry, whose counter is higher. But a set with the same counter has drawn its
+//! writer at random: the higher the nil, the more of these sets it hides. Below the next writer
+//! but one there is only one place.
 
 use kv54::entry::{Entry, Packed, Stamp};
 

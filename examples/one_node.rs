@@ -1,7 +1,7 @@
 //! The first step: a key-value store on one node, and nothing distributed about it. The rest of
 //! kv54 answers what this one cannot: what if that node dies?
 //!
-//! `cargo run --release --example one_node`, and then anybody who speaks MessagePack-RPC.
+//! `cargo example one_node`, and then anybody who speaks MessagePack-RPC.
 
 use kv54::rpc::{self, Answer};
 use kv54::{entry::Packed, entry::key, error::Error, error::Kind};

@@ -1,6 +1,6 @@
 //! A tour of kv54: five nodes in this process, one key, and what befalls it.
 //!
-//! `cargo run --release --example tour` takes six seconds. First comes the story; below it, how
+//! `cargo example tour` takes six seconds. First comes the story; below it, how
 //! a node is started, killed and cut off.
 #![allow(clippy::indexing_slicing)] // a host's number is one of the five
 

@@ -1,11 +1,11 @@
 //! Exercises, from easy to hard. Each file asks a question, has a place for your answer, which
 //! is a wrong one until you change it, and a test that waits for you:
 //!
-//! `cargo test --test exercises exercise_1 -- --ignored`
+//! `cargo exercise 1`
 //!
 //! In 3, 4, 5 and 7 you are the network: [`tea`] has three replicas, and nothing arrives before
-//! you say so. Every exercise has an answer in `solutions/`, which the project's own
-//! checks turn on with `--features solutions`. Nobody looks there first.
+//! you say so. Every exercise has an answer in `solutions/`, which the project's own checks turn
+//! on with `--features solutions`. Look there last.
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,

@@ -19,7 +19,7 @@ use msgpack_rpc::Value;
 /// Long enough for an example that is built.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What `cargo run --example tour` prints, but for times and the refusal.
+/// What `cargo example tour` prints, but for times and the refusal.
 const TOUR: &str = r#"start alice, bob, carol, dave and erin
     ready after #s: nobody has missed anything (src/join.rs)
 set tea green

@@ -26,7 +26,6 @@ use crate::error::Error;
 mod buffers;
 pub mod codec;
 mod peer;
-mod questions;
 mod serve;
 pub mod tls;
 

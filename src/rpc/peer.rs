@@ -1,6 +1,7 @@
 //! One connection to one node, shared by all that ask it something.
 //! It is made when the first question comes and made again after it broke.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -16,7 +17,6 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::codec::{Codec, Encoded, MESSAGE, Response, quoted, string, write_request};
-use super::questions::Questions;
 use super::{Dial, lock};
 use crate::cluster::Node;
 use crate::error::{Error, Kind};
@@ -62,10 +62,27 @@ struct Shared {
 struct State {
     running: bool, // a task dials, reads and writes
     outbox: Vec<u8>,
-    questions: Questions,
+    first: u32,                    // the msgid of the oldest question
+    questions: VecDeque<Question>, // by msgid; the oldest one is open
     suspect_until: Instant,
     down: Option<(Instant, Error)>, // not dialled before then, and why
 }
+
+/// When an open question was asked, and where its answer goes. It stays open until the answer has
+/// come or the connection has ended, also if the asker has gone: only so is a silent peer noticed.
+type Question = Option<(Instant, Arc<Mutex<Slot>>)>;
+
+/// Where an asker waits for its answer.
+#[derive(Default)]
+enum Slot {
+    #[default]
+    Empty,
+    Awaited(Waker),
+    Answered(Arrived),
+}
+
+/// When an answer had arrived, and the answer.
+type Arrived = (Instant, Result<Encoded, Error>);
 
 impl Peer {
     /// This node, as the file has it. A dial takes `patience` at most, and a
@@ -74,7 +91,8 @@ impl Peer {
         let state = State {
             running: false,
             outbox: Vec::new(),
-            questions: Questions::default(),
+            first: 0,
+            questions: VecDeque::new(),
             suspect_until: Instant::now(),
             down: None,
         };
@@ -98,27 +116,29 @@ impl Peer {
     /// The same with parameters that lie in any number of pieces.
     pub(crate) fn call_in_pieces(&self, method: &str, params: u8, pieces: &[&[u8]]) -> Call {
         let mut state = lock(&self.0.state);
-        let (peer, now) = (self.0.clone(), Instant::now());
+        let now = Instant::now();
         let refused = match &state.down {
             Some((until, why)) if now < *until => Some(why.clone()),
             _ => self.0.too_much(&state, pieces),
         };
         if let Some(error) = refused {
-            let id = state.questions.refuse(now, error);
-            return Call { peer, id };
+            return Call(Arc::new(Mutex::new(Slot::Answered((now, Err(error))))));
         }
-        if state.questions.open() == 0 {
+        if state.questions.is_empty() {
             self.0.to_watch.notify_one();
         }
         if state.outbox.is_empty() {
             self.0.to_write.notify_one();
         }
-        let id = state.questions.ask(now);
+        let place = u32::try_from(state.questions.len()).unwrap_or(u32::MAX);
+        let id = state.first.wrapping_add(place);
         write_request(&mut state.outbox, id, method, params, pieces);
+        let slot = Arc::default();
+        state.questions.push_back(Some((now, Arc::clone(&slot))));
         if !std::mem::replace(&mut state.running, true) {
             tokio::spawn(self.0.clone().run());
         }
-        Call { peer, id }
+        Call(slot)
     }
 
     /// Whether this node was late or out of reach a moment ago: better ask the others first.
@@ -128,7 +148,7 @@ impl Peer {
 
     /// Whether a question is still on its way.
     pub fn is_busy(&self) -> bool {
-        lock(&self.0.state).questions.open() > 0
+        !lock(&self.0.state).questions.is_empty()
     }
 }
 
@@ -233,16 +253,18 @@ impl Shared {
         }
     }
 
-    /// Wakes askers that have waited longer than [`HEDGE`]; says when the oldest open question was asked.
+    /// Wakes askers that have waited longer than [`HEDGE`]; says when the oldest question was asked.
     fn wake_late(&self, now: Instant) -> Option<Instant> {
         let mut state = lock(&self.state);
-        let (oldest, late) = state.questions.late(now);
-        if oldest.is_some_and(|at| now - at >= HEDGE) {
+        let (oldest, _) = state.questions.front()?.as_ref()?;
+        let oldest = *oldest;
+        if now - oldest >= HEDGE {
             state.suspect_until = now + SUSPICION;
         }
-        drop(state);
-        late.into_iter().for_each(Waker::wake);
-        oldest
+        let open = state.questions.iter().flatten();
+        let late = open.take_while(|(asked, _)| now - *asked >= HEDGE);
+        late.for_each(|(_, slot)| lock(slot).wake());
+        Some(oldest)
     }
 
     fn answered(&self, arrived: Instant, response: &Response<'_>) -> io::Result<()> {
@@ -252,12 +274,17 @@ impl Shared {
             (Err(odd), None) => Err(self.trouble(Kind::UnknownOutcome, quoted(odd))),
         };
         let mut state = lock(&self.state);
-        let waker = state.questions.answer(response.id, (arrived, answer));
-        let unasked = |()| io::Error::other("an answer, and nothing was asked"); // or a second one
-        let waker = waker.map_err(unasked)?;
+        let place = response.id.wrapping_sub(state.first) as usize;
+        let question = state.questions.get_mut(place).and_then(Option::take);
+        let unasked = || io::Error::other("an answer, and nothing was asked"); // or a second one
+        let (_, slot) = question.ok_or_else(unasked)?;
+        while let Some(None) = state.questions.front() {
+            state.questions.pop_front();
+            state.first = state.first.wrapping_add(1);
+        }
         state.suspect_until = arrived;
         drop(state);
-        waker.into_iter().for_each(Waker::wake);
+        lock(&slot).answer((arrived, answer));
         Ok(())
     }
 }
@@ -280,34 +307,45 @@ impl Drop for End {
         let why = self.peer.trouble(kind, explain(&self.why));
         let mut state = lock(&self.peer.state);
         let now = Instant::now();
-        let wakers = state.questions.answer_all(now, &why);
+        let open = std::mem::take(&mut state.questions);
         state.running = false;
         state.outbox = Vec::new();
         state.suspect_until = now + SUSPICION;
-        state.down = self.redial.map(|pause| (now + pause, why));
+        state.down = self.redial.map(|pause| (now + pause, why.clone()));
         drop(state);
-        wakers.into_iter().for_each(Waker::wake);
+        for (_, slot) in open.into_iter().flatten() {
+            lock(&slot).answer((now, Err(why.clone())));
+        }
     }
 }
 
 /// A question on its way. Ready with the moment when the answer had arrived, and the
-/// answer. Wakes its task too when the answer is late. Dropping it forgets the answer, not the question.
-pub struct Call {
-    peer: Arc<Shared>,
-    id: u32,
-}
+/// answer. Wakes its task too when the answer is late.
+pub struct Call(Arc<Mutex<Slot>>);
 
 impl Future for Call {
-    type Output = (Instant, Result<Encoded, Error>);
+    type Output = Arrived;
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        lock(&self.peer.state).questions.poll(self.id, context)
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Arrived> {
+        let mut slot = lock(&self.0);
+        if let Slot::Answered(arrived) = std::mem::take(&mut *slot) {
+            return Poll::Ready(arrived);
+        }
+        *slot = Slot::Awaited(context.waker().clone());
+        Poll::Pending
     }
 }
 
-impl Drop for Call {
-    fn drop(&mut self) {
-        lock(&self.peer.state).questions.forget(self.id);
+impl Slot {
+    fn answer(&mut self, arrived: Arrived) {
+        self.wake();
+        *self = Slot::Answered(arrived);
+    }
+
+    fn wake(&mut self) {
+        if let Slot::Awaited(waker) = std::mem::take(self) {
+            waker.wake();
+        }
     }
 }
 

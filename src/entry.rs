@@ -9,7 +9,7 @@ use msgpack_rpc::Value;
 use crate::cluster::{MAX_KEY, MAX_VALUE};
 use crate::error::{Error, Kind};
 use crate::rpc::Answer;
-use crate::rpc::codec::{self, Encoded, MESSAGE, NIL, quoted};
+use crate::rpc::codec::{self, Encoded, MESSAGE, NIL, encode_numbers, quoted};
 use crate::sabotage::{Bug, planted};
 
 /// When a write happened, in an order that all nodes agree on: by counter, then by writer.
@@ -47,17 +47,11 @@ impl Stamp {
         self.begin(2)
     }
 
-    /// The beginning of an array of so many values: its header, the counter and the writer.
+    /// The beginning of an array of so many values, of which the first two are the stamp's.
     fn begin(self, values: u8) -> Encoded {
         let mut out = Encoded::from_slice(&[0x90 | values]);
-        codec::write_number(&mut out, self.counter);
-        codec::write_number(&mut out, self.writer);
+        out.extend_from_slice(&encode_numbers([self.counter, self.writer]));
         out
-    }
-
-    /// Reads what [`encode`](Stamp::encode) has written, or the stamp of an entry.
-    pub fn read(bytes: &[u8]) -> Result<Self, Error> {
-        Ok(Entry::loaded(bytes)?.stamp)
     }
 }
 
@@ -71,7 +65,7 @@ impl Stamp {
 /// assert_eq!(green.value()?.as_str(), Some("green"));
 /// # Ok::<(), kv54::error::Error>(())
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Packed(Option<Arc<[u8]>>); // nil, the value of an absent key, takes no memory
 
 impl Packed {
@@ -118,12 +112,6 @@ impl Deref for Packed {
     }
 }
 
-impl PartialEq for Packed {
-    fn eq(&self, other: &Self) -> bool {
-        **self == **other
-    }
-}
-
 impl From<Packed> for Answer {
     fn from(value: Packed) -> Self {
         match value.0 {
@@ -157,35 +145,8 @@ impl Entry<&[u8]> {
     }
 }
 
-impl<'a> Entry<Option<&'a [u8]>> {
-    /// Reads the answer to a `load`: an entry, or its stamp alone.
-    pub fn loaded(bytes: &'a [u8]) -> Result<Self, Error> {
-        let items = codec::items(bytes).unwrap_or_default();
-        let (numbers, rest) = items.split_at_checked(2).unwrap_or_default();
-        let mut numbers = numbers.iter().map_while(|number| codec::number(number));
-        let (Some(counter), Some(writer)) = (numbers.next(), numbers.next()) else {
-            let why = "a stamp is [counter, writer], both from 0 to 2^64-1";
-            return Err(Error::bad_request(why));
-        };
-        let value = match rest {
-            [] => None,
-            [value] => Some(*value),
-            _ => return Err(not_an_entry()),
-        };
-        let stamp = Stamp { counter, writer };
-        Ok(Entry { stamp, value })
-    }
-}
-
 /// What a replica answers to `load`: the value is left out if the asker has it already.
 pub type Loaded = Entry<Option<Packed>>;
-
-impl From<Entry<Option<&[u8]>>> for Loaded {
-    fn from(Entry { stamp, value }: Entry<Option<&[u8]>>) -> Self {
-        let value = value.map(Packed::from);
-        Entry { stamp, value }
-    }
-}
 
 impl From<Loaded> for Answer {
     fn from(Entry { stamp, value }: Loaded) -> Self {
@@ -202,15 +163,45 @@ impl From<Loaded> for Answer {
     }
 }
 
-/// Reads `[counter, writer, value]`.
+/// Reads `[counter, writer]`, or `[counter, writer, value]`.
+fn read(bytes: &[u8]) -> Result<(Stamp, Option<&[u8]>), Error> {
+    let items = codec::items(bytes).unwrap_or_default();
+    let number = |at: usize| codec::number(items.get(at)?);
+    match (items.len(), number(0), number(1)) {
+        (2 | 3, Some(counter), Some(writer)) => {
+            Ok((Stamp { counter, writer }, items.get(2).copied()))
+        }
+        _ => Err(odd()),
+    }
+}
+
+fn odd() -> Error {
+    Error::bad_request(
+        "a stamp is [counter, writer], both from 0 to 2^64-1, an entry [counter, writer, value]",
+    )
+}
+
+/// Reads an entry.
 pub fn entry(bytes: &[u8]) -> Result<Entry<&[u8]>, Error> {
-    let Entry { stamp, value } = Entry::loaded(bytes)?;
-    let value = value.ok_or_else(not_an_entry)?;
+    let (stamp, value) = read(bytes)?;
+    let value = value.ok_or_else(odd)?;
     Ok(Entry { stamp, value })
 }
 
-fn not_an_entry() -> Error {
-    Error::bad_request("an entry is [counter, writer, value]")
+/// Reads the answer to a `load`.
+pub fn loaded(bytes: &[u8]) -> Result<Loaded, Error> {
+    let (stamp, value) = read(bytes)?;
+    let value = value.map(Packed::from);
+    Ok(Entry { stamp, value })
+}
+
+/// The stamp that the asker knows, if the request names one.
+pub fn stamp(known: &[&[u8]]) -> Result<Option<Stamp>, Error> {
+    match known {
+        [] => Ok(None),
+        [stamp] => Ok(Some(read(stamp)?.0)),
+        _ => Err(Error::not_a_request("load", known.len() + 2)),
+    }
 }
 
 /// The bytes of a key. Str, bin and old raw with the same bytes are the same key.
@@ -219,15 +210,6 @@ pub fn key(value: &[u8]) -> Result<&[u8], Error> {
         let what = quoted(value);
         Error::bad_request(format!("a key is a string or bytes, not {what}"))
     })
-}
-
-/// The stamp that the asker knows, if the request names one.
-pub fn stamp(known: &[&[u8]]) -> Result<Option<Stamp>, Error> {
-    match known {
-        [] => Ok(None),
-        [stamp] => Stamp::read(stamp).map(Some),
-        _ => Err(Error::not_a_request("load", known.len() + 2)),
-    }
 }
 
 /// Refuses a key that is too long.

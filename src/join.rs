@@ -173,7 +173,7 @@ impl<'a> Scan<'a> {
         let Some(cursor) = self.cursor else {
             return Ok(None);
         };
-        let [part, from] = [self.part as u64, cursor].map(codec::encode_number);
+        let [part, from] = [self.part as u64, cursor].map(|number| codec::encode_numbers([number]));
         let answer = self
             .replicas
             .ask(self.place, "scan", &[&part, &from])

@@ -13,9 +13,9 @@ use smallvec::SmallVec;
 use tokio::time::{Instant, sleep};
 
 use crate::cluster::{COPIES, Cluster, Node};
-use crate::entry::{Entry, Loaded, Stamp, check_key, check_value};
+use crate::entry::{Entry, Loaded, Stamp, check_key, check_value, loaded};
 use crate::error::{Error, Kind};
-use crate::rpc::codec::{Encoded, encode_bytes, encode_number};
+use crate::rpc::codec::{Encoded, encode_bytes, encode_numbers};
 use crate::rpc::{Call, Dial, HEDGE, Peer};
 use crate::sabotage::{Bug, planted};
 use crate::status::Status;
@@ -78,7 +78,7 @@ impl Replicas {
     pub fn new(cluster: Arc<Cluster>, timeout: Duration, dial: &Dial) -> Self {
         let nodes = cluster.nodes();
         let peer = |node: &Node| Peer::new(node, cluster.limits.window, dial.clone());
-        let fingerprint = |node: &Node| encode_number(cluster.fingerprint(&node.name).into());
+        let fingerprint = |node: &Node| encode_numbers([cluster.fingerprint(&node.name).into()]);
         Replicas {
             own_store: None,
             peers: nodes.iter().map(peer).collect(),
@@ -239,10 +239,9 @@ impl Operation<'_> {
                 told = known.max(own.as_ref().ok().map(|own| own.stamp));
                 return Sent::Answered(own);
             }
-            let read = |bytes: &[u8]| Entry::loaded(bytes).map(Loaded::from);
             match told.map(Stamp::encode) {
-                Some(told) => self.send(place, "load", 3, [&told, &[]], read),
-                None => self.send(place, "load", 2, [&[], &[]], read),
+                Some(told) => self.send(place, "load", 3, [&told, &[]], loaded),
+                None => self.send(place, "load", 2, [&[], &[]], loaded),
             }
         };
         self.majority(First::Majority, ask).await

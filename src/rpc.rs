@@ -42,24 +42,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection for S {}
 pub type Dial =
     Arc<dyn Fn(&Node) -> BoxFuture<'static, io::Result<Box<dyn Connection>>> + Send + Sync>;
 
-/// What answers requests. `examples/one_node.rs` is a whole one.
-///
-/// ```no_run
-/// # use kv54::{error::Error, rpc::{self, ValueRef}};
-/// # /// struct Echo;
-///
-/// impl rpc::Service for Echo {
-///     async fn answer(&self, method: &str, params: &[ValueRef<'_>]) -> Result<Value, Error> {
-///         match (method, params) {
-///             ("echo", [value]) => Ok(value.to_owned()),
-///             _ => Err(Error::not_a_request(method, params.len())),
-///         }
-///     }
-/// }
-/// # async fn story() -> std::io::Result<()> {
-/// rpc::listen("127.0.0.1:5401", &Echo).await
-/// # }
-/// ```
+/// A service answers requests. `examples/one_node.rs` is a whole one.
 pub trait Service: Sync {
     /// The answer to one request, whose parameters come as MessagePack. An answer that is ready
     /// at once is sent in order, at once.

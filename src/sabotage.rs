@@ -1,8 +1,10 @@
 //! Bugs that a test plants, one at a time, to see that the proof would find them. They are
 //! compiled in only with the feature `sabotage`, which that test alone turns on.
 
-/// What could be wrong and is not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use clap::ValueEnum;
+
+/// A bug that kv54 does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Bug {
     /// A get answers without making sure that the next one sees the same.
     GetWithoutRepair,
@@ -10,7 +12,7 @@ pub enum Bug {
     SetWaitsForOne,
     /// A joining node is ready when one neighbour has been read.
     ReadyAfterOneNeighbour,
-    /// A joining node answers from what it has.
+    /// A joining node answers `load`.
     JoiningAnswersLoad,
     /// A joining node reads its neighbours at once, while writes are still on their way.
     NoWaitBeforeJoining,
@@ -18,21 +20,9 @@ pub enum Bug {
     AnswersCountedAcrossWindows,
     /// Two sets can have the same stamp.
     SameStampForTwoSets,
-    /// A replica keeps what it was told last, not what is newest.
+    /// A replica keeps the entry that came last, not the newest.
     OldEntryReplacesNew,
 }
-
-/// Every one of them.
-pub const BUGS: [Bug; 8] = [
-    Bug::GetWithoutRepair,
-    Bug::SetWaitsForOne,
-    Bug::ReadyAfterOneNeighbour,
-    Bug::JoiningAnswersLoad,
-    Bug::NoWaitBeforeJoining,
-    Bug::AnswersCountedAcrossWindows,
-    Bug::SameStampForTwoSets,
-    Bug::OldEntryReplacesNew,
-];
 
 /// Whether this bug is planted: never, but for the process that a test starts with its name
 /// in `KV54_SABOTAGE`.
@@ -40,7 +30,8 @@ pub const BUGS: [Bug; 8] = [
 pub fn planted(bug: Bug) -> bool {
     static PLANTED: std::sync::LazyLock<Option<Bug>> = std::sync::LazyLock::new(|| {
         let name = std::env::var("KV54_SABOTAGE").ok()?;
-        BUGS.into_iter().find(|bug| format!("{bug:?}") == name)
+        let mut bugs = Bug::value_variants().iter();
+        bugs.find(|bug| format!("{bug:?}") == name).copied()
     });
     *PLANTED == Some(bug)
 }

@@ -186,16 +186,14 @@ impl Store {
             page.extend_from_slice(&entry.borrow().head());
             page.extend_from_slice(&entry.value);
         }
-        let next = cursor.saturating_add(count as usize);
-        let mut answer = Encoded::from_slice(&[0x93]);
-        codec::write_number(&mut answer, self.start_id);
-        match next < entries.len() {
-            true => codec::write_number(&mut answer, next as u64),
-            false => answer.extend_from_slice(codec::NIL),
-        }
-        codec::write_count(&mut answer, count);
-        answer.extend_from_slice(&page);
-        Ok(Answer::new(answer, None))
+        let next = match cursor.saturating_add(count as usize) {
+            next if next < entries.len() => codec::encode_numbers([next as u64]),
+            _ => Encoded::from_slice(codec::NIL),
+        };
+        let header = [&[0xdd], &count.to_be_bytes()[..]].concat();
+        let start_id = codec::encode_numbers([self.start_id]);
+        let answer = [&[0x93], &*start_id, &next, &header, &page].concat();
+        Ok(Answer::new(answer.into(), None))
     }
 
     /// The parts that this node holds together with each other node.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::{Cluster, FIVE, Hiccups, block_on};
 use futures::future::join_all;
-use kv54::entry::{Packed, Stamp};
+use kv54::entry::{Packed, Stamp, loaded};
 use kv54::error::{Error, Kind};
 use kv54::rpc::codec::{decode, encode};
 use kv54::rpc::{self, Answer, Limits, Peer, Service, tcp};
@@ -87,7 +87,7 @@ fn every_key_lands_where_the_arithmetic_says_and_nowhere_else() {
                         .await
                     {
                         Ok(entry) => {
-                            let stamp = Stamp::read(&entry).unwrap();
+                            let stamp = loaded(&entry).unwrap().stamp;
                             assert!(holders.contains(node), "{key} is on {node}");
                             assert_eq!(stamp.counter, 1, "{key} on {node}");
                         }

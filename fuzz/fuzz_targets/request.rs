@@ -12,7 +12,7 @@ use futures::future::join_all;
 use kv54::cluster::{self, Cluster};
 use kv54::error::Error;
 use kv54::rpc::codec::{
-    Codec, Request, Response, decode, encode, encode_number, string, write_request,
+    Codec, Request, Response, decode, encode, encode_numbers, string, write_request,
 };
 use kv54::rpc::{Connection, Dial, Limits};
 use kv54::server::Node;
@@ -224,7 +224,7 @@ fn has_counted_every_byte(store: &Store) {
     for part in 0..store.cluster().nodes().len() {
         let mut next = Some(0);
         while let Some(cursor) = next {
-            let answer = store.scan(&encode_number(part as u64), &encode_number(cursor));
+            let answer = store.scan(&encode_numbers([part as u64]), &encode_numbers([cursor]));
             let mut page = Vec::new();
             answer.expect("a page").write(&mut page);
             let page = decode(&page).expect("a page");

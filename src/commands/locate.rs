@@ -11,9 +11,9 @@ use serde_json::{Map, Value as Json, json};
 use super::{Options, Outcome, print, print_coloured, text};
 use crate::client::Client;
 use crate::cluster::Node;
-use crate::entry::{Entry, Stamp};
+use crate::entry::{Stamp, loaded};
 use crate::error::Error;
-use crate::rpc::codec::{NIL, encode_bytes};
+use crate::rpc::codec::encode_bytes;
 
 /// Show on which nodes a key lives, and what each of them holds.
 #[derive(Args)]
@@ -81,10 +81,8 @@ async fn held_at(client: &Client, place: usize, key: &[u8]) -> Replica {
         .replicas
         .ask(place, "load", &[&encode_bytes(key)])
         .await;
-    let held = asked.and_then(|answer| {
-        let Entry { stamp, value } = Entry::loaded(&answer)?;
-        Ok((stamp, value.is_none_or(|value| value == NIL)))
-    });
+    let held = asked.and_then(|answer| loaded(&answer));
+    let held = held.map(|held| (held.stamp, held.value.is_none_or(|value| value.is_nil())));
     let nodes = client.replicas.cluster().nodes();
     nodes
         .get(place)

@@ -237,8 +237,7 @@ pub fn check(bytes: &[u8], bounds: Bounds) -> Result<(), Error> {
 /// A value that people made, as MessagePack.
 pub fn encode(value: &Value) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let written = rmpv::encode::write_value(&mut bytes, value);
-    debug_assert!(written.is_ok(), "a Vec takes every byte");
+    written(rmpv::encode::write_value(&mut bytes, value));
     bytes
 }
 
@@ -251,28 +250,23 @@ pub fn decode(bytes: &[u8]) -> Result<Value, Error> {
 /// Bytes as a MessagePack bin.
 pub fn encode_bytes(bytes: &[u8]) -> Encoded {
     let mut encoded = Encoded::new();
-    let written = rmp::encode::write_bin(&mut encoded, bytes);
-    debug_assert!(written.is_ok(), "memory takes every byte");
+    written(rmp::encode::write_bin(&mut encoded, bytes));
     encoded
 }
 
-/// An integer as MessagePack.
-pub fn encode_number(number: u64) -> Encoded {
+/// Integers from 0, one after the other.
+pub fn encode_numbers<const N: usize>(numbers: [u64; N]) -> Encoded {
     let mut encoded = Encoded::new();
-    write_number(&mut encoded, number);
+    for number in numbers {
+        written(rmp::encode::write_uint(&mut encoded, number));
+    }
     encoded
 }
 
-/// Appends an integer.
-pub fn write_number(out: &mut Encoded, number: u64) {
-    let written = rmp::encode::write_uint(out, number);
-    debug_assert!(written.is_ok(), "memory takes every byte");
-}
-
-/// Appends the header of an array of so many values.
-pub fn write_count(out: &mut Encoded, values: u32) {
-    let written = rmp::encode::write_array_len(out, values);
-    debug_assert!(written.is_ok(), "memory takes every byte");
+/// What writing to memory came to: memory takes every byte.
+#[allow(clippy::needless_pass_by_value)]
+fn written<T, E>(result: Result<T, E>) {
+    debug_assert!(result.is_ok());
 }
 
 /// Appends a request. Its parameters, 15 at most, come as MessagePack in any number of pieces.
@@ -307,8 +301,7 @@ pub fn write_response(out: &mut Vec<u8>, id: u32, answer: &Result<Answer, Error>
 /// Appends a str.
 fn write_text(out: &mut Vec<u8>, text: &str) {
     let start = out.len();
-    let written = rmp::encode::write_str(out, text);
-    debug_assert!(written.is_ok(), "a Vec takes every byte");
+    written(rmp::encode::write_str(out, text));
     widen(out, start);
 }
 

@@ -93,7 +93,6 @@ enum Command {
     Where(locate::Where),
     /// Show how the nodes are
     Status(status::Show),
-    /// Load the nodes and measure how fast they answer
     Bench(bench::Bench),
     Export(export::Export),
     Import(import::Import),

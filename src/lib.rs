@@ -15,7 +15,6 @@
 //! | [`rpc`] | MessagePack-RPC: codec, server loop, connections; [TLS](rpc::tls) is one kind of connection |
 //! | [`methods`] | what a node can be asked, in one table |
 //! | [`error`] | what can go wrong, as the wire says it |
-//! | [`bench`](mod@bench) | a load generator, for this wire and for others |
 //! | [`sabotage`] | bugs that the proof must find, compiled in for its test only |
 //! | [`commands`] | what a person types |
 //!
@@ -37,7 +36,6 @@
 //! # }
 //! ```
 
-pub mod bench;
 pub mod client;
 pub mod cluster;
 pub mod commands;

@@ -29,7 +29,6 @@ mod peer;
 mod serve;
 pub mod tls;
 
-pub(crate) use peer::explain;
 pub use peer::{Call, HEDGE, Peer};
 pub use serve::{Limits, serve};
 

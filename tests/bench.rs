@@ -4,11 +4,6 @@
 mod common;
 
 use common::Cluster;
-use kv54::bench::{Answer, Guest, Response, Wire};
-use kv54::entry::Packed;
-use kv54::error::{Error, Kind};
-use kv54::rpc::codec::write_response;
-use msgpack_rpc::Value;
 
 const THREE: [&str; 3] = ["alice", "bob", "carol"];
 
@@ -89,54 +84,8 @@ fn a_node_that_dies_leaves_errors_behind() {
             bench.join().unwrap()
         });
         assert_eq!(died.status.code(), Some(3), "{died:?}");
-        let word = if own { "un" } else { "disconnected" };
         let said = String::from_utf8(died.stderr).unwrap();
-        assert!(said.contains(word), "{said}");
+        assert!(said.contains(" un"), "{said}"); // unavailable, or unknown-outcome
         cluster.start_all();
     }
-}
-
-#[test]
-fn an_answer_is_cut_off_the_stream_wherever_it_was_cut() {
-    let text = |size| Ok(Value::from("x".repeat(size)));
-    let answers = [
-        Ok(Value::Nil),
-        text(0),
-        text(31),
-        text(32),
-        text(300),
-        text(70_000),
-        Ok(Value::from(vec![0xff; 40])),
-        Ok(Value::from(7)),
-        Err(Error::new(Kind::Full, "no room")),
-    ];
-    for answer in answers {
-        let mut bytes = Vec::new();
-        let packed = answer.clone().map(|value| Packed::of(value).into());
-        write_response(&mut bytes, 0xc0c0_0001, &packed);
-        let len = bytes.len();
-        bytes.extend([0x94, 0x01]);
-        let cut = (0..len.min(400)).chain([len - 1]);
-        for cut in cut.filter(|cut| *cut < len) {
-            let early = Guest.response(&bytes[..cut], &mut Vec::new()).unwrap();
-            assert!(early.is_none(), "{cut} of {len}: {early:?}");
-        }
-        let found = Guest.response(&bytes, &mut Vec::new()).unwrap();
-        let Some(Response {
-            len: taken,
-            answer: Some((0xc0c0_0001, found)),
-        }) = found
-        else {
-            panic!("{found:?}");
-        };
-        assert_eq!(taken, len);
-        match (&answer, found) {
-            // A bench writes no integers: none is the value that it wants.
-            (Ok(Value::Nil), Answer::Nil) | (Ok(Value::Integer(_)), Answer::Value([])) => {}
-            (Ok(value), Answer::Value(found)) => assert_eq!(value.as_slice(), Some(found)),
-            (Err(error), Answer::Error(found)) => assert_eq!(error.to_string(), found),
-            other => panic!("{other:?}"),
-        }
-    }
-    assert!(Guest.response(b"\x01garbage", &mut Vec::new()).is_err());
 }

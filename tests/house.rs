@@ -8,10 +8,9 @@ use std::path::{Path, PathBuf};
 use kv54::methods::METHODS;
 
 /// The modules from the top to the bottom. Those in one line do not import each other.
-const FLOORS: [&[&str]; 17] = [
+const FLOORS: [&[&str]; 16] = [
     &["main"],
     &["commands"],
-    &["bench"],
     &["beyond"],
     &["node"],
     &["server"],

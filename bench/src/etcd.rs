@@ -1,7 +1,7 @@
 //! etcd v3: its KV service over gRPC over HTTP/2 with prior knowledge, as much of it as
 //! `Range` (linearizable, one key) and `Put` need. A stream per request, headers never indexed.
 
-use kv54::bench::{Answer, Op, Parsed, Response, Values, Wire, key};
+use crate::load::{Answer, Op, Parsed, Response, Values, Wire, key};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What may come before it is acknowledged: the most there is, on the connection too.

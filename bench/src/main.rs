@@ -5,12 +5,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use kv54::bench::{Bench, Guest, Load, Phase, Report, Wire, used};
-use kv54::cluster::Node;
-use kv54::rpc::tcp;
 use serde_json::json;
 
+use load::{Bench, Load, Phase, Report, Wire, used};
+
 mod etcd;
+mod kv54;
+mod load;
 mod memcached;
 mod redis;
 
@@ -45,7 +46,7 @@ enum Wires {
 async fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.wire {
-        Wires::Kv54 => measure(&cli, || Guest).await,
+        Wires::Kv54 => measure(&cli, || kv54::Guest).await,
         Wires::Redis => measure(&cli, redis::Redis::default).await,
         Wires::Memcached => measure(&cli, memcached::Memcached::default).await,
         Wires::Etcd => measure(&cli, etcd::Etcd::default).await,
@@ -62,21 +63,15 @@ async fn main() -> ExitCode {
 /// Fills, warms up and measures.
 async fn measure<W: Wire>(cli: &Cli, wire: impl Fn() -> W) -> Result<ExitCode, String> {
     let Cli { load, at, .. } = cli;
-    let node = |address: &String| Node {
-        name: address.clone(),
-        address: address.clone(),
-    };
-    let nodes: Vec<Node> = at.iter().map(node).collect();
-    let mut bench = Bench::connect(load, &nodes, &tcp(), wire).await?;
-    let filled = bench.run(Phase::Fill, |_| ()).await;
+    let mut bench = Bench::connect(load, at, wire).await?;
+    let filled = bench.run(Phase::Fill).await;
     if cli.fill || filled.wrong() > 0 {
         return Ok(told(cli, &filled, Duration::ZERO));
     }
-    bench.run(Phase::For(Duration::from_secs(1)), |_| ()).await;
+    bench.run(Phase::For(Duration::from_secs(1))).await;
     let before = servers(&cli.pids);
-    let report = bench
-        .run(Phase::For(Duration::from_secs(load.seconds)), |_| ())
-        .await;
+    let time = Duration::from_secs(load.seconds);
+    let report = bench.run(Phase::For(time)).await;
     Ok(told(cli, &report, servers(&cli.pids) - before))
 }
 

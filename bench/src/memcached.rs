@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::Write as _;
 
-use kv54::bench::{Answer, Op, Parsed, Response, Values, Wire, key};
+use crate::load::{Answer, Op, Parsed, Response, Values, Wire, key};
 
 #[derive(Default)]
 pub struct Memcached {

@@ -1,135 +1,302 @@
-//! `bench`: how fast the nodes answer.
+//! `bench`: how fast your own ring answers. It asks as any program would, through [`Peer`] or
+//! [`Client`]; the generator in `bench/` costs less for each operation, and knows other systems.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, value_parser};
+use futures::future::{join, join_all};
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Map, Value as Json, json};
+use tokio::time::sleep;
 
 use super::{Failure, Options, Outcome, print};
-use crate::bench::{Guest, Load, Own, PERCENTILES, Phase, Report};
-use crate::rpc::tls;
+use crate::client::Client;
+use crate::entry::Packed;
+use crate::error::Error;
+use crate::rpc::codec::encode_bytes;
+use crate::rpc::{Peer, tls};
 
 /// What runs before the clock does.
 const WARM_UP: Duration = Duration::from_secs(1);
-/// The share of a core beyond which this process may be what is measured.
-const BUSY: f64 = 0.9;
+/// A connection that leaves a request unanswered for so long is given up.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Load the nodes and measure how fast they answer.
 ///
-/// Writes the keys bench:0000000000, bench:0000000001 and so on, and leaves them there.
+/// This is a look at your own ring; every value that is read is checked. It writes the keys
+/// bench:0000000000, bench:0000000001 and so on, and leaves them there.
 #[derive(Args)]
 #[command(after_help = "Examples:
   kv54 bench get
   kv54 bench mix --connections 8 --depth 32 --seconds 10
   kv54 bench set --own --json")]
 pub(super) struct Bench {
-    #[command(flatten)]
-    load: Load,
+    /// What to do with keys drawn at random: read and check, write, or half of each
+    #[arg(value_parser = ["get", "set", "mix"])]
+    ops: String,
+    /// Connections, spread over the nodes
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = value_parser!(u16).range(1..))]
+    connections: u16,
+    /// Requests in flight on each connection
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u16).range(1..=1024))]
+    depth: u16,
+    /// Bytes in a value
+    #[arg(long, value_name = "BYTES", default_value_t = 100, value_parser = value_parser!(u32).range(1..=1 << 20))]
+    value_size: u32,
+    /// Different keys, from bench:0000000000 on
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = value_parser!(u32).range(1..))]
+    keys: u32,
+    /// How long to measure, after a second of warm-up
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = value_parser!(u64).range(1..=86_400))]
+    seconds: u64,
     /// Through kv54's own client, so many operations at once, not as a guest of each node
     #[arg(long)]
     own: bool,
 }
 
+/// What carries operations out.
+enum Caller {
+    Guest(Peer),
+    Own(Client),
+}
+
+/// What came of a run.
+struct Report {
+    latency: Histogram<u64>, // of the operations that went well, in nanoseconds
+    errors: BTreeMap<&'static str, u64>, // the others, by the first word of each error
+    elapsed: Duration,
+    cpu: Option<f64>, // the share of a core that this process used
+}
+
 impl Bench {
     pub(super) async fn run(self, options: &Options) -> Outcome {
-        let report = if self.own {
-            let mut own = Own::new(&self.load, options.client()?).map_err(unreachable)?;
-            self.measure(async |phase, tick| own.run(phase, tick).await)
-                .await?
-        } else {
-            let cluster = options.cluster()?;
-            let (nodes, dial) = (cluster.nodes(), tls::dial(&cluster)?);
-            let connected = crate::bench::Bench::connect(&self.load, nodes, &dial, || Guest);
-            let mut guests = connected.await.map_err(unreachable)?;
-            self.measure(async |phase, tick| guests.run(phase, tick).await)
-                .await?
-        };
+        let callers = self.callers(options)?;
+        let at_once = usize::from(self.connections) * usize::from(self.depth);
+        let callers: Vec<&Caller> = callers.iter().cycle().take(at_once).collect();
+        self.fill(&callers).await?;
+        let report = self.measure(&callers).await?;
         match options.json {
-            true => print(format!("{}\n", report.json(&self.load)))?,
+            true => print(format!("{}\n", self.json(&report)))?,
             false => print(self.text(&report))?,
         }
-        if report.cpu.is_some_and(|share| share > BUSY) {
+        if report.cpu.is_some_and(|share| share > 0.9) {
             let hint = "bench itself was busy all the time: the nodes may be faster than this";
             let _ = writeln!(std::io::stderr(), "kv54: {hint}");
         }
-        done(&report, "")?;
-        Ok(ExitCode::SUCCESS)
+        report.check()
     }
 
-    /// Fills, warms up and measures.
-    async fn measure(
-        &self,
-        mut run: impl AsyncFnMut(Phase, &mut dyn FnMut(u64)) -> Report,
-    ) -> Result<Report, Failure> {
-        let time = Duration::from_secs(self.load.seconds);
-        let bar = bar("filling", self.load.keys.into());
-        let filled = run(Phase::Fill, &mut |done| bar.set_position(done)).await;
+    /// A guest on each connection, or one client of our own for all operations.
+    fn callers(&self, options: &Options) -> Result<Vec<Caller>, Failure> {
+        if self.own {
+            return Ok(vec![Caller::Own(options.client()?)]);
+        }
+        let cluster = options.cluster()?;
+        let dial = tls::dial(&cluster)?;
+        let nodes = cluster.nodes().iter().cycle();
+        let guest = |node| Caller::Guest(Peer::new(node, PATIENCE, dial.clone()));
+        Ok(nodes.take(self.connections.into()).map(guest).collect())
+    }
+
+    /// Writes every key once.
+    async fn fill(&self, callers: &[&Caller]) -> Result<(), Failure> {
+        let bar = &bar("filling", self.keys.into());
+        let sets = stream::iter((0..self.keys).zip(callers.iter().cycle())).map(Ok);
+        let set = async |(number, caller): (u32, &&Caller)| {
+            bar.inc(1);
+            let (key, value) = self.entry(number);
+            caller.set(key.as_bytes(), &value).await
+        };
+        let filled = sets.try_for_each_concurrent(callers.len(), set).await;
         bar.finish_and_clear();
-        done(&filled, " while the keys were filled")?;
-        let bar = self::bar("measuring", 10 * (WARM_UP + time).as_secs());
-        let warm = run(Phase::For(WARM_UP), &mut |_| bar.inc(1)).await;
-        let report = run(Phase::For(time), &mut |_| bar.inc(1)).await;
+        filled.map_err(|error| Failure {
+            code: 3,
+            why: format!("{error}, while the keys were filled"),
+        })
+    }
+
+    /// Does what is wanted to keys drawn at random; the warm-up counts only in its errors.
+    async fn measure(&self, callers: &[&Caller]) -> Result<Report, Failure> {
+        let time = WARM_UP + Duration::from_secs(self.seconds);
+        let (bar, begun) = (bar("measuring", nanos(time)), Instant::now());
+        let report = RefCell::new(Report {
+            latency: Histogram::new_with_bounds(1, 100_000_000_000, 3).map_err(Failure::usage)?,
+            errors: BTreeMap::new(),
+            elapsed: Duration::ZERO,
+            cpu: None,
+        });
+        let tasks = callers.iter().map(async |caller| {
+            let mut asked = begun;
+            while asked < begun + time {
+                bar.set_position(nanos(asked - begun));
+                let done = self.operate(caller).await;
+                report.borrow_mut().count(asked.elapsed(), &done);
+                if done.is_err_and(|error| !error.kind.is_refusal()) {
+                    break; // no answer came: this connection is broken
+                }
+                asked = Instant::now();
+            }
+        });
+        let warm_up = async {
+            sleep(WARM_UP).await;
+            report.borrow_mut().latency.reset();
+            (Instant::now(), used())
+        };
+        let ((start, used_before), _) = join(warm_up, join_all(tasks)).await;
         bar.finish_and_clear();
-        done(&warm, " while warming up")?;
+        let mut report = report.into_inner();
+        report.elapsed = start.elapsed();
+        let used = used().zip(used_before).map(|(now, before)| now - before);
+        report.cpu = used.map(|seconds| seconds / report.elapsed.as_secs_f64());
         Ok(report)
     }
 
+    /// One operation. `Some` names what is wrong with the value that was read.
+    async fn operate(&self, caller: &Caller) -> Result<Option<&'static str>, Error> {
+        let (key, value) = self.entry(fastrand::u32(..self.keys));
+        if self.ops == "set" || self.ops == "mix" && fastrand::bool() {
+            return caller.set(key.as_bytes(), &value).await.map(|()| None);
+        }
+        Ok(match caller.get(key.as_bytes()).await? {
+            found if found == value => None,
+            found if found.is_nil() => Some("absent"),
+            _ => Some("wrong-value"),
+        })
+    }
+
+    /// A key, and its value: the key's name, or the end that fits, over and over.
+    fn entry(&self, number: u32) -> (String, Packed) {
+        let (key, size) = (format!("bench:{number:010}"), self.value_size as usize);
+        let (_, end) = key.split_at(key.len().saturating_sub(size));
+        let mut value = end.repeat(size.div_ceil(end.len())).into_bytes();
+        value.truncate(size);
+        (key, Packed::from(&*encode_bytes(&value)))
+    }
+
     fn text(&self, report: &Report) -> String {
-        let Load {
-            connections,
-            depth,
-            value_size,
-            keys,
-            ..
-        } = &self.load;
-        let mut text = format!("{:.0} operations per second", report.rate());
-        let _ = writeln!(text, " ({} in {:.1?})", report.operations, report.elapsed);
+        let (connections, depth) = (self.connections, self.depth);
         let at_once = match self.own {
             true => format!("{connections} × {depth} at once through kv54's own client"),
             false => format!("{connections} connections, each with {depth} in flight"),
         };
-        let _ = writeln!(text, "{at_once}; {keys} keys, values of {value_size} bytes");
-        for (name, percent) in PERCENTILES {
-            let _ = writeln!(text, "{name:<5}  {:.1?}", report.percentile(percent));
+        let (keys, size) = (self.keys, self.value_size);
+        let (rate, done, time) = (report.rate(), report.latency.len(), report.elapsed);
+        let mut text = format!("{rate} operations per second ({done} in {time:.1?})\n");
+        let _ = writeln!(text, "{at_once}; {keys} keys, values of {size} bytes");
+        for (name, time) in report.percentiles() {
+            let _ = writeln!(text, "{name:<5}  {time:.1?}");
         }
         if let Some(share) = report.cpu {
             let _ = writeln!(text, "bench itself used {:.0} % of a core", share * 100.0);
         }
         text
     }
+
+    /// The same, latencies in microseconds.
+    fn json(&self, report: &Report) -> Json {
+        let micros = |time: Duration| json!((time.as_secs_f64() * 1e7).round() / 10.0);
+        let latency = report.percentiles();
+        let latency = latency.map(|(name, time)| (name.to_owned(), micros(time)));
+        json!({
+            "ops": self.ops,
+            "connections": self.connections,
+            "depth": self.depth,
+            "value_size": self.value_size,
+            "keys": self.keys,
+            "seconds": report.elapsed.as_secs_f64(),
+            "operations": report.latency.len(),
+            "ops_per_s": report.rate(),
+            "latency_us": Map::from_iter(latency),
+            "errors": report.errors,
+            "generator_cpu": report.cpu.map(|share| (share * 1000.0).round() / 1000.0),
+        })
+    }
 }
 
-/// Fails where an operation did.
-fn done(report: &Report, when: &str) -> Result<(), Failure> {
-    let errors = report
-        .errors
-        .iter()
-        .map(|(word, count)| format!("{count} {word}"));
-    match report.wrong() {
-        0 => Ok(()),
-        wrong => Err(Failure {
-            code: 3,
-            why: format!(
-                "{wrong} of {} operations went wrong{when}: {}",
-                wrong + report.operations,
-                errors.collect::<Vec<_>>().join(", ")
-            ),
-        }),
+impl Caller {
+    async fn get(&self, key: &[u8]) -> Result<Packed, Error> {
+        match self {
+            Caller::Own(client) => client.get(key).await,
+            Caller::Guest(peer) => {
+                let (_, answer) = peer.call("get", &[&encode_bytes(key)]).await;
+                Ok(Packed::from(&*answer?))
+            }
+        }
     }
+
+    async fn set(&self, key: &[u8], value: &[u8]) -> Result<(), Error> {
+        match self {
+            Caller::Own(client) => client.set(key, value).await,
+            Caller::Guest(peer) => {
+                let (_, answer) = peer.call("set", &[&encode_bytes(key), value]).await;
+                answer.map(drop)
+            }
+        }
+    }
+}
+
+impl Report {
+    fn count(&mut self, took: Duration, done: &Result<Option<&'static str>, Error>) {
+        let wrong = match done {
+            Ok(None) => return self.latency.saturating_record(nanos(took)),
+            Ok(Some(word)) => word,
+            Err(error) => error.kind.word(),
+        };
+        *self.errors.entry(wrong).or_default() += 1;
+    }
+
+    /// Fails where an operation did.
+    fn check(&self) -> Outcome {
+        let wrong: u64 = self.errors.values().sum();
+        let of = wrong + self.latency.len();
+        let errors = self.errors.iter().map(|(word, n)| format!("{n} {word}"));
+        let errors = errors.collect::<Vec<_>>().join(", ");
+        let why = format!("{wrong} of {of} operations went wrong: {errors}");
+        match wrong {
+            0 => Ok(ExitCode::SUCCESS),
+            _ => Err(Failure { code: 3, why }),
+        }
+    }
+
+    /// Operations per second.
+    fn rate(&self) -> u128 {
+        u128::from(self.latency.len()) * 1000 / self.elapsed.as_millis().max(1)
+    }
+
+    fn percentiles(&self) -> [(&'static str, Duration); 5] {
+        let under = |quantile| Duration::from_nanos(self.latency.value_at_quantile(quantile));
+        [
+            ("p50", under(0.5)),
+            ("p90", under(0.9)),
+            ("p99", under(0.99)),
+            ("p99.9", under(0.999)),
+            ("max", under(1.0)),
+        ]
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The seconds that this thread has run on a processor, where the system says it.
+fn used() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    let nanos: f64 = stat.split(' ').next()?.parse().ok()?;
+    Some(nanos / 1e9)
 }
 
 /// A bar on standard error, if that is a terminal.
 fn bar(what: &'static str, length: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg} {wide_bar} {percent} %");
     let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(length)
-        .with_style(style)
-        .with_message(what)
-}
-
-fn unreachable(why: String) -> Failure {
-    Failure { code: 3, why }
+    let bar = ProgressBar::new(length).with_style(style);
+    bar.with_message(what)
 }

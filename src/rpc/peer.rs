@@ -350,7 +350,7 @@ impl Slot {
 }
 
 /// The cause of a broken connection in a person's words, without the system's error numbers.
-pub(crate) fn explain(error: &io::Error) -> String {
+fn explain(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused".into(),
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "connection reset".into(),

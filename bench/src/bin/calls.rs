@@ -10,9 +10,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
-use kv54::bench::{Values, key};
 use kv54::client::Client;
 use kv54::cluster::Cluster;
+use kv54::entry::Packed;
 use kv54::replicas::Replicas;
 use kv54::rpc::codec::Codec;
 use kv54::rpc::{Connection, Dial, tcp};
@@ -30,11 +30,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let client = Client {
         replicas: Replicas::new(cluster, Duration::from_secs(5), &dial),
     };
-    let mut value = Vec::new();
-    Values::new(100).write(&mut value, 0);
+    let value = "v".repeat(100);
     for number in 0..OPERATIONS {
         client
-            .set(&key(number), &(&*String::from_utf8_lossy(&value)).into())
+            .set(&key(number), &Packed::of(value.as_str()))
             .await?;
     }
     client.replicas.settle().await;
@@ -49,6 +48,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         json!({ "get": each(calls.load(Relaxed)), "set": each(sets) })
     );
     Ok(())
+}
+
+fn key(number: u32) -> Vec<u8> {
+    format!("bench:{number:010}").into_bytes()
 }
 
 /// Dials over TCP and counts what is asked.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -16,22 +16,14 @@ use clap::{Args, ValueEnum, value_parser};
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value as Json, json};
 use tokio::io::AsyncWrite as _;
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::io::poll_read_buf;
 
-use crate::cluster::Node;
-use crate::rpc::{Connection as Stream, Dial, explain, lock};
-
-mod guest;
-mod own;
-
-pub use guest::Guest;
-pub use own::Own;
-
-/// Without any answer for so long, nobody is waited for any more.
+/// If no connection is answered for so long, the run ends.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Between two looks at how far it is.
+/// Between two looks at whether answers still come.
 const TICK: Duration = Duration::from_millis(100);
 /// The longest latency that is told apart from longer ones, in nanoseconds.
 const MAX_LATENCY: u64 = 100_000_000_000;
@@ -171,7 +163,7 @@ pub struct Bench<W> {
 
 /// One connection: its requests in flight, what came in, what goes out.
 struct Connection<W> {
-    stream: Box<dyn Stream>,
+    stream: TcpStream,
     wire: W,
     values: Arc<Values>,
     tally: Arc<Mutex<Tally>>,
@@ -323,20 +315,15 @@ impl Tally {
 }
 
 impl<W: Wire> Bench<W> {
-    /// Connects to the nodes in turn.
-    pub async fn connect(
-        load: &Load,
-        nodes: &[Node],
-        dial: &Dial,
-        wire: impl Fn() -> W,
-    ) -> Result<Self, String> {
+    /// Connects to the addresses in turn.
+    pub async fn connect(load: &Load, at: &[String], wire: impl Fn() -> W) -> Result<Self, String> {
         let (values, tally) = (Arc::new(Values::new(load.value_size)), Tally::new()?);
         let tally = Arc::new(Mutex::new(tally));
         let mut connections = Vec::new();
-        for node in nodes.iter().cycle().take(load.connections.into()) {
-            let dialled = timeout(PATIENCE, dial(node)).await;
+        for address in at.iter().cycle().take(load.connections.into()) {
+            let dialled = timeout(PATIENCE, dial(address)).await;
             let dialled = dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-            let named = |error| format!("{}: {}", node.address, explain(&error));
+            let named = |error| format!("{address}: {error}");
             let mut wire = wire();
             let mut output = Vec::new();
             wire.hello(&mut output);
@@ -361,67 +348,67 @@ impl<W: Wire> Bench<W> {
         })
     }
 
-    /// Runs one phase; `tick` hears ten times a second how many operations are done. A
-    /// connection that breaks is not made again: what it waited for counts as errors.
-    pub async fn run(&mut self, phase: Phase, tick: impl FnMut(u64)) -> Report {
+    /// Runs one phase. A connection that breaks is not made again: what it waited for counts as errors.
+    pub async fn run(&mut self, phase: Phase) -> Report {
         let (start, of) = (Instant::now(), self.connections.len());
+        let cpu = used("self");
         let mut tasks = JoinSet::new();
         for (place, connection) in self.connections.drain(..).enumerate() {
             let source = Source::new(&self.load, phase, start, place, of);
             tasks.spawn(connection.run(source));
         }
-        let tally = self.tally.clone();
-        watch(tasks, &tally, tick, |connection| {
-            self.connections.push(connection);
-        })
-        .await
+        self.wait_for(tasks).await;
+        let elapsed = start.elapsed();
+        let busy = used("self")
+            .zip(cpu)
+            .map(|(end, start)| end.saturating_sub(start));
+        let mut tally = lock(&self.tally);
+        let report = Report {
+            operations: tally.latency.len(),
+            errors: std::mem::take(&mut tally.errors),
+            latency: tally.latency.clone(),
+            elapsed,
+            cpu: busy.map(|busy| busy.as_secs_f64() / elapsed.as_secs_f64()),
+        };
+        tally.latency.reset();
+        report
     }
-}
 
-/// Waits for all tasks and says what came of them.
-async fn watch<T: 'static>(
-    mut tasks: JoinSet<Option<T>>,
-    tally: &Mutex<Tally>,
-    mut tick: impl FnMut(u64),
-    mut done: impl FnMut(T),
-) -> Report {
-    let (start, cpu) = (Instant::now(), used("self"));
-    let mut ticks = interval(TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let (mut seen, mut changed) = (0, start);
-    loop {
-        tokio::select! {
-            task = tasks.join_next() => match task {
-                Some(Ok(Some(ended))) => done(ended),
-                Some(_) => {}
-                None => break,
-            },
-            _ = ticks.tick() => {
-                let answered = lock(tally).answered();
-                if answered != seen {
-                    (seen, changed) = (answered, Instant::now());
-                } else if changed.elapsed() > PATIENCE {
-                    lock(tally).error("no-answer", tasks.len() as u64);
-                    tasks.shutdown().await;
+    /// Waits until all connections are done, or until no answer came for too long.
+    async fn wait_for(&mut self, mut tasks: JoinSet<Option<Connection<W>>>) {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let (mut seen, mut changed) = (0, Instant::now());
+        loop {
+            tokio::select! {
+                task = tasks.join_next() => match task {
+                    Some(Ok(ended)) => self.connections.extend(ended),
+                    Some(Err(_)) => {}
+                    None => break,
+                },
+                _ = ticks.tick() => {
+                    let answered = lock(&self.tally).answered();
+                    if answered != seen {
+                        (seen, changed) = (answered, Instant::now());
+                    } else if changed.elapsed() > PATIENCE {
+                        lock(&self.tally).error("no-answer", tasks.len() as u64);
+                        tasks.shutdown().await;
+                    }
                 }
-                tick(answered);
             }
         }
     }
-    let elapsed = start.elapsed();
-    let busy = used("self")
-        .zip(cpu)
-        .map(|(end, start)| end.saturating_sub(start));
-    let mut tally = lock(tally);
-    let report = Report {
-        operations: tally.latency.len(),
-        errors: std::mem::take(&mut tally.errors),
-        latency: tally.latency.clone(),
-        elapsed,
-        cpu: busy.map(|busy| busy.as_secs_f64() / elapsed.as_secs_f64()),
-    };
-    tally.latency.reset();
-    report
+}
+
+/// Connects. Without `TCP_NODELAY`, requests wait 40 ms for company.
+async fn dial(address: &str) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+fn lock(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {
+    tally.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The time that a process (its number, or `self`) has spent on processors so far.
@@ -559,5 +546,71 @@ impl Report {
             "errors": self.errors,
             "generator_cpu": self.cpu.map(|share| (share * 1000.0).round() / 1000.0),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::kv54::Guest;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        load: Load,
+    }
+
+    fn load(words: &str) -> Load {
+        Cli::parse_from(format!("load {words}").split(' ')).load
+    }
+
+    #[test]
+    fn a_value_belongs_to_one_key() {
+        for size in [1, 10, 16, 100] {
+            let (values, mut out) = (Values::new(size), Vec::new());
+            values.write(&mut out, 4_000_000_017);
+            assert_eq!(out.len(), size as usize);
+            assert!(values.is(&out, 4_000_000_017));
+            assert!(!values.is(&out, 4_000_000_018));
+            assert!(!values.is(&out[1..], 4_000_000_017));
+        }
+    }
+
+    #[test]
+    fn what_is_not_the_wanted_answer_is_counted_by_its_first_word() {
+        let (values, mut tally) = (Values::new(10), Tally::new().unwrap());
+        let now = Instant::now();
+        let mut count = |op, answer| tally.count((op, 17, now), now, &answer, &values);
+        count(Op::Get, Answer::Value(b"0000000017"));
+        count(Op::Set, Answer::Nil);
+        count(Op::Get, Answer::Value(b"0000000018"));
+        count(Op::Get, Answer::Nil);
+        count(Op::Set, Answer::Error("full: alice keeps 1 byte".into()));
+        count(Op::Get, Answer::Error("full".into()));
+        assert_eq!((tally.latency.len(), tally.answered()), (2, 6));
+        let errors = [("absent", 1), ("full", 2), ("wrong-value", 1)];
+        assert_eq!(
+            tally.errors,
+            errors.map(|(word, n)| (word.into(), n)).into()
+        );
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_breaks_leaves_errors_behind() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = [listener.local_addr().unwrap().to_string()];
+        let load = load("set --connections 1 --depth 7 --keys 20");
+        let mut bench = Bench::connect(&load, &at, || Guest).await.unwrap();
+        let node = async {
+            let mut stream = listener.accept().await.unwrap().0;
+            stream.read_u8().await.unwrap();
+        };
+        let (report, ()) = tokio::join!(bench.run(Phase::Fill), node);
+        assert_eq!(report.operations, 0);
+        assert_eq!(report.errors, [("disconnected".to_owned(), 7)].into());
     }
 }

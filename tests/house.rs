@@ -1,11 +1,14 @@
 //! The house stands: a module of `src` imports only modules below it, so that a reader can begin
-//! at the bottom or at the top and never goes round in a circle.
+//! at the bottom or at the top and never goes round in a circle; and a function fits on a screen.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use kv54::methods::METHODS;
+
+/// The longest function, in lines, from its `fn` to its closing brace.
+const MAX_FUNCTION: usize = 40;
 
 /// The modules from the top to the bottom. Those in one line do not import each other.
 const FLOORS: [&[&str]; 16] = [
@@ -80,6 +83,42 @@ pub(crate) fn e() { crate::d::f(crate::{g::h}) }";
     assert_eq!(seen, [(1, "a"), (4, "b"), (5, "c"), (7, "d"), (7, "g")]);
 }
 
+#[test]
+fn functions_fit_on_a_screen() {
+    let mut long = Vec::new();
+    for (path, text) in files() {
+        for (line, length) in functions(&text) {
+            if length > MAX_FUNCTION {
+                long.push(format!("{}:{line}: {length} lines", path.display()));
+            }
+        }
+    }
+    assert!(
+        long.is_empty(),
+        "{} too long:\n{}",
+        long.len(),
+        long.join("\n")
+    );
+}
+
+#[test]
+fn a_function_is_measured_from_its_first_line_to_its_last() {
+    let text = "
+    fn declared(&self);
+
+    pub(crate) async fn defined(
+        &self,
+    ) -> u8
+    where
+        Self: Sized,
+    {
+        || { fn_like(); }
+    }
+fn short() {} // done
+";
+    assert_eq!(functions(text), [(2, 1), (4, 8), (12, 1)]);
+}
+
 /// Every file of `src` and its text.
 fn files() -> Vec<(PathBuf, String)> {
     let (mut files, mut found) = (Vec::new(), vec![PathBuf::from("src")]);
@@ -107,10 +146,14 @@ fn floor(module: &str) -> usize {
     floor.unwrap_or_else(|| panic!("{module} has no place in FLOORS"))
 }
 
+/// A line without its comment.
+fn code(line: &str) -> &str {
+    line.split("//").next().unwrap_or_default()
+}
+
 /// The modules that a file names by `crate::`, each with its line.
 fn imports(text: &str) -> Vec<(usize, String)> {
-    let code = |line: &str| line.split("//").next().unwrap_or_default().to_owned();
-    let text = text.lines().map(code).collect::<Vec<_>>().join("\n");
+    let text = text.lines().map(code).collect::<Vec<&str>>().join("\n");
     let mut imports = Vec::new();
     for (start, path) in text.match_indices("crate::") {
         let (start, mut depth, mut begins) = (start + path.len(), 0, true);
@@ -133,6 +176,28 @@ fn imports(text: &str) -> Vec<(usize, String)> {
         }
     }
     imports
+}
+
+/// The functions in a file as rustfmt writes it: the line where each begins, and how many it has.
+fn functions(text: &str) -> Vec<(usize, usize)> {
+    let lines: Vec<&str> = text.lines().map(code).collect();
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let begins = |line: &str| {
+        let mut words = line.split_whitespace();
+        let word =
+            words.find(|word| !word.starts_with("pub") && !["async", "const"].contains(word));
+        word == Some("fn")
+    };
+    let begun = (0..lines.len()).filter(|at| begins(lines[*at]));
+    let measured = begun.map(|at| {
+        // It ends where a line that is indented as its first one closes it.
+        let ends = |line: &&str| {
+            indent(line) == indent(lines[at]) && line.trim_end().ends_with(['}', ';'])
+        };
+        let length = lines[at..].iter().position(ends);
+        (at + 1, length.map_or(usize::MAX, |before| before + 1))
+    });
+    measured.collect()
 }
 
 fn is_of_name(letter: char) -> bool {

@@ -65,14 +65,6 @@ pub(crate) fn beginning(text: &str) -> String {
 }
 
 /// An error of kv54, printed and sent as `kind: why`.
-///
-/// ```
-/// use kv54::error::{Error, Kind};
-///
-/// let error = Error::parse("full: alice keeps 1048576 bytes, at most 1048576");
-/// assert_eq!(error.kind, Kind::Full);
-/// assert_eq!(error.to_string(), "full: alice keeps 1048576 bytes, at most 1048576");
-/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     /// What kind of trouble it is.

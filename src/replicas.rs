@@ -12,7 +12,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::time::{Instant, sleep};
 
-use crate::cluster::{COPIES, Cluster, Node};
+use crate::cluster::{COPIES, Cluster};
 use crate::entry::{Entry, Loaded, Stamp, check_key, check_value, loaded};
 use crate::error::{Error, Kind};
 use crate::rpc::codec::{Encoded, encode_bytes, encode_numbers};
@@ -30,8 +30,7 @@ const MIN_ATTEMPT: Duration = Duration::from_millis(50);
 pub struct Replicas {
     cluster: Arc<Cluster>,
     own_store: Option<Arc<Store>>, // where the coordinator is a node itself
-    peers: Vec<Peer>,
-    fingerprints: Vec<Encoded>, // what each node wants to hear as `ring`
+    nodes: Vec<(Peer, Encoded)>,   // how each is asked, and what it wants to hear as `ring`
     timeout: Duration,
 }
 
@@ -76,13 +75,13 @@ impl Replicas {
     /// The nodes of `cluster`, asked by a coordinator that is none of them. An operation is
     /// tried again until `timeout`; what one attempt may take is the ring's window.
     pub fn new(cluster: Arc<Cluster>, timeout: Duration, dial: &Dial) -> Self {
-        let nodes = cluster.nodes();
-        let peer = |node: &Node| Peer::new(node, cluster.limits.window, dial.clone());
-        let fingerprint = |node: &Node| encode_numbers([cluster.fingerprint(&node.name).into()]);
+        let nodes = cluster.nodes().iter().map(|node| {
+            let ring = encode_numbers([cluster.fingerprint(&node.name).into()]);
+            (Peer::new(node, cluster.limits.window, dial.clone()), ring)
+        });
         Replicas {
             own_store: None,
-            peers: nodes.iter().map(peer).collect(),
-            fingerprints: nodes.iter().map(fingerprint).collect(),
+            nodes: nodes.collect(),
             timeout,
             cluster,
         }
@@ -123,9 +122,8 @@ impl Replicas {
         params: &[&[u8]],
     ) -> Result<Encoded, Error> {
         let (peer, ring) = self.node(place)?;
-        let with_ring: SmallVec<[&[u8]; 4]> =
-            [ring].into_iter().chain(params.iter().copied()).collect();
-        peer.call(method, &with_ring).await.1
+        let params = [&[ring.as_slice()], params].concat();
+        peer.call(method, &params).await.1
     }
 
     /// Asks one node how it is.
@@ -137,7 +135,7 @@ impl Replicas {
     /// Waits until what was told in the background has arrived, for a moment at most.
     pub async fn settle(&self) {
         let until = Instant::now() + 10 * HEDGE;
-        while Instant::now() < until && self.peers.iter().any(Peer::is_busy) {
+        while Instant::now() < until && self.nodes.iter().any(|(peer, _)| peer.is_busy()) {
             sleep(Duration::from_millis(1)).await;
         }
     }
@@ -154,11 +152,9 @@ impl Replicas {
         said.collect::<Vec<_>>().join("; ")
     }
 
-    /// How a node is asked, and the fingerprint that it wants to hear.
-    fn node(&self, place: usize) -> Result<(&Peer, &[u8]), Error> {
-        let node = self.peers.get(place).zip(self.fingerprints.get(place));
-        let (peer, ring) = node.ok_or_else(|| Error::bad_request("the ring has no such place"))?;
-        Ok((peer, ring))
+    fn node(&self, place: usize) -> Result<&(Peer, Encoded), Error> {
+        let nowhere = || Error::bad_request("the ring has no such place");
+        self.nodes.get(place).ok_or_else(nowhere)
     }
 
     /// The store of this coordinator's own node, if that node is at `place`.
@@ -175,8 +171,8 @@ impl Replicas {
         let own = places.iter().position(is_own);
         places.rotate_left(own.unwrap_or(0));
         let is_late = |place: &usize| {
-            let peer = self.peers.get(*place).filter(|_| !is_own(place));
-            peer.is_some_and(|peer| peer.is_suspect(now))
+            let peer = self.nodes.get(*place).filter(|_| !is_own(place));
+            peer.is_some_and(|(peer, _)| peer.is_suspect(now))
         };
         let (late, mut order): (Few<_>, Few<_>) = places.into_iter().partition(is_late);
         order.extend(late);
@@ -247,8 +243,9 @@ impl Operation<'_> {
         self.majority(First::Majority, ask).await
     }
 
-    /// What a majority of different replicas answered, each by its place, all within one window of the moment
-    /// before the first was asked. An attempt that fails is made again until the deadline.
+    /// The answers of a majority of different replicas, each with its place. All of them came within
+    /// one window, which opened before the first was asked. An attempt that fails is made again
+    /// until the deadline.
     async fn majority<T>(
         &self,
         first: First,
@@ -270,12 +267,13 @@ impl Operation<'_> {
         let mut answers = Few::new();
         let mut heard = false; // whether a replica may have stored what the majority did not
         loop {
-            let attempt = self.attempt(opened, first, needed, answers, &mut ask).await;
-            let errors = attempt.errors;
-            answers = attempt.answers;
-            if answers.len() >= needed {
-                return Ok(answers);
+            let mut attempt = self.attempt(opened, first, needed, answers);
+            future::poll_fn(|context| attempt.poll(&mut ask, context)).await;
+            if attempt.answers.len() >= needed {
+                return Ok(attempt.answers);
             }
+            let errors = attempt.give_up();
+            answers = attempt.answers;
             let count = |is: fn(Kind) -> bool| errors.iter().filter(|(_, e)| is(e.kind)).count();
             let unknown = count(|kind| kind == Kind::UnknownOutcome);
             heard |= first == First::All && unknown + answers.len() > 0;
@@ -288,40 +286,30 @@ impl Operation<'_> {
         }
     }
 
-    /// One window: asks until so many have answered, or none is left to ask or to wait for.
-    async fn attempt<T>(
+    /// Opens a window.
+    fn attempt<T>(
         &self,
         opened: Instant,
         first: First,
         needed: usize,
         mut answers: Few<(usize, T)>,
-        mut ask: impl FnMut(usize) -> Sent<T>,
     ) -> Attempt<T> {
         if !planted(Bug::AnswersCountedAcrossWindows) {
             answers.clear(); // each attempt has a window of its own, and counts afresh
         }
         let mut to_ask = self.replicas.order(self.part, opened);
         to_ask.retain(|place| answers.iter().all(|(counted, _)| counted != place));
-        let at_once = match first {
-            First::Majority => needed,
-            First::All => to_ask.len(),
-        };
-        let mut attempt = Attempt {
+        let window = self.replicas.cluster.limits.window;
+        Attempt {
             opened,
-            closes: self
-                .deadline
-                .min(opened + self.replicas.cluster.limits.window),
+            closes: self.deadline.min(opened + window),
             needed,
-            to_ask: to_ask.into_iter(),
-            due: at_once,
-            own: None,
+            due: if first == First::All { COPIES } else { needed },
+            to_ask,
             calls: Few::new(),
             answers,
             errors: Vec::new(),
-        };
-        future::poll_fn(|context| attempt.poll(&mut ask, context)).await;
-        attempt.give_up();
-        attempt
+        }
     }
 
     /// Sends one replica a question about the key.
@@ -333,14 +321,12 @@ impl Operation<'_> {
         rest: [&[u8]; 2], // what follows the ring and the key
         read: Read<T>,
     ) -> Sent<T> {
-        let [one, two] = rest;
-        match self.replicas.node(place) {
-            Err(error) => Sent::Answered(Err(error)),
-            Ok((peer, ring)) => {
-                let pieces = [ring, &self.encoded_key, one, two];
-                Sent::Awaited(peer.call_in_pieces(method, params, &pieces), read)
-            }
-        }
+        let ([one, two], node) = (rest, self.replicas.node(place));
+        let ask = |(peer, ring): &(Peer, Encoded)| {
+            let pieces = [ring, &self.encoded_key, one, two];
+            Sent::Awaited(peer.call_in_pieces(method, params, &pieces), read)
+        };
+        node.map_or_else(|error| Sent::Answered(Err(error)), ask)
     }
 
     /// The key as people read it.
@@ -375,14 +361,13 @@ impl Operation<'_> {
     }
 }
 
-/// One attempt: questions that are asked in one window, and what came of them.
+/// One attempt: the questions that are asked in one window, and their answers.
 struct Attempt<T> {
     opened: Instant,
     closes: Instant,
     needed: usize,
-    to_ask: smallvec::IntoIter<[usize; COPIES]>,
-    due: usize,              // how many of them are to be asked now
-    own: Option<(usize, T)>, // what our own store has just answered
+    due: usize,         // how many replicas are to be asked now
+    to_ask: Few<usize>, // the replicas that were not asked yet
     calls: Few<(usize, Call, Read<T>)>,
     answers: Few<(usize, T)>,
     errors: Vec<(usize, Error)>,
@@ -397,9 +382,9 @@ impl<T> Attempt<T> {
         context: &mut Context<'_>,
     ) -> Poll<()> {
         loop {
-            self.start(ask);
+            let own = self.start(ask);
             let now = Instant::now();
-            if let Some((place, answer)) = self.own.take() {
+            if let Some((place, answer)) = own {
                 self.count(place, now, Ok(answer));
             }
             self.collect(context);
@@ -416,16 +401,18 @@ impl<T> Attempt<T> {
         }
     }
 
-    /// Asks as many replicas as are due.
-    fn start(&mut self, ask: &mut impl FnMut(usize) -> Sent<T>) {
-        let due = std::mem::take(&mut self.due);
-        for place in self.to_ask.by_ref().take(due) {
+    /// Asks as many replicas as are due; what our own store has answered at once.
+    fn start(&mut self, ask: &mut impl FnMut(usize) -> Sent<T>) -> Option<(usize, T)> {
+        let due = std::mem::take(&mut self.due).min(self.to_ask.len());
+        let mut own = None;
+        for place in self.to_ask.drain(..due) {
             match ask(place) {
-                Sent::Answered(Ok(answer)) => self.own = Some((place, answer)),
+                Sent::Answered(Ok(answer)) => own = Some((place, answer)),
                 Sent::Answered(Err(error)) => self.errors.push((place, error)),
                 Sent::Awaited(call, read) => self.calls.push((place, call, read)),
             }
         }
+        own
     }
 
     /// Takes the answers that are there.
@@ -453,13 +440,13 @@ impl<T> Attempt<T> {
     /// Whether the next replica must be asked: one has failed, or an answer is late.
     fn needs_another(&self, now: Instant) -> bool {
         let too_few = self.answers.len() + self.calls.len() < self.needed;
-        self.to_ask.len() > 0 && (too_few || now - self.opened >= HEDGE)
+        !self.to_ask.is_empty() && (too_few || now - self.opened >= HEDGE)
     }
 
-    /// Calls that are still open were not answered in time.
-    fn give_up(&mut self) {
-        let open = std::mem::take(&mut self.calls).into_iter();
-        self.errors.extend(open.map(|(place, ..)| (place, late())));
+    /// All errors: a call that is still open was not answered in time.
+    fn give_up(&mut self) -> Vec<(usize, Error)> {
+        let open = self.calls.drain(..).map(|(place, ..)| (place, late()));
+        self.errors.drain(..).chain(open).collect()
     }
 }
 

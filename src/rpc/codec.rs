@@ -46,17 +46,6 @@ pub struct Malformed {
 }
 
 /// Finds where the messages in a stream of bytes end.
-///
-/// ```
-/// use kv54::rpc::codec::{Codec, Request};
-///
-/// let (mut codec, get) = (Codec::default(), b"\x94\x00\x07\xa3get\x91\xa3tea");
-/// assert!(codec.next(&get[..11]).is_ok_and(|end| end.is_none())); // an a is to come
-/// assert!(codec.next(get).is_ok_and(|end| end == Some(12)));
-/// let request = Request::read(get).map_err(|malformed| malformed.error)?;
-/// assert_eq!((request.id, request.method, &*request.params), (Some(7), "get", &[&b"\xa3tea"[..]][..]));
-/// # Ok::<(), kv54::error::Error>(())
-/// ```
 #[derive(Debug, Default)]
 pub struct Codec(Walk);
 

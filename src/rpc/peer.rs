@@ -35,18 +35,6 @@ const MAX_OUTBOX: usize = 64 << 20;
 const TLS_ALERT: [u8; 2] = [21, 3];
 
 /// A node that can be asked. Cloning it gives another handle on the same connection.
-///
-/// ```no_run
-/// # use std::time::Duration;
-/// # use kv54::{cluster::Node, entry::Packed, error::Error, rpc::{Peer, tcp}};
-/// # async fn story() -> Result<(), Error> {
-/// let node = Node { name: "alice".into(), address: "127.0.0.1:5401".into() };
-/// let alice = Peer::new(&node, Duration::from_secs(1), tcp());
-/// let (_arrived, answer) = alice.call("get", &[&Packed::of("tea")]).await;
-/// println!("{}", Packed::from(&answer?[..]).value()?);
-/// # Ok(())
-/// # }
-/// ```
 #[derive(Clone)]
 pub struct Peer(Arc<Shared>);
 
@@ -204,7 +192,7 @@ impl Shared {
         loop {
             self.to_write.notified().await;
             if lock(&self.state).outbox.len() < BATCH {
-                yield_now().await; // whoever else is ready now asks too: one write for all
+                yield_now().await; // other tasks that are ready now ask too: one write for all
             }
             batch.clear();
             std::mem::swap(&mut batch, &mut lock(&self.state).outbox);

@@ -151,7 +151,7 @@ impl<S: Service> Session<'_, S> {
     /// Reads until the input runs dry, then writes all that it gave rise to in one go. Ready
     /// when nothing more will be read and everything is answered.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.turn.begin();
+        self.turn.used = self.turn.used.saturating_sub(TURN);
         loop {
             self.take_requests(context);
             let mut was_full = self.is_full();
@@ -173,7 +173,7 @@ impl<S: Service> Session<'_, S> {
             if was_full && !self.is_full() {
                 continue; // there is room again, and no other event would wake this connection
             }
-            return match self.ended && self.in_flight.is_empty() {
+            return match self.ended && self.in_flight.answers.is_empty() {
                 true => Poll::Ready(Ok(())),
                 false => Poll::Pending,
             };
@@ -183,7 +183,7 @@ impl<S: Service> Session<'_, S> {
     /// Whether no more requests are taken until some are answered, and answers sent.
     fn is_full(&self) -> bool {
         let pending = self.in_flight.bytes() + self.output.unsent();
-        self.in_flight.len() >= MAX_IN_FLIGHT || pending >= MAX_PENDING
+        self.in_flight.answers.len() >= MAX_IN_FLIGHT || pending >= MAX_PENDING
     }
 
     /// All that this connection holds, in bytes.
@@ -320,7 +320,7 @@ struct InFlight<'a> {
     answers: FuturesUnordered<ReusableBoxFuture<'a, Reply>>,
     spare: Option<ReusableBoxFuture<'a, Reply>>, // memory for the next: most are answered at once
     weight: usize,                               // of the requests, in bytes
-    answer_estimate: usize, // of one answer, in bytes: a decaying maximum of recent answers
+    estimate: usize, // of one answer, in bytes: a decaying maximum of recent answers
 }
 
 impl<'a> InFlight<'a> {
@@ -329,7 +329,7 @@ impl<'a> InFlight<'a> {
             answers: FuturesUnordered::new(),
             spare: None,
             weight: 0,
-            answer_estimate: UNKNOWN_ANSWER,
+            estimate: UNKNOWN_ANSWER,
         }
     }
 
@@ -341,11 +341,11 @@ impl<'a> InFlight<'a> {
         context: &mut Context<'_>,
     ) -> Option<Reply> {
         let mut answering = match self.spare.take() {
+            None => ReusableBoxFuture::new(answer),
             Some(mut spare) => {
                 spare.set(answer);
                 spare
             }
-            None => ReusableBoxFuture::new(answer),
         };
         let Poll::Ready(reply) = answering.poll(context) else {
             self.weight += weight;
@@ -358,30 +358,20 @@ impl<'a> InFlight<'a> {
 
     /// The next answer that is ready.
     fn next(&mut self, context: &mut Context<'_>) -> Option<Reply> {
-        match self.answers.poll_next_unpin(context) {
-            Poll::Ready(Some(reply)) => {
-                self.weight -= reply.weight;
-                Some(reply)
-            }
-            _ => None,
-        }
+        let Poll::Ready(Some(reply)) = self.answers.poll_next_unpin(context) else {
+            return None;
+        };
+        self.weight -= reply.weight;
+        Some(reply)
     }
 
     fn note_answer(&mut self, size: usize) {
-        self.answer_estimate = size.max(self.answer_estimate - self.answer_estimate / 8);
+        self.estimate = size.max(self.estimate - self.estimate / 8);
     }
 
     /// The requests, and their answers if those are like the latest ones.
     fn bytes(&self) -> usize {
-        self.weight + self.answers.len() * self.answer_estimate
-    }
-
-    fn len(&self) -> usize {
-        self.answers.len()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.answers.is_empty()
+        self.weight + self.answers.len() * self.estimate
     }
 }
 
@@ -428,10 +418,6 @@ struct Turn {
 }
 
 impl Turn {
-    fn begin(&mut self) {
-        self.used = self.used.saturating_sub(TURN);
-    }
-
     fn is_over(&self) -> bool {
         self.used >= TURN
     }

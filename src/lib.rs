@@ -18,7 +18,7 @@
 //! | [`sabotage`] | bugs that the proof must find, compiled in for its test only |
 //! | [`commands`] | what a person types |
 //!
-//! Start with [`server`] and [`client`]: they are the 54 lines.
+//! Start with [`server`] and [`client`]: they are the heart, the 54 lines.
 //!
 //! A program that has `cluster.toml` can be a client itself, without any node in between:
 //!

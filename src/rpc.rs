@@ -138,7 +138,7 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
         .set_tcp_keepalive(&TcpKeepalive::new().with_time(every).with_interval(every))
 }
 
-/// Locks for a few instructions. What panicked elsewhere has been answered there; the data is whole.
+/// Locks for a few instructions. A panic elsewhere does not matter here: the data is whole.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

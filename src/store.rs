@@ -143,7 +143,9 @@ impl Store {
         let mut kept = lock(&self.kept);
         let bytes = kept.bytes;
         let part = kept.part_mut(number)?;
-        let old = part.entries.get(key);
+        let place = part.entries.get_index_of(key);
+        let old = place.and_then(|place| part.entries.get_index(place));
+        let old = old.map(|(_, old)| old);
         if old.is_some_and(|old| old.stamp >= entry.stamp) && !planted(Bug::OldEntryReplacesNew) {
             return Ok(());
         }
@@ -160,7 +162,7 @@ impl Store {
             let why = format!("{name} keeps {bytes} bytes, at most {most}");
             return Err(Error::new(Kind::Full, why));
         }
-        part.put(key, entry);
+        part.put(place, key, entry);
         kept.bytes = grown;
         Ok(())
     }
@@ -297,12 +299,13 @@ impl Store {
 }
 
 impl Part {
-    /// Keeps an entry in the place of the one before it.
-    fn put(&mut self, key: &[u8], entry: Entry<&[u8]>) {
+    /// Keeps an entry in the place of the one before it, or in a new one.
+    fn put(&mut self, place: Option<usize>, key: &[u8], entry: Entry<&[u8]>) {
         let key_hash = crc32fast::hash(key);
         self.digest ^= digest(key_hash, entry.stamp);
         self.tombstones += usize::from(entry.value == codec::NIL);
-        let Some(old) = self.entries.get_mut(key) else {
+        let old = place.and_then(|place| self.entries.get_index_mut(place));
+        let Some((_, old)) = old else {
             let (stamp, value) = (entry.stamp, entry.value.into());
             let key = SmallVec::from_slice(key);
             self.entries.insert(key, Entry { stamp, value });

@@ -137,7 +137,7 @@ async fn live(store: Arc<Store>, listener: TcpListener, network: &Dial, stop: &C
         return;
     };
     let node = Node::new(store, TIMEOUT, network);
-    let incoming = rpc::incoming(&listener, |stream, _| stream);
+    let incoming = rpc::incoming(&listener, |stream, _| rpc::connected(stream));
     tokio::select! {
         () = node.live(incoming, Limits::default(), CancellationToken::new()) => {}
         () = stop.cancelled() => {} // in the middle of whatever it does

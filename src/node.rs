@@ -16,7 +16,7 @@ use crate::client::Client;
 use crate::cluster::{self, Cluster};
 use crate::join::join;
 use crate::replicas::Replicas;
-use crate::rpc::{self, Connection, Dial, Limits, tls};
+use crate::rpc::{self, Connecting, Dial, Limits, tls};
 use crate::server::Node;
 use crate::store::Store;
 
@@ -35,7 +35,7 @@ impl Node {
     /// Joins the ring, and answers on these connections until `stop`.
     pub async fn live<L>(self: &Arc<Self>, incoming: L, limits: Limits, stop: CancellationToken)
     where
-        L: Stream<Item = io::Result<Box<dyn Connection>>> + Unpin,
+        L: Stream<Item = io::Result<Connecting>> + Unpin,
     {
         let (node, mut joining) = (self.clone(), JoinSet::new()); // a set ends its tasks with itself
         joining.spawn(async move { join(&node.store, &node.client.replicas).await });

@@ -5,7 +5,7 @@
 //! writes every answer by itself and bounds nothing. Here are a [`codec`] with limits, a loop
 //! that [`serve`](serve())s, and a [`Peer`] that asks.
 
-use std::future::Future;
+use std::future::{Future, ready};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,9 +37,11 @@ pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection for S {}
 
+/// A connection that is being made: dialled here, or accepted and perhaps not yet let in.
+pub type Connecting = BoxFuture<'static, io::Result<Box<dyn Connection>>>;
+
 /// How a node is reached.
-pub type Dial =
-    Arc<dyn Fn(&Node) -> BoxFuture<'static, io::Result<Box<dyn Connection>>> + Send + Sync>;
+pub type Dial = Arc<dyn Fn(&Node) -> Connecting + Send + Sync>;
 
 /// A service answers requests. `examples/one_node.rs` is a whole one.
 pub trait Service: Sync {
@@ -85,6 +87,11 @@ impl From<()> for Answer {
     }
 }
 
+/// A connection that is already made.
+pub fn connected(stream: Box<dyn Connection>) -> Connecting {
+    Box::pin(ready(Ok(stream)))
+}
+
 /// Dials over TCP.
 pub fn tcp() -> Dial {
     Arc::new(|node| {
@@ -101,17 +108,17 @@ pub fn tcp() -> Dial {
 pub async fn listen(address: &str, service: &impl Service) -> io::Result<()> {
     let listener = TcpListener::bind(address).await?;
     let never = CancellationToken::new();
-    let incoming = incoming(&listener, |stream, _| stream);
+    let incoming = incoming(&listener, |stream, _| connected(stream));
     serve(incoming, service, Limits::default(), never).await;
     Ok(())
 }
 
-/// The connections to a TCP listener, each as `welcome` makes it from the stream and where it
-/// comes from. The listener stays bound for as long as its owner keeps it.
+/// The connections to a TCP listener, each as `welcome` makes it from the stream and the address
+/// of its peer. The listener stays bound for as long as its owner keeps it.
 pub fn incoming<'a>(
     listener: &'a TcpListener,
-    welcome: impl Fn(Box<dyn Connection>, SocketAddr) -> Box<dyn Connection> + Send + 'a,
-) -> BoxStream<'a, io::Result<Box<dyn Connection>>> {
+    welcome: impl Fn(Box<dyn Connection>, SocketAddr) -> Connecting + Send + 'a,
+) -> BoxStream<'a, io::Result<Connecting>> {
     let accepted = stream::repeat(listener).then(accept);
     accepted
         .map_ok(move |(stream, from)| welcome(stream, from))

@@ -438,6 +438,6 @@ async fn pretend(listener: tokio::net::TcpListener, stop: CancellationToken) {
         }
     }
 
-    let incoming = rpc::incoming(&listener, |stream, _| stream);
+    let incoming = rpc::incoming(&listener, |stream, _| rpc::connected(stream));
     rpc::serve(incoming, &Pretender, Limits::default(), stop).await;
 }

@@ -13,7 +13,7 @@ use futures::stream;
 use kv54::entry::Packed;
 use kv54::error::Error;
 use kv54::rpc::codec::{encode, write_response};
-use kv54::rpc::{Answer, Connection, Limits, Service, serve};
+use kv54::rpc::{Answer, Limits, Service, connected, serve};
 use msgpack_rpc::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Notify;
@@ -648,7 +648,7 @@ fn what_a_slow_reader_has_read_is_no_longer_held_for_it() {
         connections: 1,
         buffers: held(128),
     };
-    let far: std::io::Result<Box<dyn Connection>> = Ok(Box::new(far));
+    let far = Ok(connected(Box::new(far)));
     let incoming = stream::iter([far]);
     let (mut from, mut to) = tokio::io::split(near);
     let talk = async {
@@ -681,7 +681,7 @@ fn a_request_that_comes_with_a_large_answer_is_not_forgotten() {
     runtime.unwrap().block_on(async {
         // A network that takes a megabyte at once, and a node that is still busy with it.
         let (mut guest, far) = tokio::io::duplex(4 << 20);
-        let far: std::io::Result<Box<dyn Connection>> = Ok(Box::new(far));
+        let far = Ok(connected(Box::new(far)));
         let (held, limits) = (Held::default(), Limits { connections: 1, buffers: 64 << 20 });
         let talk = async {
             guest.write_all(&request(1, "large", [])).await.unwrap();

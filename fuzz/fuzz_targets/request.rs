@@ -14,7 +14,7 @@ use kv54::error::Error;
 use kv54::rpc::codec::{
     Codec, Request, Response, decode, encode, encode_numbers, string, write_request,
 };
-use kv54::rpc::{Connection, Dial, Limits};
+use kv54::rpc::{Dial, Limits, connected};
 use kv54::server::Node;
 use kv54::status::Status;
 use kv54::store::Store;
@@ -75,9 +75,9 @@ async fn visit(cluster: Cluster, bytes: &[u8]) {
     let dial: Dial = Arc::new(move |node| {
         let place = ring.place(&node.name).expect("a node's name");
         let (near, far) = duplex(PIPE);
-        let entered = doors[place].unbounded_send(Ok(Box::new(far) as Box<dyn Connection>));
+        let entered = doors[place].unbounded_send(Ok(connected(Box::new(far))));
         entered.expect("nodes do not stop");
-        Box::pin(async { Ok(Box::new(near) as Box<dyn Connection>) })
+        connected(Box::new(near))
     });
     let node = |place| {
         let store = Arc::new(Store::new(cluster.clone(), place));

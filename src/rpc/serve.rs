@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::{Buf as _, BytesMut};
 use futures::stream::{FuturesUnordered, Stream, StreamExt as _};
 use futures::{FutureExt as _, future};
-use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
+use tokio::io::{AsyncWrite as _, AsyncWriteExt as _};
 use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::io::poll_read_buf;
@@ -21,7 +21,7 @@ use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
 
 use super::buffers::{Buffers, Share};
 use super::codec::{Codec, Malformed, Request, write_response};
-use super::{Answer, Connection, Service};
+use super::{Answer, Connecting, Connection, Service};
 use crate::error::{Error, Kind};
 
 /// Requests in flight on one connection; the next one waits in the socket.
@@ -71,7 +71,7 @@ impl Default for Limits {
 /// Answers every request on every connection until `stop`, then finishes what is in flight.
 pub async fn serve<L, S>(mut incoming: L, service: &S, limits: Limits, stop: CancellationToken)
 where
-    L: Stream<Item = io::Result<Box<dyn Connection>>> + Unpin,
+    L: Stream<Item = io::Result<Connecting>> + Unpin,
     S: Service,
 {
     let buffers = Buffers::new(limits.buffers);
@@ -84,8 +84,8 @@ where
             () = &mut stopped => break,
             Some(()) = connections.next() => {}
             Some(accepted) = incoming.next() => match accepted {
-                Ok(stream) if connections.len() < limits.connections => {
-                    connections.push(connection(stream, service, &buffers, stop.clone()));
+                Ok(connecting) if connections.len() < limits.connections => {
+                    connections.push(connection(connecting, service, &buffers, stop.clone()));
                 }
                 // A line for each refused connection would be one more way to flood the node.
                 Ok(_) if refused.is_some_and(|last| last.elapsed() < REFUSALS) => {}
@@ -105,11 +105,14 @@ where
 }
 
 async fn connection<S: Service>(
-    stream: Box<dyn Connection>,
+    connecting: Connecting,
     service: &S,
     buffers: &Buffers,
     stop: CancellationToken,
 ) {
+    let Some(Ok(stream)) = stop.run_until_cancelled(connecting).await else {
+        return;
+    };
     let mut session = Session {
         stream,
         service,
@@ -129,8 +132,17 @@ async fn connection<S: Service>(
     });
     // An error means that the peer has gone: there is no one to tell.
     if end.await.is_ok() {
-        let _ = timeout(CLOSE_GRACE, session.linger()).await;
+        close(session.stream).await;
     }
+}
+
+/// Lets the peer read the last bytes: closing on unread input would reset the connection.
+pub(super) async fn close(mut stream: Box<dyn Connection>) {
+    let read_to_end = async {
+        stream.shutdown().await?;
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+    };
+    let _ = timeout(CLOSE_GRACE, read_to_end).await;
 }
 
 /// One connection: what came in, what is being answered, what goes out.
@@ -266,14 +278,6 @@ impl<S: Service> Session<'_, S> {
         if expired.is_ready() && !self.turn.is_over() {
             self.refuse(format!("a message was unfinished for {MESSAGE_TIMEOUT:?}"));
         }
-    }
-
-    /// Lets the peer read the last answers: closing on unread input would reset the connection.
-    async fn linger(&mut self) -> io::Result<()> {
-        self.stream.shutdown().await?;
-        let mut unread = [0; 4096];
-        while self.stream.read(&mut unread).await? > 0 {}
-        Ok(())
     }
 }
 

@@ -5,14 +5,14 @@
 use std::io;
 use std::net::SocketAddr;
 
-use super::{Connection, Dial, tcp};
+use super::{Connecting, Connection, Dial, connected, tcp};
 use crate::cluster::Cluster;
 
 #[cfg(feature = "tls")]
 mod mutual;
 
-/// What becomes of an accepted connection before it is served.
-pub type Guard = Box<dyn Fn(Box<dyn Connection>, SocketAddr) -> Box<dyn Connection> + Send>;
+/// Lets an accepted connection in, or turns it away, before it is served.
+pub type Guard = Box<dyn Fn(Box<dyn Connection>, SocketAddr) -> Connecting + Send>;
 
 /// How the nodes of this ring are reached.
 pub fn dial(cluster: &Cluster) -> io::Result<Dial> {
@@ -28,6 +28,6 @@ pub fn guard(cluster: &Cluster, name: &str) -> io::Result<Guard> {
     match (&cluster.tls, name) {
         #[cfg(feature = "tls")]
         (Some(files), name) => mutual::guard(files, name),
-        _ => Ok(Box::new(|stream, _| stream)),
+        _ => Ok(Box::new(|stream, _| connected(stream))),
     }
 }

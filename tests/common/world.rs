@@ -20,7 +20,7 @@ use kv54::entry::Packed;
 use kv54::error::{Error, Kind};
 use kv54::replicas::Replicas;
 use kv54::rpc::codec::{decode, encode};
-use kv54::rpc::{Connection, Dial, Limits, Peer};
+use kv54::rpc::{Connection, Dial, Limits, Peer, connected};
 use kv54::server::Node;
 use kv54::store::Store;
 use msgpack_rpc::Value;
@@ -211,7 +211,7 @@ async fn node(world: Rc<World>, place: usize) -> turmoil::Result {
     let node = Node::new(store, TIMEOUT, &dial());
     let incoming = pin!(stream::unfold(listener, async |listener| {
         let accepted: io::Result<_> = listener.accept().await;
-        let accepted = accepted.map(|(stream, _)| Box::new(stream) as Box<dyn Connection>);
+        let accepted = accepted.map(|(stream, _)| connected(Box::new(stream)));
         Some((accepted, listener))
     }));
     let never = CancellationToken::new();

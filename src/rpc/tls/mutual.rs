@@ -7,10 +7,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, ready};
+use std::task::Poll;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
 use rustls::client::danger::ServerCertVerifier as _;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, ring};
@@ -22,13 +21,14 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{
     CertificateError, ClientConfig, Error, InconsistentKeys, RootCertStore, ServerConfig,
 };
-use tokio::io::{AsyncBufRead as _, AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncBufRead as _;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::server::Accept;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::Guard;
 use crate::cluster::{Files, Node};
+use crate::rpc::serve::close;
 use crate::rpc::{Connection, Dial, lock, tcp};
 
 /// The time that the handshake of an accepted connection may take.
@@ -127,100 +127,45 @@ pub(super) fn guard(files: &Files, name: &str) -> io::Result<Guard> {
             config.with_single_cert(own.chain, own.key)
         })
         .map_err(|error| unfit(files, &error))?;
-    let (acceptor, warned) = (TlsAcceptor::from(Arc::new(config)), Arc::default());
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let quiet_until = Arc::new(Mutex::new(Instant::now()));
     Ok(Box::new(move |stream, from| {
-        let handshake = shake(acceptor.accept(stream), from, Arc::clone(&warned));
-        Box::new(Accepted::Shaking(Box::pin(handshake)))
+        let handshake = acceptor.accept(stream);
+        Box::pin(welcome(handshake, from, quiet_until.clone()))
     }))
 }
 
-/// A connection whose handshake whoever reads from it first waits for, and nobody else.
-enum Accepted {
-    Shaking(BoxFuture<'static, io::Result<Shaken>>),
-    Shaken(Box<dyn Connection>),
-}
-
-enum Shaken {
-    Welcome(Box<dyn Connection>),
-    Refused(Box<dyn Connection>), // the alert is sent, and is still to be read
-}
-
-async fn shake(
+/// Lets a connection in after its handshake. A refused peer gets time to read the alert.
+async fn welcome(
     handshake: Accept<Box<dyn Connection>>,
     from: SocketAddr,
-    warned: Arc<Mutex<Option<Instant>>>,
-) -> io::Result<Shaken> {
-    let late = |_| {
-        io::Error::other(format!(
-            "its TLS handshake took more than {MAX_HANDSHAKE:?}"
-        ))
-    };
-    let shaken = timeout(MAX_HANDSHAKE, handshake.into_fallible()).await;
-    let (error, refused) = match shaken.map_err(late) {
-        Ok(Ok(stream)) => return Ok(Shaken::Welcome(Box::new(stream))),
+    quiet_until: Arc<Mutex<Instant>>,
+) -> io::Result<Box<dyn Connection>> {
+    let (error, refused) = match timeout(MAX_HANDSHAKE, handshake.into_fallible()).await {
+        Ok(Ok(stream)) => return Ok(Box::new(stream)),
         Ok(Err((error, stream))) => (in_words(error), Some(stream)),
-        Err(late) => (late, None),
+        Err(_) => {
+            let late = format!("its TLS handshake took more than {MAX_HANDSHAKE:?}");
+            (io::Error::other(late), None)
+        }
     };
-    let (mut warned, now) = (lock(&warned), Instant::now());
-    let level = match *warned {
-        Some(before) if now - before < QUIET => log::Level::Debug,
-        _ => log::Level::Warn,
-    };
-    if level == log::Level::Warn {
-        *warned = Some(now);
+    warn(
+        &format!("a connection from {from} is closed: {error}"),
+        &quiet_until,
+    );
+    if let Some(stream) = refused {
+        close(stream).await;
     }
-    log::log!(level, "a connection from {from} is closed: {error}");
-    refused.map(Shaken::Refused).ok_or(error)
+    Err(error)
 }
 
-impl AsyncRead for Accepted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if let Accepted::Shaking(handshake) = &mut *self {
-            match ready!(handshake.as_mut().poll(context))? {
-                Shaken::Welcome(stream) => *self = Accepted::Shaken(stream),
-                Shaken::Refused(stream) => {
-                    *self = Accepted::Shaken(stream);
-                    return Poll::Ready(Ok(())); // the end: nothing that follows is believed
-                }
-            }
-        }
-        match &mut *self {
-            Accepted::Shaking(_) => Poll::Pending,
-            Accepted::Shaken(stream) => Pin::new(stream).poll_read(context, into),
-        }
+fn warn(line: &str, quiet_until: &Mutex<Instant>) {
+    let (mut quiet_until, now) = (lock(quiet_until), Instant::now());
+    if now < *quiet_until {
+        return log::debug!("{line}");
     }
-}
-
-/// Nobody has anything to say before something was read.
-impl AsyncWrite for Accepted {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match &mut *self {
-            Accepted::Shaking(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-            Accepted::Shaken(stream) => Pin::new(stream).poll_write(context, bytes),
-        }
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Accepted::Shaking(_) => Poll::Ready(Ok(())),
-            Accepted::Shaken(stream) => Pin::new(stream).poll_flush(context),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Accepted::Shaking(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-            Accepted::Shaken(stream) => Pin::new(stream).poll_shutdown(context),
-        }
-    }
+    *quiet_until = now + QUIET;
+    log::warn!("{line}");
 }
 
 fn server_name(name: &str) -> Result<ServerName<'static>, InvalidDnsNameError> {

@@ -17,7 +17,7 @@ use kv54::client::Client;
 use kv54::cluster::{self, Cluster};
 use kv54::entry::Packed;
 use kv54::replicas::Replicas;
-use kv54::rpc::{self, Dial, Limits, Peer, codec};
+use kv54::rpc::{self, Dial, Peer, codec};
 use kv54::server::Node;
 use kv54::status::Status;
 use kv54::store::Store;
@@ -139,7 +139,7 @@ async fn live(store: Arc<Store>, listener: TcpListener, network: &Dial, stop: &C
     let node = Node::new(store, TIMEOUT, network);
     let incoming = rpc::incoming(&listener, |stream, _| rpc::connected(stream));
     tokio::select! {
-        () = node.live(incoming, Limits::default(), CancellationToken::new()) => {}
+        () = node.live(incoming, CancellationToken::new()) => {}
         () = stop.cancelled() => {} // in the middle of whatever it does
     }
 }

@@ -96,7 +96,7 @@ impl Tea {
         let deleted = self.load(ERIN).value.is_nil();
         if self.collects && deleted && stamps.iter().all(|stamp| *stamp == stamps[0]) {
             for store in self.stores.values_mut() {
-                *store = ready(empty(store.place()));
+                *store = ready(empty(store.place));
             }
             self.log.push("collected".to_owned());
         }

@@ -92,6 +92,14 @@ impl Packed {
         }
     }
 
+    /// The value as the end of an answer.
+    fn after(self, mut made: Encoded) -> Answer {
+        if self.is_nil() {
+            made.extend_from_slice(NIL);
+        }
+        Answer::new(made, self.0)
+    }
+
     /// The bytes that it takes in memory.
     pub(crate) fn size(&self) -> usize {
         self.0.as_ref().map_or(0, |bytes| bytes.len())
@@ -114,10 +122,7 @@ impl Deref for Packed {
 
 impl From<Packed> for Answer {
     fn from(value: Packed) -> Self {
-        match value.0 {
-            None => Answer::from(NIL),
-            kept => Answer::new(Encoded::new(), kept),
-        }
+        value.after(Encoded::new())
     }
 }
 
@@ -151,14 +156,8 @@ pub type Loaded = Entry<Option<Packed>>;
 impl From<Loaded> for Answer {
     fn from(Entry { stamp, value }: Loaded) -> Self {
         match value {
-            None => Answer::new(stamp.encode(), None),
-            Some(value) => {
-                let mut head = stamp.begin(3);
-                if value.is_nil() {
-                    head.extend_from_slice(NIL);
-                }
-                Answer::new(head, value.0)
-            }
+            None => Answer::new(stamp.begin(2), None),
+            Some(value) => value.after(stamp.begin(3)),
         }
     }
 }

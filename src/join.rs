@@ -30,7 +30,7 @@ pub async fn join(store: &Store, replicas: &Replicas) {
     // A write that was answered with the help of this node's former memory was begun before
     // it stopped. Two windows later every replica that was told of it has it, or it was given up.
     if !shared.is_empty() && !planted(Bug::NoWaitBeforeJoining) {
-        sleep_until(store.started() + 2 * replicas.cluster().limits.window).await;
+        sleep_until(store.started + 2 * replicas.cluster.limits.window).await;
     }
     let followed = shared.iter().map(async |(place, parts)| {
         catch_up(store, replicas, *place, parts).await;
@@ -42,12 +42,12 @@ pub async fn join(store: &Store, replicas: &Replicas) {
 
 /// Says how far it has come, when it is done and once in a while until then.
 async fn report(store: &Store) {
-    let mut told = store.started();
+    let mut told = store.started;
     loop {
         let status = store.status();
         if status.state == "ready" {
             let keys = status.keys;
-            let (s, took) = (if keys == 1 { "" } else { "s" }, store.started().elapsed());
+            let (s, took) = (if keys == 1 { "" } else { "s" }, store.started.elapsed());
             return log::info!("ready with {keys} key{s} after {took:.1?}");
         }
         if told.elapsed() >= REPORT {
@@ -63,7 +63,7 @@ async fn catch_up(store: &Store, replicas: &Replicas, place: usize, parts: &[usi
     for &part in parts {
         while let Err(error) = read(store, replicas, place, part).await {
             if error.kind.is_refusal() {
-                let name = replicas.cluster().name(place);
+                let name = replicas.cluster.name(place);
                 log::warn!("cannot join from {name}: {error}");
                 sleep(RETRY_REFUSED).await;
             } else {
@@ -76,7 +76,7 @@ async fn catch_up(store: &Store, replicas: &Replicas, place: usize, parts: &[usi
 
 /// Compares digests with one neighbour, and reads a part again where they stay different.
 async fn compare(store: &Store, replicas: &Replicas, place: usize, parts: &[usize]) {
-    let mut differences = BTreeMap::new();
+    let mut looks = BTreeMap::new(); // the digests of each part, and how often they were the same
     loop {
         sleep(LOOK).await;
         let Ok(theirs) = replicas.status(place).await else {
@@ -84,37 +84,30 @@ async fn compare(store: &Store, replicas: &Replicas, place: usize, parts: &[usiz
         };
         let ours = store.status();
         for &part in parts {
-            let owner = replicas.cluster().name(part);
+            let owner = replicas.cluster.name(part);
             let pair = [&ours, &theirs].map(|status| status.digests.get(owner).cloned());
-            if pair[0] == pair[1] {
-                differences.remove(&part);
-            } else if differences.get(&part) == Some(&(pair.clone(), Look::First)) {
-                // Writes in flight make digests differ for a moment; this has stayed. If reading
-                // the part does not change it, reading it once more will not either.
+            let times = match looks.get(&part) {
+                Some((seen, times)) if *seen == pair => times + 1,
+                _ => 1,
+            };
+            looks.insert(part, (pair.clone(), times));
+            // Writes in flight make digests differ for a moment, so one look is not enough. If
+            // reading the part changes nothing, reading it once more will not either.
+            if pair[0] != pair[1] && times == 2 {
                 match read(store, replicas, place, part).await {
-                    Err(error) if !error.kind.is_refusal() => continue,
+                    Err(error) if !error.kind.is_refusal() => drop(looks.insert(part, (pair, 1))),
                     Err(error) => log::warn!("cannot repair: {error}"),
                     Ok(()) => {}
                 }
-                differences.insert(part, (pair, Look::Read));
-            } else if differences.get(&part).is_none_or(|(seen, _)| *seen != pair) {
-                differences.insert(part, (pair, Look::First));
             }
         }
     }
 }
 
-/// How often a difference has been seen: once, or often enough to have read the part.
-#[derive(PartialEq)]
-enum Look {
-    First,
-    Read,
-}
-
 /// Reads one part at a neighbour to its end, page by page.
 async fn read(store: &Store, replicas: &Replicas, place: usize, part: usize) -> Result<(), Error> {
     let entries = replicas.status(place).await?.entries;
-    let owner = replicas.cluster().name(part);
+    let owner = replicas.cluster.name(part);
     let of = entries.get(owner).copied().unwrap_or(0);
     let (mut scan, mut quickest) = (Scan::new(replicas, place, part), Duration::MAX);
     while let Some(cursor) = scan.cursor {
@@ -142,7 +135,8 @@ pub struct Scan<'a> {
     place: usize,
     part: usize,
     start_id: Option<u64>,
-    cursor: Option<u64>,
+    /// Where the next page begins. From 0 again, it fails if the node has restarted meanwhile.
+    pub cursor: Option<u64>,
 }
 
 /// Some of the entries.
@@ -161,11 +155,6 @@ impl<'a> Scan<'a> {
             start_id: None,
             cursor: Some(0),
         }
-    }
-
-    /// Begins anew, and fails if the node has restarted since the first page.
-    pub fn rewind(&mut self) {
-        self.cursor = Some(0);
     }
 
     /// The next page; `None` after the last one.

@@ -16,7 +16,7 @@ use crate::client::Client;
 use crate::cluster::{self, Cluster};
 use crate::join::join;
 use crate::replicas::Replicas;
-use crate::rpc::{self, Connecting, Dial, Limits, tls};
+use crate::rpc::{self, Connecting, Dial, tls};
 use crate::server::Node;
 use crate::store::Store;
 
@@ -33,12 +33,13 @@ impl Node {
     }
 
     /// Joins the ring, and answers on these connections until `stop`.
-    pub async fn live<L>(self: &Arc<Self>, incoming: L, limits: Limits, stop: CancellationToken)
+    pub async fn live<L>(self: &Arc<Self>, incoming: L, stop: CancellationToken)
     where
         L: Stream<Item = io::Result<Connecting>> + Unpin,
     {
         let (node, mut joining) = (self.clone(), JoinSet::new()); // a set ends its tasks with itself
         joining.spawn(async move { join(&node.store, &node.client.replicas).await });
+        let limits = &self.store.cluster.limits;
         rpc::serve(incoming, &**self, limits, stop).await;
     }
 }
@@ -62,14 +63,10 @@ pub async fn run(
             "{address} is open to everybody who can reach it; [tls] in cluster.toml closes it"
         );
     }
-    let limits = Limits {
-        connections: cluster.limits.connections,
-        ..Limits::default()
-    };
     let node = Node::new(Arc::new(Store::new(cluster, place)), TIMEOUT, &dial);
     let incoming = rpc::incoming(listener, guard);
     // A task of its own takes turns with the peers'; a runtime's main future comes after a wait.
-    tokio::spawn(async move { node.live(incoming, limits, stop).await }).await?;
+    tokio::spawn(async move { node.live(incoming, stop).await }).await?;
     log::info!("stopped");
     Ok(())
 }

@@ -28,7 +28,8 @@ const MIN_ATTEMPT: Duration = Duration::from_millis(50);
 
 /// The nodes of a ring, as one coordinator reaches them.
 pub struct Replicas {
-    cluster: Arc<Cluster>,
+    /// The ring.
+    pub cluster: Arc<Cluster>,
     own_store: Option<Arc<Store>>, // where the coordinator is a node itself
     nodes: Vec<(Peer, Encoded)>,   // how each is asked, and what it wants to hear as `ring`
     timeout: Duration,
@@ -55,7 +56,7 @@ pub struct Newest {
 /// What became of a question to one replica.
 enum Sent<T> {
     Answered(Result<T, Error>),
-    Awaited(Call, Read<T>),
+    Awaited(Call),
 }
 
 /// Reads an answer of the wire.
@@ -91,13 +92,8 @@ impl Replicas {
     pub fn at_home(store: &Arc<Store>, timeout: Duration, dial: &Dial) -> Self {
         Replicas {
             own_store: Some(store.clone()),
-            ..Replicas::new(store.cluster().clone(), timeout, dial)
+            ..Replicas::new(store.cluster.clone(), timeout, dial)
         }
-    }
-
-    /// The ring.
-    pub fn cluster(&self) -> &Arc<Cluster> {
-        &self.cluster
     }
 
     /// Begins an operation on a key.
@@ -160,7 +156,7 @@ impl Replicas {
     /// The store of this coordinator's own node, if that node is at `place`.
     fn own_store_at(&self, place: usize) -> Option<&Store> {
         let own = self.own_store.as_deref();
-        own.filter(|store| store.place() == place)
+        own.filter(|store| store.place == place)
     }
 
     /// The places of a part's replicas in the order of asking: the coordinator's own node, then
@@ -210,9 +206,9 @@ impl Operation<'_> {
         let head = entry.head();
         let ask = |place| match self.replicas.own_store_at(place) {
             Some(store) => Sent::Answered(store.keep(self.key, entry)),
-            None => self.send(place, "store", 3, [&head, entry.value], |_| Ok(())),
+            None => self.send(place, "store", 3, [&head, entry.value]),
         };
-        self.majority(First::All, ask).await.map(drop)
+        self.majority(First::All, |_| Ok(()), ask).await.map(drop)
     }
 
     /// The same for an entry that another coordinator wrote. For a read, an unknown outcome is
@@ -236,11 +232,11 @@ impl Operation<'_> {
                 return Sent::Answered(own);
             }
             match told.map(Stamp::encode) {
-                Some(told) => self.send(place, "load", 3, [&told, &[]], loaded),
-                None => self.send(place, "load", 2, [&[], &[]], loaded),
+                Some(told) => self.send(place, "load", 3, [&told, &[]]),
+                None => self.send(place, "load", 2, [&[], &[]]),
             }
         };
-        self.majority(First::Majority, ask).await
+        self.majority(First::Majority, loaded, ask).await
     }
 
     /// The answers of a majority of different replicas, each with its place. All of them came within
@@ -249,6 +245,7 @@ impl Operation<'_> {
     async fn majority<T>(
         &self,
         first: First,
+        read: Read<T>,
         mut ask: impl FnMut(usize) -> Sent<T>,
     ) -> Result<Few<(usize, T)>, Error> {
         let cluster = &self.replicas.cluster;
@@ -268,7 +265,7 @@ impl Operation<'_> {
         let mut heard = false; // whether a replica may have stored what the majority did not
         loop {
             let mut attempt = self.attempt(opened, first, needed, answers);
-            future::poll_fn(|context| attempt.poll(&mut ask, context)).await;
+            future::poll_fn(|context| attempt.poll(&mut ask, read, context)).await;
             if attempt.answers.len() >= needed {
                 return Ok(attempt.answers);
             }
@@ -319,12 +316,11 @@ impl Operation<'_> {
         method: &str,
         params: u8,
         rest: [&[u8]; 2], // what follows the ring and the key
-        read: Read<T>,
     ) -> Sent<T> {
         let ([one, two], node) = (rest, self.replicas.node(place));
         let ask = |(peer, ring): &(Peer, Encoded)| {
             let pieces = [ring, &self.encoded_key, one, two];
-            Sent::Awaited(peer.call_in_pieces(method, params, &pieces), read)
+            Sent::Awaited(peer.call_in_pieces(method, params, &pieces))
         };
         node.map_or_else(|error| Sent::Answered(Err(error)), ask)
     }
@@ -368,7 +364,7 @@ struct Attempt<T> {
     needed: usize,
     due: usize,         // how many replicas are to be asked now
     to_ask: Few<usize>, // the replicas that were not asked yet
-    calls: Few<(usize, Call, Read<T>)>,
+    calls: Few<(usize, Call)>,
     answers: Few<(usize, T)>,
     errors: Vec<(usize, Error)>,
 }
@@ -379,6 +375,7 @@ impl<T> Attempt<T> {
     fn poll(
         &mut self,
         ask: &mut impl FnMut(usize) -> Sent<T>,
+        read: Read<T>,
         context: &mut Context<'_>,
     ) -> Poll<()> {
         loop {
@@ -387,7 +384,7 @@ impl<T> Attempt<T> {
             if let Some((place, answer)) = own {
                 self.count(place, now, Ok(answer));
             }
-            self.collect(context);
+            self.collect(read, context);
             if self.answers.len() >= self.needed || now > self.closes {
                 return Poll::Ready(());
             }
@@ -409,16 +406,16 @@ impl<T> Attempt<T> {
             match ask(place) {
                 Sent::Answered(Ok(answer)) => own = Some((place, answer)),
                 Sent::Answered(Err(error)) => self.errors.push((place, error)),
-                Sent::Awaited(call, read) => self.calls.push((place, call, read)),
+                Sent::Awaited(call) => self.calls.push((place, call)),
             }
         }
         own
     }
 
     /// Takes the answers that are there.
-    fn collect(&mut self, context: &mut Context<'_>) {
+    fn collect(&mut self, read: Read<T>, context: &mut Context<'_>) {
         let mut calls = std::mem::take(&mut self.calls);
-        calls.retain_mut(|(place, call, read)| {
+        calls.retain_mut(|(place, call)| {
             let Poll::Ready((arrived, answer)) = Pin::new(call).poll(context) else {
                 return true;
             };
@@ -445,7 +442,7 @@ impl<T> Attempt<T> {
 
     /// All errors: a call that is still open was not answered in time.
     fn give_up(&mut self) -> Vec<(usize, Error)> {
-        let open = self.calls.drain(..).map(|(place, ..)| (place, late()));
+        let open = self.calls.drain(..).map(|(place, _)| (place, late()));
         self.errors.drain(..).chain(open).collect()
     }
 }

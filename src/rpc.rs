@@ -20,7 +20,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use self::codec::{Encoded, NIL};
-use crate::cluster::Node;
+use crate::cluster::{Limits, Node};
 use crate::error::Error;
 
 mod buffers;
@@ -30,7 +30,7 @@ mod serve;
 pub mod tls;
 
 pub use peer::{Call, HEDGE, Peer};
-pub use serve::{Limits, serve};
+pub use serve::serve;
 
 /// A connection: TCP here, a simulated or an encrypted one elsewhere.
 pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -109,7 +109,7 @@ pub async fn listen(address: &str, service: &impl Service) -> io::Result<()> {
     let listener = TcpListener::bind(address).await?;
     let never = CancellationToken::new();
     let incoming = incoming(&listener, |stream, _| connected(stream));
-    serve(incoming, service, Limits::default(), never).await;
+    serve(incoming, service, &Limits::default(), never).await;
     Ok(())
 }
 

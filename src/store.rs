@@ -39,11 +39,14 @@ const PAGE: usize = 16 << 10;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Store {
-    cluster: Arc<Cluster>,
-    me: usize,
-    fingerprint: u32, // what a call from another node must name
-    started: Instant,
+    /// The ring that this node is part of.
+    pub cluster: Arc<Cluster>,
+    /// This node's place in the ring.
+    pub place: usize,
+    /// When this node started.
+    pub started: Instant,
     start_id: u64,
+    fingerprint: u32, // what a call from another node must name
     kept: Mutex<Kept>,
 }
 
@@ -68,13 +71,13 @@ struct Progress {
 }
 
 impl Store {
-    /// An empty store for the node at place `me`. It knows nothing of what the node may have
+    /// An empty store for the node at this place. It knows nothing of what the node may have
     /// answered before it started, and must hear from the other replicas first.
-    pub fn new(cluster: Arc<Cluster>, me: usize) -> Self {
+    pub fn new(cluster: Arc<Cluster>, place: usize) -> Self {
         let mut parts = BTreeMap::new();
         for number in 0..cluster.nodes().len() {
-            if cluster.replicas(number).any(|node| node == me) {
-                let others = cluster.replicas(number).filter(|node| *node != me);
+            if cluster.replicas(number).any(|node| node == place) {
+                let others = cluster.replicas(number).filter(|node| *node != place);
                 let part = Part {
                     missing: others.map(|node| (node, Progress::default())).collect(),
                     ..Part::default()
@@ -83,9 +86,9 @@ impl Store {
             }
         }
         Store {
-            fingerprint: cluster.fingerprint(cluster.name(me)),
+            fingerprint: cluster.fingerprint(cluster.name(place)),
             cluster,
-            me,
+            place,
             started: Instant::now(),
             start_id: fastrand::u64(..),
             kept: Mutex::new(Kept { bytes: 0, parts }),
@@ -202,7 +205,11 @@ impl Store {
     pub fn shared(&self) -> BTreeMap<usize, Vec<usize>> {
         let mut shared = BTreeMap::<_, Vec<_>>::new();
         for part in lock(&self.kept).parts.keys() {
-            for node in self.cluster.replicas(*part).filter(|node| *node != self.me) {
+            for node in self
+                .cluster
+                .replicas(*part)
+                .filter(|node| *node != self.place)
+            {
                 shared.entry(node).or_default().push(*part);
             }
         }
@@ -226,11 +233,6 @@ impl Store {
                 part.missing.clear();
             }
         }
-    }
-
-    /// When this node started.
-    pub fn started(&self) -> Instant {
-        self.started
     }
 
     /// What there is to say about this node.
@@ -265,19 +267,9 @@ impl Store {
         }
     }
 
-    /// The ring that this node is part of.
-    pub fn cluster(&self) -> &Arc<Cluster> {
-        &self.cluster
-    }
-
-    /// This node's place in the ring.
-    pub fn place(&self) -> usize {
-        self.me
-    }
-
     /// This node's name.
     pub fn name(&self) -> &str {
-        self.cluster.name(self.me)
+        self.cluster.name(self.place)
     }
 
     fn names<'a>(&self, places: impl IntoIterator<Item = &'a usize>) -> Vec<&str> {
@@ -289,7 +281,7 @@ impl Store {
     fn part(&self, key: &[u8]) -> Result<usize, Error> {
         check_key(key)?;
         let part = self.cluster.owner(key);
-        if self.cluster.replicas(part).any(|node| node == self.me) {
+        if self.cluster.replicas(part).any(|node| node == self.place) {
             return Ok(part);
         }
         let (key, name) = (String::from_utf8_lossy(key), self.name());

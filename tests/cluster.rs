@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use common::{Cluster, FIVE, Hiccups, block_on};
 use futures::future::join_all;
+use kv54::cluster::Limits;
 use kv54::entry::{Packed, Stamp, loaded};
 use kv54::error::{Error, Kind};
 use kv54::rpc::codec::{decode, encode};
-use kv54::rpc::{self, Answer, Limits, Peer, Service, tcp};
+use kv54::rpc::{self, Answer, Peer, Service, tcp};
 use msgpack_rpc::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -439,5 +440,5 @@ async fn pretend(listener: tokio::net::TcpListener, stop: CancellationToken) {
     }
 
     let incoming = rpc::incoming(&listener, |stream, _| rpc::connected(stream));
-    rpc::serve(incoming, &Pretender, Limits::default(), stop).await;
+    rpc::serve(incoming, &Pretender, &Limits::default(), stop).await;
 }

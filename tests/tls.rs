@@ -10,9 +10,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use common::{Cluster, block_on};
 use futures::stream::{self, StreamExt as _};
+use kv54::cluster::Limits;
 use kv54::entry::Packed;
 use kv54::error::Error;
-use kv54::rpc::{Answer, Limits, Service, serve, tls};
+use kv54::rpc::{Answer, Service, serve, tls};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject as _;
@@ -282,6 +283,7 @@ fn an_answer_arrives_to_its_last_byte_on_the_narrowest_network() {
     let limits = Limits {
         connections: 1,
         buffers: 1 << 20,
+        ..Limits::default()
     };
     let question = async {
         let connector = TlsConnector::from(client(&cluster, true));
@@ -294,7 +296,7 @@ fn an_answer_arrives_to_its_last_byte_on_the_narrowest_network() {
     block_on(async {
         tokio::select! {
             answered = timeout(PATIENCE, question) => answered.unwrap(),
-            () = serve(incoming, &Talker, limits, CancellationToken::new()) => panic!("it stopped"),
+            () = serve(incoming, &Talker, &limits, CancellationToken::new()) => panic!("it stopped"),
         }
     });
 }

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use common::Cluster;
 use common::wire::{MIB, NIL, PATIENCE, Wire, array, bin, entry, request, says, stamp};
 use futures::stream;
+use kv54::cluster::Limits;
 use kv54::entry::Packed;
 use kv54::error::Error;
 use kv54::rpc::codec::{encode, write_response};
-use kv54::rpc::{Answer, Limits, Service, connected, serve};
+use kv54::rpc::{Answer, Service, connected, serve};
 use msgpack_rpc::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Notify;
@@ -647,6 +648,7 @@ fn what_a_slow_reader_has_read_is_no_longer_held_for_it() {
     let limits = Limits {
         connections: 1,
         buffers: held(128),
+        ..Limits::default()
     };
     let far = Ok(connected(Box::new(far)));
     let incoming = stream::iter([far]);
@@ -666,7 +668,7 @@ fn what_a_slow_reader_has_read_is_no_longer_held_for_it() {
         .build();
     let read = runtime.unwrap().block_on(async {
         tokio::select! {
-            () = serve(incoming, &Large, limits, CancellationToken::new()) => panic!("it serves until it is told to stop"),
+            () = serve(incoming, &Large, &limits, CancellationToken::new()) => panic!("it serves until it is told to stop"),
             read = timeout(PATIENCE, talk) => read.unwrap(),
         }
     });
@@ -682,7 +684,7 @@ fn a_request_that_comes_with_a_large_answer_is_not_forgotten() {
         // A network that takes a megabyte at once, and a node that is still busy with it.
         let (mut guest, far) = tokio::io::duplex(4 << 20);
         let far = Ok(connected(Box::new(far)));
-        let (held, limits) = (Held::default(), Limits { connections: 1, buffers: 64 << 20 });
+        let (held, limits) = (Held::default(), Limits { connections: 1, ..Limits::default() });
         let talk = async {
             guest.write_all(&request(1, "large", [])).await.unwrap();
             held.asked.notified().await;
@@ -696,7 +698,7 @@ fn a_request_that_comes_with_a_large_answer_is_not_forgotten() {
             assert!(answers == expected);
         };
         tokio::select! {
-            () = serve(stream::iter([far]), &held, limits, CancellationToken::new()) => panic!("it serves on"),
+            () = serve(stream::iter([far]), &held, &limits, CancellationToken::new()) => panic!("it serves on"),
             answered = timeout(PATIENCE, talk) => answered.unwrap(),
         }
     });

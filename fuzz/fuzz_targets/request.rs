@@ -14,7 +14,7 @@ use kv54::error::Error;
 use kv54::rpc::codec::{
     Codec, Request, Response, decode, encode, encode_numbers, string, write_request,
 };
-use kv54::rpc::{Dial, Limits, connected};
+use kv54::rpc::{Dial, connected};
 use kv54::server::Node;
 use kv54::status::Status;
 use kv54::store::Store;
@@ -25,10 +25,6 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 const NAMES: [&str; 3] = ["alice", "bob", "carol"];
-const LIMITS: Limits = Limits {
-    connections: 16,
-    buffers: 64 << 20,
-};
 /// How long an operation is tried again.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// How long anything may take that is to happen at all.
@@ -86,7 +82,7 @@ async fn visit(cluster: Cluster, bytes: &[u8]) {
     let nodes: Vec<Arc<Node>> = (0..cluster.nodes().len()).map(node).collect();
     let stores: Vec<Arc<Store>> = nodes.iter().map(|node| node.store.clone()).collect();
     let lives = nodes.iter().zip(incoming).map(async |(node, incoming)| {
-        node.live(incoming, LIMITS, CancellationToken::new()).await;
+        node.live(incoming, CancellationToken::new()).await;
     });
     let guest = async {
         until("ready", || {
@@ -221,7 +217,7 @@ async fn is_alive(dial: &Dial, store: &Store) {
 /// Whether a store's figures are those of the entries that it has, and within its limit.
 fn has_counted_every_byte(store: &Store) {
     let (mut keys, mut tombstones, mut bytes) = (0, 0, 0);
-    for part in 0..store.cluster().nodes().len() {
+    for part in 0..store.cluster.nodes().len() {
         let mut next = Some(0);
         while let Some(cursor) = next {
             let answer = store.scan(&encode_numbers([part as u64]), &encode_numbers([cursor]));
@@ -247,7 +243,7 @@ fn has_counted_every_byte(store: &Store) {
         (keys, tombstones, bytes)
     );
     assert!(
-        bytes <= store.cluster().limits.memory,
+        bytes <= store.cluster.limits.memory,
         "{bytes} bytes are kept"
     );
 }

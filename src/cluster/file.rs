@@ -35,6 +35,10 @@ pub struct Limits {
     /// Connections that a node accepts at once.
     #[serde(deserialize_with = "connections")]
     pub connections: usize,
+    /// Unfinished input, requests in flight and unsent answers of all connections, in bytes. At this
+    /// limit the connection that holds the most of them is closed. It is not in the file.
+    #[serde(skip)]
+    pub buffers: usize,
 }
 
 impl Default for Limits {
@@ -43,6 +47,7 @@ impl Default for Limits {
             window: Duration::from_secs(1),
             memory: 1 << 30,
             connections: 1024,
+            buffers: 256 << 20,
         }
     }
 }

@@ -64,7 +64,7 @@ impl Export {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         let client = Arc::new(options.client()?);
         let mut printed = 0;
-        for number in 0..client.replicas.cluster().nodes().len() {
+        for number in 0..client.replicas.cluster.nodes().len() {
             let mut part = Part {
                 client: client.clone(),
                 number,
@@ -84,7 +84,7 @@ impl Export {
 impl Part {
     /// Lists so many replicas that every write that was answered is on one of them.
     async fn export(&mut self, patience: Duration) -> Result<(), Failure> {
-        let cluster = self.client.replicas.cluster().clone();
+        let cluster = self.client.replicas.cluster.clone();
         let (copies, needed) = (cluster.copies(), cluster.copies() - cluster.majority() + 1);
         let mut to_list: Vec<usize> = cluster.replicas(self.number).collect();
         let mut deadline = Instant::now() + patience;
@@ -133,7 +133,7 @@ impl Part {
         let question: [&[u8]; 2] = [&key, &Stamp::MAX.encode()];
         let asked = client.replicas.ask(place, "load", &question).await;
         asked.map_err(Stop::Node)?;
-        scan.rewind();
+        scan.cursor = Some(0);
         let pages = stream::try_unfold(scan, async |mut scan| {
             let page = scan.page().await?;
             Ok(page.map(|page| (page, scan)))
@@ -164,7 +164,7 @@ impl Part {
 
     /// A key of this part, whether anybody wrote it or not.
     fn some_key(&self) -> String {
-        let cluster = self.client.replicas.cluster();
+        let cluster = &self.client.replicas.cluster;
         let mut keys = (0..).map(|number: u64| number.to_string());
         keys.find(|key| cluster.owner(key.as_bytes()) == self.number)
             .unwrap_or_default()

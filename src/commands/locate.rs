@@ -49,7 +49,7 @@ struct Replica {
 impl Where {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         let client = options.client()?;
-        let cluster = client.replicas.cluster();
+        let cluster = &client.replicas.cluster;
         let key = self.key.into_encoded_bytes();
         let owner = cluster.owner(&key);
         let asked = cluster
@@ -83,7 +83,7 @@ async fn held_at(client: &Client, place: usize, key: &[u8]) -> Replica {
         .await;
     let held = asked.and_then(|answer| loaded(&answer));
     let held = held.map(|held| (held.stamp, held.value.is_none_or(|value| value.is_nil())));
-    let nodes = client.replicas.cluster().nodes();
+    let nodes = client.replicas.cluster.nodes();
     nodes
         .get(place)
         .map_or_else(Replica::default, |node| Replica::new(node, held))

@@ -45,9 +45,15 @@ pub struct Malformed {
     pub error: Error,
 }
 
-/// Finds where the messages in a stream of bytes end.
+/// Finds where the messages in a stream of bytes end: how far into one MessagePack value the bytes
+/// seen so far reach.
 #[derive(Debug, Default)]
-pub struct Codec(Walk);
+pub struct Codec {
+    at: usize,                  // bytes done with
+    skip: usize,                // bytes of a string or number still to pass over
+    values: usize,              // values announced in arrays and maps
+    open: SmallVec<[usize; 4]>, // values still to come in each open array or map
+}
 
 impl Codec {
     /// The length in bytes of the message that `input` begins with; `None` if its end is still to
@@ -61,12 +67,12 @@ impl Codec {
         if let Some(0x00..=0x8f | 0xa0..=0xdb | 0xde..) = input.first() {
             return Err(lost(input, Error::bad_request("not MessagePack-RPC")));
         }
-        match self.0.advance(input, MESSAGE) {
+        match self.advance(input, MESSAGE) {
             Ok(false) => Ok(None),
-            Ok(true) => Ok(Some(std::mem::take(&mut self.0).at)),
+            Ok(true) => Ok(Some(std::mem::take(self).at)),
             Err(error) => {
                 // The verdict must be the same however much has arrived behind the bad byte.
-                let seen = input.get(..self.0.at).unwrap_or_default();
+                let seen = input.get(..self.at).unwrap_or_default();
                 Err(lost(seen, error))
             }
         }
@@ -168,9 +174,9 @@ fn id(bytes: &mut &[u8]) -> Result<u32, Error> {
 
 /// Takes one value off the front, as its bytes; `None` if it is not whole.
 fn take<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let mut walk = Walk::default();
-    let whole = walk.advance(bytes, MESSAGE).is_ok_and(|whole| whole);
-    let (value, rest) = bytes.split_at_checked(walk.at).filter(|_| whole)?;
+    let mut codec = Codec::default();
+    let whole = codec.advance(bytes, MESSAGE).is_ok_and(|whole| whole);
+    let (value, rest) = bytes.split_at_checked(codec.at).filter(|_| whole)?;
     *bytes = rest;
     Some(value)
 }
@@ -215,9 +221,9 @@ pub fn quoted(mut value: &[u8]) -> String {
 
 /// Refuses bytes that are not one whole value within these bounds.
 pub fn check(bytes: &[u8], bounds: Bounds) -> Result<(), Error> {
-    let mut walk = Walk::default();
-    match walk.advance(bytes, bounds)? {
-        true if walk.at == bytes.len() => Ok(()),
+    let mut codec = Codec::default();
+    match codec.advance(bytes, bounds)? {
+        true if codec.at == bytes.len() => Ok(()),
         true => Err(Error::bad_request("more than one value")),
         false => Err(Error::bad_request("a value without its end")),
     }
@@ -303,16 +309,7 @@ fn widen(out: &mut Vec<u8>, start: usize) {
     }
 }
 
-/// How far into one MessagePack value the bytes seen so far reach.
-#[derive(Debug, Default)]
-struct Walk {
-    at: usize,                  // bytes done with
-    skip: usize,                // bytes of a string or number still to pass over
-    values: usize,              // values announced in arrays and maps
-    open: SmallVec<[usize; 4]>, // values still to come in each open array or map
-}
-
-impl Walk {
+impl Codec {
     /// Goes on to the end of the value or of the bytes; `true` at the end of the value.
     fn advance(&mut self, bytes: &[u8], limits: Bounds) -> Result<bool, Error> {
         loop {
@@ -332,14 +329,14 @@ impl Walk {
             if rest.first() == Some(&0xc1) {
                 return Err(Error::bad_request("0xc1 is no MessagePack"));
             }
-            let Some(header) = Header::read(rest) else {
+            let Some((size, children)) = header(rest) else {
                 return Ok(false);
             };
             if let Some(left) = self.open.last_mut() {
                 *left -= 1;
             }
-            self.skip = header.size;
-            if let Some(children) = header.children {
+            self.skip = size;
+            if let Some(children) = children {
                 self.values += children;
                 self.open.push(children);
             }
@@ -364,52 +361,42 @@ impl Walk {
     }
 }
 
-/// One MessagePack header.
-struct Header {
-    /// The bytes of the value without its children.
-    size: usize,
-    /// The values in it, if it is an array or a map.
-    children: Option<usize>,
-}
-
-impl Header {
-    /// The header at the front of `bytes`; `None` if it is not all there yet.
-    fn read(bytes: &[u8]) -> Option<Self> {
-        let first = bytes.first()?;
-        // A length of 1, 2 or 4 bytes, big endian, after the first byte.
-        let length = |width: usize| {
-            let digits = bytes.get(1..=width)?;
-            let n = digits.iter().fold(0, |n, digit| n << 8 | u32::from(*digit));
-            Some((n as usize).min(1 << 29)) // far over every limit, and sums of it fit
-        };
-        let flat = |size| Some((size, None));
-        let sized = |width, beside| length(width).map(|n| (1 + width + beside + n, None));
-        let nested = |size, children| Some((size, Some(children)));
-        let counted = |width, each| length(width).map(|n| (1 + width, Some(n * each)));
-        let (size, children) = match Marker::from_u8(*first) {
-            Marker::U8 | Marker::I8 => flat(2),
-            Marker::U16 | Marker::I16 | Marker::FixExt1 => flat(3),
-            Marker::FixExt2 => flat(4),
-            Marker::U32 | Marker::I32 | Marker::F32 => flat(5),
-            Marker::FixExt4 => flat(6),
-            Marker::U64 | Marker::I64 | Marker::F64 => flat(9),
-            Marker::FixExt8 => flat(10),
-            Marker::FixExt16 => flat(18),
-            Marker::FixStr(n) => flat(1 + usize::from(n)),
-            Marker::Str8 | Marker::Bin8 => sized(1, 0),
-            Marker::Str16 | Marker::Bin16 => sized(2, 0),
-            Marker::Str32 | Marker::Bin32 => sized(4, 0),
-            Marker::Ext8 => sized(1, 1),
-            Marker::Ext16 => sized(2, 1),
-            Marker::Ext32 => sized(4, 1),
-            Marker::FixArray(n) => nested(1, usize::from(n)),
-            Marker::FixMap(n) => nested(1, 2 * usize::from(n)),
-            Marker::Array16 => counted(2, 1),
-            Marker::Array32 => counted(4, 1),
-            Marker::Map16 => counted(2, 2),
-            Marker::Map32 => counted(4, 2),
-            _ => flat(1), // nil, false, true, small integers
-        }?;
-        Some(Header { size, children })
+/// One MessagePack header, at the front of `bytes`: the bytes of the value without its children, and
+/// how many values are in it if it is an array or a map. `None` if the header is not all there yet.
+fn header(bytes: &[u8]) -> Option<(usize, Option<usize>)> {
+    let first = bytes.first()?;
+    // A length of 1, 2 or 4 bytes, big endian, after the first byte.
+    let length = |width: usize| {
+        let digits = bytes.get(1..=width)?;
+        let n = digits.iter().fold(0, |n, digit| n << 8 | u32::from(*digit));
+        Some((n as usize).min(1 << 29)) // far over every limit, and sums of it fit
+    };
+    let flat = |size| Some((size, None));
+    let sized = |width, beside| length(width).map(|n| (1 + width + beside + n, None));
+    let nested = |size, children| Some((size, Some(children)));
+    let counted = |width, each| length(width).map(|n| (1 + width, Some(n * each)));
+    match Marker::from_u8(*first) {
+        Marker::U8 | Marker::I8 => flat(2),
+        Marker::U16 | Marker::I16 | Marker::FixExt1 => flat(3),
+        Marker::FixExt2 => flat(4),
+        Marker::U32 | Marker::I32 | Marker::F32 => flat(5),
+        Marker::FixExt4 => flat(6),
+        Marker::U64 | Marker::I64 | Marker::F64 => flat(9),
+        Marker::FixExt8 => flat(10),
+        Marker::FixExt16 => flat(18),
+        Marker::FixStr(n) => flat(1 + usize::from(n)),
+        Marker::Str8 | Marker::Bin8 => sized(1, 0),
+        Marker::Str16 | Marker::Bin16 => sized(2, 0),
+        Marker::Str32 | Marker::Bin32 => sized(4, 0),
+        Marker::Ext8 => sized(1, 1),
+        Marker::Ext16 => sized(2, 1),
+        Marker::Ext32 => sized(4, 1),
+        Marker::FixArray(n) => nested(1, usize::from(n)),
+        Marker::FixMap(n) => nested(1, 2 * usize::from(n)),
+        Marker::Array16 => counted(2, 1),
+        Marker::Array32 => counted(4, 1),
+        Marker::Map16 => counted(2, 2),
+        Marker::Map32 => counted(4, 2),
+        _ => flat(1), // nil, false, true, small integers
     }
 }

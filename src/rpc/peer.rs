@@ -47,12 +47,13 @@ struct Shared {
     to_watch: Notify,
 }
 
+#[derive(Default)]
 struct State {
     running: bool, // a task dials, reads and writes
     outbox: Vec<u8>,
     first: u32,                    // the msgid of the oldest question
     questions: VecDeque<Question>, // by msgid; the oldest one is open
-    suspect_until: Instant,
+    suspect_until: Option<Instant>,
     down: Option<(Instant, Error)>, // not dialled before then, and why
 }
 
@@ -76,19 +77,11 @@ impl Peer {
     /// This node, as the file has it. A dial takes `patience` at most, and a
     /// connection that leaves a question unanswered for that long is given up.
     pub fn new(node: &Node, patience: Duration, dial: Dial) -> Self {
-        let state = State {
-            running: false,
-            outbox: Vec::new(),
-            first: 0,
-            questions: VecDeque::new(),
-            suspect_until: Instant::now(),
-            down: None,
-        };
         Peer(Arc::new(Shared {
             node: node.clone(),
             dial,
             patience,
-            state: Mutex::new(state),
+            state: Mutex::default(),
             to_write: Notify::new(),
             to_watch: Notify::new(),
         }))
@@ -131,7 +124,7 @@ impl Peer {
 
     /// Whether this node was late or out of reach a moment ago: better ask the others first.
     pub fn is_suspect(&self, now: Instant) -> bool {
-        now < lock(&self.0.state).suspect_until
+        lock(&self.0.state).suspect_until > Some(now)
     }
 
     /// Whether a question is still on its way.
@@ -247,7 +240,7 @@ impl Shared {
         let (oldest, _) = state.questions.front()?.as_ref()?;
         let oldest = *oldest;
         if now - oldest >= HEDGE {
-            state.suspect_until = now + SUSPICION;
+            state.suspect_until = Some(now + SUSPICION);
         }
         let open = state.questions.iter().flatten();
         let late = open.take_while(|(asked, _)| now - *asked >= HEDGE);
@@ -270,7 +263,7 @@ impl Shared {
             state.questions.pop_front();
             state.first = state.first.wrapping_add(1);
         }
-        state.suspect_until = arrived;
+        state.suspect_until = None;
         drop(state);
         lock(&slot).answer((arrived, answer));
         Ok(())
@@ -298,7 +291,7 @@ impl Drop for End {
         let open = std::mem::take(&mut state.questions);
         state.running = false;
         state.outbox = Vec::new();
-        state.suspect_until = now + SUSPICION;
+        state.suspect_until = Some(now + SUSPICION);
         state.down = self.redial.map(|pause| (now + pause, why.clone()));
         drop(state);
         for (_, slot) in open.into_iter().flatten() {

@@ -22,6 +22,7 @@ use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
 use super::buffers::{Buffers, Share};
 use super::codec::{Codec, Malformed, Request, write_response};
 use super::{Answer, Connecting, Connection, Service};
+use crate::cluster::Limits;
 use crate::error::{Error, Kind};
 
 /// Requests in flight on one connection; the next one waits in the socket.
@@ -49,27 +50,9 @@ const CLOSE_GRACE: Duration = Duration::from_secs(1);
 /// Between two log lines about refused connections.
 const REFUSALS: Duration = Duration::from_secs(1);
 
-/// What a server takes from all its connections together.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Connections at once; one more is closed at once.
-    pub connections: usize,
-    /// Unfinished input, requests in flight and unsent answers, in bytes. At the
-    /// limit the connection that holds the most of it is closed.
-    pub buffers: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Limits {
-            connections: 1024,
-            buffers: 256 << 20,
-        }
-    }
-}
-
-/// Answers every request on every connection until `stop`, then finishes what is in flight.
-pub async fn serve<L, S>(mut incoming: L, service: &S, limits: Limits, stop: CancellationToken)
+/// Answers every request on every connection until `stop`, then finishes what is in flight. Of the
+/// limits, those of connections and buffers count here.
+pub async fn serve<L, S>(mut incoming: L, service: &S, limits: &Limits, stop: CancellationToken)
 where
     L: Stream<Item = io::Result<Connecting>> + Unpin,
     S: Service,

@@ -20,7 +20,7 @@ use kv54::entry::Packed;
 use kv54::error::{Error, Kind};
 use kv54::replicas::Replicas;
 use kv54::rpc::codec::{decode, encode};
-use kv54::rpc::{Connection, Dial, Limits, Peer, connected};
+use kv54::rpc::{Connection, Dial, Peer, connected};
 use kv54::server::Node;
 use kv54::store::Store;
 use msgpack_rpc::Value;
@@ -39,10 +39,6 @@ const TROUBLE: Duration = Duration::from_secs(9);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long copies may differ on a quiet network.
 const REPAIR: Duration = Duration::from_secs(10);
-const LIMITS: Limits = Limits {
-    connections: 1024,
-    buffers: 64 << 20,
-};
 const NAMES: [&str; 7] = ["alice", "bob", "carol", "dave", "erin", "frank", "grace"];
 
 /// What a run's clients and nodes share with the one who looks on.
@@ -215,7 +211,7 @@ async fn node(world: Rc<World>, place: usize) -> turmoil::Result {
         Some((accepted, listener))
     }));
     let never = CancellationToken::new();
-    node.live(incoming, LIMITS, never).await;
+    node.live(incoming, never).await;
     Ok(())
 }
 

@@ -93,10 +93,13 @@ async fn connect(
     // Here the node has not yet looked at this side's certificate. It sends its first ticket
     // after that: an error before the ticket means that it refuses this side.
     let accepted = poll_fn(|context| {
-        let read = Pin::new(&mut stream).poll_fill_buf(context).map_ok(drop);
-        match stream.get_ref().1.tls13_tickets_received() {
-            0 => read,
-            _ => Poll::Ready(Ok(())),
+        let ended = Pin::new(&mut stream)
+            .poll_fill_buf(context)
+            .map_ok(<[u8]>::is_empty);
+        match (stream.get_ref().1.tls13_tickets_received(), ended) {
+            (1.., _) => Poll::Ready(Ok(())),
+            (0, Poll::Ready(Ok(true))) => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+            (0, read) => read.map_ok(drop),
         }
     });
     accepted.await?;

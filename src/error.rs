@@ -3,8 +3,11 @@
 
 use std::fmt;
 
+use strum::{EnumString, IntoStaticStr};
+
 /// What kind of trouble it is: the stable first word of every error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, EnumString, IntoStaticStr, PartialEq, Eq)]
+#[strum(serialize_all = "kebab-case")]
 pub enum Kind {
     /// No majority answered, or a node could not be reached. A set has written nothing.
     Unavailable,
@@ -24,24 +27,10 @@ pub enum Kind {
     NoSuchMethod,
 }
 
-const WORDS: [(Kind, &str); 8] = [
-    (Kind::Unavailable, "unavailable"),
-    (Kind::Joining, "joining"),
-    (Kind::UnknownOutcome, "unknown-outcome"),
-    (Kind::TooLarge, "too-large"),
-    (Kind::Full, "full"),
-    (Kind::WrongRing, "wrong-ring"),
-    (Kind::BadRequest, "bad-request"),
-    (Kind::NoSuchMethod, "no-such-method"),
-];
-
 impl Kind {
-    /// The first word of such an error, as the wire has it.
+    /// The first word of such an error, as the wire has it: `unknown-outcome`.
     pub fn word(self) -> &'static str {
-        WORDS
-            .iter()
-            .find(|(kind, _)| *kind == self)
-            .map_or("", |(_, word)| word)
+        self.into()
     }
 
     /// Whether asking again cannot help: the node heard the question and said no for good.
@@ -93,9 +82,9 @@ impl Error {
         let plain = |c: char| if c.is_control() { ' ' } else { c };
         let text: String = text.chars().take(MAX_TEXT).map(plain).collect();
         let (word, why) = text.split_once(": ").unwrap_or(("", &text));
-        match WORDS.iter().find(|(_, known)| *known == word) {
-            Some((kind, _)) => Error::new(*kind, why),
-            None => Error::new(Kind::UnknownOutcome, text),
+        match word.parse() {
+            Ok(kind) => Error::new(kind, why),
+            Err(_) => Error::new(Kind::UnknownOutcome, text),
         }
     }
 

@@ -1,10 +1,10 @@
 //! Bugs that a test plants, one at a time, to see that the proof would find them. They are
 //! compiled in only with the feature `sabotage`, which that test alone turns on.
 
-use clap::ValueEnum;
+use strum::{EnumString, VariantArray};
 
 /// A bug that kv54 does not have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, EnumString, PartialEq, Eq, VariantArray)]
 pub enum Bug {
     /// A get answers without making sure that the next one sees the same.
     GetWithoutRepair,
@@ -28,11 +28,8 @@ pub enum Bug {
 /// in `KV54_SABOTAGE`.
 #[cfg(feature = "sabotage")]
 pub fn planted(bug: Bug) -> bool {
-    static PLANTED: std::sync::LazyLock<Option<Bug>> = std::sync::LazyLock::new(|| {
-        let name = std::env::var("KV54_SABOTAGE").ok()?;
-        let mut bugs = Bug::value_variants().iter();
-        bugs.find(|bug| format!("{bug:?}") == name).copied()
-    });
+    static PLANTED: std::sync::LazyLock<Option<Bug>> =
+        std::sync::LazyLock::new(|| std::env::var("KV54_SABOTAGE").ok()?.parse().ok());
     *PLANTED == Some(bug)
 }
 

@@ -14,8 +14,8 @@ mod history;
 #[path = "common/world.rs"]
 mod world;
 
-use clap::ValueEnum as _;
 use kv54::sabotage::Bug;
+use strum::VariantArray as _;
 
 /// The seeds within which each bug must be caught.
 fn limit(bug: Bug) -> u64 {
@@ -33,7 +33,7 @@ fn every_planted_bug_is_caught() {
         return world::print(seed);
     }
     println!("{:<30} caught by seed, at most", "planted bug");
-    for bugs in Bug::value_variants().chunks(2) {
+    for bugs in Bug::VARIANTS.chunks(2) {
         std::thread::scope(|scope| {
             for bug in bugs {
                 scope.spawn(move || {

@@ -36,10 +36,8 @@ impl Stamp {
             true => 0,
             false => fastrand::u64(..),
         };
-        Entry {
-            stamp: Stamp { counter, writer },
-            value,
-        }
+        let stamp = Stamp { counter, writer };
+        Entry { stamp, value }
     }
 
     /// `[counter, writer]` as MessagePack.
@@ -213,12 +211,10 @@ pub fn key(value: &[u8]) -> Result<&[u8], Error> {
 
 /// Refuses a key that is too long.
 pub fn check_key(key: &[u8]) -> Result<(), Error> {
+    let why = |len| format!("a key of {len} bytes, at most {MAX_KEY} are taken");
     match key.len() {
         ..=MAX_KEY => Ok(()),
-        len => Err(Error::new(
-            Kind::TooLarge,
-            format!("a key of {len} bytes, at most {MAX_KEY} are taken"),
-        )),
+        len => Err(Error::too_large(why(len))),
     }
 }
 
@@ -241,5 +237,5 @@ pub fn check_value(value: &[u8]) -> Result<(), Error> {
         Err(error) if error.kind == Kind::TooLarge => error.why,
         Err(error) => return Err(error),
     };
-    Err(Error::new(Kind::TooLarge, format!("a value of {why}")))
+    Err(Error::too_large(format!("a value of {why}")))
 }

@@ -65,10 +65,13 @@ pub struct Error {
 impl Error {
     /// An error of this kind, for this reason.
     pub fn new(kind: Kind, why: impl Into<String>) -> Self {
-        Error {
-            kind,
-            why: why.into(),
-        }
+        let why = why.into();
+        Error { kind, why }
+    }
+
+    /// Something that is over its limit, for this reason.
+    pub fn too_large(why: impl Into<String>) -> Self {
+        Error::new(Kind::TooLarge, why)
     }
 
     /// A request that makes no sense, for this reason.

@@ -182,16 +182,14 @@ impl Operation<'_> {
         let answers = self.load_above(None).await?;
         let stamp = highest(&answers);
         let agreed = answers.iter().all(|(_, answer)| answer.stamp == stamp);
-        let mut newest = answers
-            .into_iter()
-            .filter(|(_, answer)| answer.stamp == stamp);
-        let value = newest.find_map(|(_, answer)| answer.value);
+        let newest = answers.into_iter().map(|(_, answer)| answer);
+        let value = newest
+            .filter(|answer| answer.stamp == stamp)
+            .find_map(|answer| answer.value);
         let left_out = || Error::new(Kind::Unavailable, "a replica left the value out");
         let value = value.ok_or_else(left_out)?;
-        Ok(Newest {
-            entry: Entry { stamp, value },
-            agreed,
-        })
+        let entry = Entry { stamp, value };
+        Ok(Newest { entry, agreed })
     }
 
     /// The highest stamp that a majority has.

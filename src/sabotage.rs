@@ -24,17 +24,9 @@ pub enum Bug {
     OldEntryReplacesNew,
 }
 
-/// Whether this bug is planted: never, but for the process that a test starts with its name
-/// in `KV54_SABOTAGE`.
-#[cfg(feature = "sabotage")]
+/// Whether this bug is planted: never, but in a build with the feature `sabotage`, in the process
+/// that a test starts with the bug's name in `KV54_SABOTAGE`.
 pub fn planted(bug: Bug) -> bool {
-    static PLANTED: std::sync::LazyLock<Option<Bug>> =
-        std::sync::LazyLock::new(|| std::env::var("KV54_SABOTAGE").ok()?.parse().ok());
-    *PLANTED == Some(bug)
-}
-
-/// Whether this bug is planted: never.
-#[cfg(not(feature = "sabotage"))]
-pub const fn planted(_: Bug) -> bool {
-    false
+    let is_named = |name: String| name.parse() == Ok(bug);
+    cfg!(feature = "sabotage") && std::env::var("KV54_SABOTAGE").is_ok_and(is_named)
 }

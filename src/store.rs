@@ -25,19 +25,6 @@ const OVERHEAD: usize = 100;
 const PAGE: usize = 16 << 10;
 
 /// The memory of one node.
-///
-/// ```
-/// use kv54::{cluster::Cluster, entry::{Packed, Stamp}, store::Store};
-///
-/// let alone = Cluster::parse("cluster.toml".as_ref(), "[nodes]\nalice = 'alice:5401'")?;
-/// let store = Store::new(alone.into(), 0);
-/// let first = Stamp::default().newer(Packed::of("green"));
-/// let second = first.stamp.newer(Packed::of("black"));
-/// store.store(b"tea", second.borrow())?;
-/// store.store(b"tea", first.borrow())?; // comes late, and is older
-/// assert_eq!(store.load(b"tea", None)?.value, Some(Packed::of("black")));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
 pub struct Store {
     /// The ring that this node is part of.
     pub cluster: Arc<Cluster>,

@@ -4,11 +4,10 @@
 
 use msgpack_rpc::Value;
 use rmp::Marker;
-use rmpv::ValueRef;
 use smallvec::SmallVec;
 
 use super::Answer;
-use crate::error::{Error, Kind, beginning};
+use crate::error::{Error, beginning};
 
 /// How much one MessagePack value may be.
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +86,8 @@ fn msgid(mut bytes: &[u8]) -> Option<u32> {
     (len >= 2 && kind == 0).then_some(id)
 }
 
+const SHAPES: &str = "a request is [0, msgid, method, [params]] or [2, method, [params]]";
+
 /// A request as it lies in its message. (The crate's own takes an allocation for each of its
 /// parts, and its decoder drops a method sent as bin, so that the caller hangs.)
 #[derive(Debug, PartialEq)]
@@ -118,11 +119,7 @@ impl<'a> Request<'a> {
             (Some(0), Some(4)) => Some(id(rest)?),
             (Some(2), Some(3)) => None,
             (Some(1), _) => return Err(Error::bad_request("an answer, and nothing was asked")),
-            _ => {
-                return Err(Error::bad_request(
-                    "a request is [0, msgid, method, [params]] or [2, method, [params]]",
-                ));
-            }
+            _ => return Err(Error::bad_request(SHAPES)),
         };
         let method = take(rest).and_then(string).map(std::str::from_utf8);
         let Some(Ok(method)) = method else {
@@ -205,17 +202,11 @@ pub fn number(mut value: &[u8]) -> Option<u64> {
 }
 
 /// A value that a stranger sent as it is quoted to them: in a few words, however large it is.
-pub fn quoted(mut value: &[u8]) -> String {
-    match value.first().map(|first| Marker::from_u8(*first)) {
-        Some(Marker::FixArray(_) | Marker::Array16 | Marker::Array32) => "an array".to_owned(),
-        Some(Marker::FixMap(_) | Marker::Map16 | Marker::Map32) => "a map".to_owned(),
-        _ => match rmpv::decode::read_value_ref(&mut value) {
-            Ok(ValueRef::String(text)) => {
-                format!("{:?}", beginning(text.as_str().unwrap_or_default()))
-            }
-            Ok(ValueRef::Binary(_) | ValueRef::Ext(..)) | Err(_) => "bytes".to_owned(),
-            Ok(short) => short.to_string(),
-        },
+pub fn quoted(value: &[u8]) -> String {
+    match (string(value).map(std::str::from_utf8), number(value)) {
+        (Some(Ok(text)), _) => format!("{:?}", beginning(text)),
+        (_, Some(number)) => number.to_string(),
+        _ => format!("a value of {} bytes", value.len()),
     }
 }
 
@@ -346,18 +337,15 @@ impl Codec {
 
     /// Refuses what the headers seen so far announce, if it is too much.
     fn check(&self, limits: Bounds) -> Result<(), Error> {
-        let found = [
-            (self.at + self.skip, limits.bytes, "bytes"),
-            (self.values, limits.values, "values"),
-            (self.open.len(), limits.depth, "levels of nesting"),
-        ];
-        match found.into_iter().find(|(found, most, _)| found > most) {
-            None => Ok(()),
-            Some((found, most, of)) => {
-                let why = format!("{found} {of}, at most {most} are taken");
-                Err(Error::new(Kind::TooLarge, why))
-            }
-        }
+        let within = |found: usize, most: usize, of: &str| match found <= most {
+            true => Ok(()),
+            false => Err(Error::too_large(format!(
+                "{found} {of}, at most {most} are taken"
+            ))),
+        };
+        within(self.at + self.skip, limits.bytes, "bytes")?;
+        within(self.values, limits.values, "values")?;
+        within(self.open.len(), limits.depth, "levels of nesting")
     }
 }
 

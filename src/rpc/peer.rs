@@ -141,7 +141,7 @@ impl Shared {
         );
         if size > most {
             let why = format!("a request of {size} bytes, at most {most} are taken");
-            return Some(Error::new(Kind::TooLarge, why));
+            return Some(Error::too_large(why));
         }
         (state.outbox.len() + size > MAX_OUTBOX)
             .then(|| self.trouble(Kind::Unavailable, "takes nothing any more"))

@@ -95,7 +95,7 @@ impl Packed {
         if self.is_nil() {
             made.extend_from_slice(NIL);
         }
-        Answer::new(made, self.0)
+        Answer { made, kept: self.0 }
     }
 
     /// The bytes that it takes in memory.
@@ -154,7 +154,7 @@ pub type Loaded = Entry<Option<Packed>>;
 impl From<Loaded> for Answer {
     fn from(Entry { stamp, value }: Loaded) -> Self {
         match value {
-            None => Answer::new(stamp.begin(2), None),
+            None => stamp.begin(2).into(),
             Some(value) => value.after(stamp.begin(3)),
         }
     }

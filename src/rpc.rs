@@ -16,7 +16,7 @@ use futures::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use self::codec::{Encoded, NIL};
@@ -54,20 +54,16 @@ pub trait Service: Sync {
     ) -> impl Future<Output = Result<Answer, Error>> + Send;
 }
 
-/// An answer as MessagePack, in two pieces: what was made for it, and a value that is kept in
-/// memory, shared instead of copied.
+/// An answer, which is one value as MessagePack in two pieces.
 #[derive(Clone, Debug, Default)]
 pub struct Answer {
-    made: Encoded,
-    kept: Option<Arc<[u8]>>,
+    /// What was made for this answer.
+    pub made: Encoded,
+    /// What is kept in memory, shared instead of copied.
+    pub kept: Option<Arc<[u8]>>,
 }
 
 impl Answer {
-    /// What was made for this answer, and then perhaps what is kept; together one value.
-    pub fn new(made: Encoded, kept: Option<Arc<[u8]>>) -> Self {
-        Answer { made, kept }
-    }
-
     /// Appends it.
     pub fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.made);
@@ -75,15 +71,15 @@ impl Answer {
     }
 }
 
-impl From<&[u8]> for Answer {
-    fn from(value: &[u8]) -> Self {
-        Answer::new(Encoded::from_slice(value), None)
+impl From<Encoded> for Answer {
+    fn from(made: Encoded) -> Self {
+        Answer { made, kept: None }
     }
 }
 
 impl From<()> for Answer {
     fn from((): ()) -> Self {
-        Answer::from(NIL)
+        Encoded::from_slice(NIL).into()
     }
 }
 
@@ -143,6 +139,23 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
     let every = Duration::from_secs(10);
     SockRef::from(stream)
         .set_tcp_keepalive(&TcpKeepalive::new().with_time(every).with_interval(every))
+}
+
+/// Warns every 5 s at most. A line for each refused peer would be one more way to flood a node.
+#[derive(Default)]
+struct Rarely(Mutex<Option<Instant>>);
+
+impl Rarely {
+    fn warn(&self, line: &str) {
+        let (mut last, now) = (lock(&self.0), Instant::now());
+        match *last {
+            Some(last) if now - last < Duration::from_secs(5) => log::debug!("{line}"),
+            _ => {
+                *last = Some(now);
+                log::warn!("{line}");
+            }
+        }
+    }
 }
 
 /// Locks for a few instructions. A panic elsewhere does not matter here: the data is whole.

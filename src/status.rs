@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::rpc::Answer;
+use crate::rpc::codec::Encoded;
 
 /// What a node answers to `status`.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -53,6 +54,6 @@ impl Status {
 impl From<Status> for Answer {
     fn from(status: Status) -> Self {
         let encoded = rmp_serde::to_vec_named(&status);
-        encoded.map_or(Answer::from(()), |bytes| Answer::new(bytes.into(), None)) // memory takes every byte
+        Encoded::from(encoded.unwrap_or_default()).into() // memory takes every byte
     }
 }

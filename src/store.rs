@@ -185,7 +185,7 @@ impl Store {
         let header = [&[0xdd], &count.to_be_bytes()[..]].concat();
         let start_id = codec::encode_numbers([self.start_id]);
         let answer = [&[0x93], &*start_id, &next, &header, &page].concat();
-        Ok(Answer::new(answer.into(), None))
+        Ok(Encoded::from(answer).into())
     }
 
     /// The parts that this node holds together with each other node.

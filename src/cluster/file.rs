@@ -144,13 +144,12 @@ fn ring(file: File, path: &Path) -> Result<Cluster, Wrong> {
         let certified = nodes.iter().try_for_each(|node| certifiable(&node.name));
         certified.map_err(|why| (table.span().start, format!("tls: {why}")))?;
     }
-    let beside = |file: PathBuf| path.with_file_name(file);
-    let tls = file.tls.map(Spanned::into_inner).map(|files| Files {
-        ca: beside(files.ca),
-        cert: beside(files.cert),
-        key: beside(files.key),
-    });
-    let limits = file.limits;
+    let (limits, mut tls) = (file.limits, file.tls.map(Spanned::into_inner));
+    if let Some(Files { ca, cert, key }) = &mut tls {
+        for file in [ca, cert, key] {
+            *file = path.with_file_name(&*file);
+        }
+    }
     Ok(Cluster { nodes, limits, tls })
 }
 
@@ -177,10 +176,8 @@ fn sorted(table: BTreeMap<Spanned<String>, Spanned<String>>) -> Result<Vec<Node>
 /// Whether a certificate can be for this name: it carries names as DNS has them.
 #[cfg(feature = "tls")]
 fn certifiable(name: &str) -> Result<(), String> {
-    let why = |_| format!("no certificate can be for {name:?}, which DNS would not take");
-    rustls::pki_types::DnsName::try_from(name)
-        .map_err(why)
-        .map(drop)
+    let checked = rustls::pki_types::DnsName::try_from(name).map(drop);
+    checked.map_err(|_| format!("no certificate can be for {name:?}, which DNS would not take"))
 }
 
 #[cfg(not(feature = "tls"))]

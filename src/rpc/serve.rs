@@ -15,13 +15,13 @@ use futures::stream::{FuturesUnordered, Stream, StreamExt as _};
 use futures::{FutureExt as _, future};
 use tokio::io::{AsyncWrite as _, AsyncWriteExt as _};
 use tokio::task::yield_now;
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::io::poll_read_buf;
 use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
 
 use super::buffers::{Buffers, Share};
 use super::codec::{Codec, Malformed, Request, write_response};
-use super::{Answer, Connecting, Connection, Service};
+use super::{Answer, Connecting, Connection, Rarely, Service};
 use crate::cluster::Limits;
 use crate::error::{Error, Kind};
 
@@ -47,8 +47,6 @@ const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 const STOP_GRACE: Duration = Duration::from_secs(2);
 /// The time that the peer of a closed connection has to read the last answers.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
-/// Between two log lines about refused connections.
-const REFUSALS: Duration = Duration::from_secs(1);
 
 /// Answers every request on every connection until `stop`, then finishes what is in flight. Of the
 /// limits, those of connections and buffers count here.
@@ -59,7 +57,7 @@ where
 {
     let buffers = Buffers::new(limits.buffers);
     let mut connections = FuturesUnordered::new();
-    let mut refused: Option<Instant> = None;
+    let refused = Rarely::default();
     let mut stopped = pin!(stop.cancelled());
     loop {
         tokio::select! {
@@ -70,11 +68,8 @@ where
                 Ok(connecting) if connections.len() < limits.connections => {
                     connections.push(connection(connecting, service, &buffers, stop.clone()));
                 }
-                // A line for each refused connection would be one more way to flood the node.
-                Ok(_) if refused.is_some_and(|last| last.elapsed() < REFUSALS) => {}
                 Ok(_) => {
-                    refused = Some(Instant::now());
-                    log::warn!("connections are refused: {} are open", limits.connections);
+                    refused.warn(&format!("connections are refused: {} are open", limits.connections));
                 }
                 Err(error) => log::warn!("a connection could not be accepted: {error}"),
             },

@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -21,19 +21,17 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{CertificateError, ClientConfig, Error, InconsistentKeys};
 use rustls::{RootCertStore, ServerConfig};
 use tokio::io::AsyncBufRead as _;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_rustls::server::Accept;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::Guard;
 use crate::cluster::Files;
 use crate::rpc::serve::close;
-use crate::rpc::{Connecting, Connection, Dial, lock, tcp};
+use crate::rpc::{Connecting, Connection, Dial, Rarely, tcp};
 
 /// The time that the handshake of an accepted connection may take.
 const MAX_HANDSHAKE: Duration = Duration::from_secs(10);
-/// The time between two warnings: a refused peer tries again many times a second.
-const QUIET: Duration = Duration::from_secs(5);
 
 /// What this host shows to its peers, and the `ca` that must have signed what they show.
 struct Identity {
@@ -118,9 +116,9 @@ pub(super) fn guard(files: &Files, name: &str) -> io::Result<Guard> {
         .with_single_cert(own.chain, own.key)
         .map_err(|error| unfit(files, &error))?;
     let acceptor = TlsAcceptor::from(Arc::new(config));
-    let quiet_until = Arc::new(Mutex::new(Instant::now()));
+    let refused = Arc::<Rarely>::default();
     Ok(Box::new(move |stream, from| {
-        Box::pin(accept(acceptor.accept(stream), from, quiet_until.clone()))
+        Box::pin(accept(acceptor.accept(stream), from, refused.clone()))
     }))
 }
 
@@ -128,7 +126,7 @@ pub(super) fn guard(files: &Files, name: &str) -> io::Result<Guard> {
 async fn accept(
     handshake: Accept<Box<dyn Connection>>,
     from: SocketAddr,
-    quiet_until: Arc<Mutex<Instant>>,
+    warned: Arc<Rarely>,
 ) -> io::Result<Box<dyn Connection>> {
     let (error, refused) = match timeout(MAX_HANDSHAKE, handshake.into_fallible()).await {
         Ok(Ok(stream)) => return Ok(Box::new(stream)),
@@ -138,21 +136,11 @@ async fn accept(
             (io::Error::other(late), None)
         }
     };
-    let line = format!("a connection from {from} is closed: {error}");
-    warn(&line, &quiet_until);
+    warned.warn(&format!("a connection from {from} is closed: {error}"));
     if let Some(stream) = refused {
         close(stream).await; // the peer has time to read the alert, which says why
     }
     Err(error)
-}
-
-fn warn(line: &str, quiet_until: &Mutex<Instant>) {
-    let (mut quiet_until, now) = (lock(quiet_until), Instant::now());
-    if now < *quiet_until {
-        return log::debug!("{line}");
-    }
-    *quiet_until = now + QUIET;
-    log::warn!("{line}");
 }
 
 fn server_name(name: &str) -> io::Result<ServerName<'static>> {

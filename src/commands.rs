@@ -1,7 +1,7 @@
 //! What a person types: `serve` runs nodes, the others ask them.
 
 use std::fmt::Display;
-use std::io;
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
+use serde_json::Value as Json;
+use tokio::runtime::Builder;
 
 use crate::client::Client;
 use crate::cluster::Cluster;
@@ -29,15 +31,8 @@ mod text;
 
 /// A distributed key-value store whose heart is at most 54 lines: any two of three.
 #[derive(Parser)]
-#[command(version, arg_required_else_help = true, after_help = MORE)]
-pub struct Cli {
-    #[command(flatten)]
-    options: Options,
-    #[command(subcommand)]
-    command: Command,
-}
-
-const MORE: &str = "Examples:
+#[command(version, arg_required_else_help = true)]
+#[command(after_help = "Examples:
   kv54 serve --all             five nodes in one terminal,
   kv54 set tea green           and in another one
   kv54 get tea
@@ -47,31 +42,27 @@ Exit codes:
   0  done (status: every node is ready)
   1  the key is absent (get)
   2  wrong usage or configuration; wrong-ring, too-large, bad-request
-  3  no majority, unreachable, timed out or full (status: some node is not ready)";
+  3  no majority, unreachable, timed out or full (status: some node is not ready)")]
+pub struct Cli {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: Command,
+}
 
 #[derive(Args)]
 struct Options {
     /// The cluster's file, the same on every host
-    #[arg(
-        long,
-        global = true,
-        env = "KV54_CONFIG",
-        default_value = "cluster.toml",
-        value_name = "FILE"
-    )]
+    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(env = "KV54_CONFIG", default_value = "cluster.toml")]
     config: PathBuf,
     /// How long an operation is tried again [default: 5s; status --wait: no limit]. With --via,
     /// how long the answer is waited for: the node itself goes on trying for 5s
     #[arg(long, global = true, value_name = "TIME", value_parser = timeout)]
     timeout: Option<Duration>,
     /// What nodes log: off, error, warn, info or debug
-    #[arg(
-        long,
-        global = true,
-        env = "KV54_LOG",
-        default_value = "info",
-        value_name = "LEVEL"
-    )]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    #[arg(env = "KV54_LOG", default_value = "info")]
     log: log::LevelFilter,
     /// Answer with one line of JSON; an error stays one line of text on standard error
     #[arg(long, global = true)]
@@ -80,35 +71,27 @@ struct Options {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run a node, or all of them
     Serve(serve::Serve),
-    /// Write a value
     Set(keys::Set),
-    /// Print a value
     Get(keys::Get),
-    /// Delete a key
     #[command(alias = "del")]
     Delete(keys::Delete),
-    /// Show on which nodes a key lives, and what each of them holds
     Where(locate::Where),
-    /// Show how the nodes are
     Status(status::Show),
     Bench(bench::Bench),
     Export(export::Export),
     Import(import::Import),
     /// Print what makes a shell complete commands and options
-    #[command(after_help = COMPLETIONS)]
+    #[command(after_help = "Examples:
+  source <(kv54 completions bash)
+  kv54 completions fish > ~/.config/fish/completions/kv54.fish")]
     Completions {
         /// The shell
         shell: Shell,
     },
 }
 
-const COMPLETIONS: &str = "Examples:
-  source <(kv54 completions bash)
-  kv54 completions fish > ~/.config/fish/completions/kv54.fish";
-
-/// Why a command did not do what it was told.
+/// Why a command failed.
 pub struct Failure {
     /// The process's exit code.
     pub code: u8,
@@ -121,22 +104,24 @@ type Outcome = Result<ExitCode, Failure>;
 /// Runs one command.
 pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let Cli { options, command } = cli;
-    match command {
-        Command::Serve(serve) => serve.run(&options),
-        Command::Set(set) => block_on(set.run(&options)),
-        Command::Get(get) => block_on(get.run(&options)),
-        Command::Delete(delete) => block_on(delete.run(&options)),
-        Command::Where(locate) => block_on(locate.run(&options)),
-        Command::Status(show) => block_on(show.run(&options)),
-        Command::Bench(bench) => block_on(bench.run(&options)),
-        Command::Export(export) => block_on(export.run(&options)),
-        Command::Import(import) => block_on(import.run(&options)),
-        Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "kv54", &mut script);
-            print(script).map(|()| ExitCode::SUCCESS)
+    block_on(async {
+        match command {
+            Command::Serve(serve) => serve.run(&options).await,
+            Command::Set(set) => set.run(&options).await,
+            Command::Get(get) => get.run(&options).await,
+            Command::Delete(delete) => delete.run(&options).await,
+            Command::Where(locate) => locate.run(&options).await,
+            Command::Status(show) => show.run(&options).await,
+            Command::Bench(bench) => bench.run(&options).await,
+            Command::Export(export) => export.run(&options).await,
+            Command::Import(import) => import.run(&options).await,
+            Command::Completions { shell } => {
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Cli::command(), "kv54", &mut script);
+                print(script).map(|()| ExitCode::SUCCESS)
+            }
         }
-    }
+    })
 }
 
 impl Options {
@@ -151,7 +136,7 @@ impl Options {
         Ok(Arc::new(Cluster::read(&self.config)?))
     }
 
-    /// The failure of asking for a node that the file does not name.
+    /// The failure of asking for a node that is not in the file.
     fn no_node(&self, cluster: &Cluster, name: &str) -> Failure {
         let (path, names) = (self.config.display(), text::and(&cluster.names()));
         Failure::usage(format!("{path}: there is no node {name:?}, only {names}"))
@@ -164,26 +149,43 @@ impl Options {
     fn client(&self) -> Result<Client, Failure> {
         let cluster = self.cluster()?;
         let dial = tls::dial(&cluster)?;
-        Ok(Client {
-            replicas: Replicas::new(cluster, self.timeout(), &dial),
-        })
+        let replicas = Replicas::new(cluster, self.timeout(), &dial);
+        Ok(Client { replicas })
+    }
+
+    /// Prints a result: as one line of JSON if `--json` is given, else as text.
+    fn print(&self, json: &Json, text: impl AsRef<[u8]>) -> Outcome {
+        match self.json {
+            true => print(format!("{json}\n"))?,
+            false => print(text)?,
+        }
+        Ok(ExitCode::SUCCESS)
     }
 }
 
-fn timeout(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(time) if time <= Duration::from_secs(24 * 60 * 60) => Ok(time),
-        Ok(_) => Err("at most one day".to_owned()),
-        Err(error) => Err(error.to_string()),
+fn timeout(text: &str) -> Result<Duration, Box<dyn std::error::Error + Send + Sync>> {
+    match humantime::parse_duration(text)? {
+        time if time <= Duration::from_secs(24 * 60 * 60) => Ok(time),
+        _ => Err("at most one day".into()),
     }
 }
 
 impl Failure {
     fn usage(why: impl Display) -> Self {
-        Failure {
-            code: 2,
-            why: why.to_string(),
-        }
+        let why = why.to_string();
+        Failure { code: 2, why }
+    }
+
+    /// The same failure, told of something: `what: why`.
+    fn of(self, what: impl Display) -> Self {
+        let why = format!("{what}: {}", self.why);
+        Failure { why, ..self }
+    }
+
+    /// The same failure, and what else helps to understand it: `why; more`.
+    fn with(self, more: impl Display) -> Self {
+        let why = format!("{}; {more}", self.why);
+        Failure { why, ..self }
     }
 }
 
@@ -196,39 +198,49 @@ impl From<io::Error> for Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let refused = error.kind.is_refusal() && error.kind != Kind::Full;
-        Failure {
-            code: if refused { 2 } else { 3 },
-            why: error.to_string(),
-        }
+        let (code, why) = (if refused { 2 } else { 3 }, error.to_string());
+        Failure { code, why }
     }
 }
 
-/// One thread is enough for a client and for a node; both are faster without others.
-fn block_on(command: impl Future<Output = Outcome>) -> Outcome {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let outcome = runtime.block_on(command);
-    runtime.shutdown_background(); // a name that is still being looked up is no reason to stay
+/// Runs on this thread alone: a client and a node are both faster without others.
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(work);
+    runtime.shutdown_background(); // does not wait for a name that is still being looked up
     outcome
 }
 
-/// Writes a result to standard output, byte for byte.
+/// Prints a result. A reader that has read enough may close the pipe.
 fn print(bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
-    write(io::stdout(), bytes.as_ref())
-}
-
-/// The same for text with colours, which stay only on a terminal that wants them.
-fn print_coloured(text: &str) -> Result<(), Failure> {
-    write(anstream::stdout(), text.as_bytes())
-}
-
-fn write(mut out: impl io::Write, bytes: &[u8]) -> Result<(), Failure> {
-    match out.write_all(bytes).and_then(|()| out.flush()) {
-        // Whoever has read enough may close it.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::usage(format!("standard output: {error}")))
-        }
-        _ => Ok(()),
+    match write(bytes.as_ref()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
     }
+}
+
+/// Writes to standard output, byte for byte.
+fn write(bytes: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout();
+    let written = out.write_all(bytes).and_then(|()| out.flush());
+    written.map_err(|error| io::Error::new(error.kind(), format!("standard output: {error}")))
+}
+
+/// Says something beside the result, on standard error.
+fn remark(what: impl Display) {
+    let _ = writeln!(io::stderr(), "kv54: {what}");
+}
+
+/// Opens standard input. A person at a terminal is told that the command waits there for `what`.
+fn standard_input(what: &str) -> io::StdinLock<'static> {
+    if io::stdin().is_terminal() {
+        remark(format!("{what} what you type now, until Ctrl-D"));
+    }
+    io::stdin().lock()
+}
+
+/// Prints text with colours, which stay only on a terminal that wants them.
+fn print_coloured(text: &str) -> Result<(), Failure> {
+    let _ = anstream::stdout().write_all(text.as_bytes());
+    Ok(())
 }

@@ -1,8 +1,6 @@
 //! `export`: every key with the value that a majority knows, one line each.
 
 use std::collections::HashSet;
-use std::io::{self, Write as _};
-use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,21 +8,20 @@ use std::time::Duration;
 use clap::Args;
 use futures::future::join_all;
 use futures::stream::{self, StreamExt as _};
-use msgpack_rpc::Value;
 use tokio::task::{spawn, spawn_blocking};
 use tokio::time::{Instant, sleep};
 
-use super::{Failure, Options, Outcome, line};
+use super::{Failure, Options, Outcome, line, remark, write};
 use crate::client::Client;
 use crate::entry::Stamp;
 use crate::error::{Error, Kind};
 use crate::join::Scan;
 use crate::rpc::codec::encode_bytes;
 
-/// Pages whose keys are read at once: enough to keep nodes busy, little enough for a slow
-/// network to carry their values within one window.
+/// How many pages of keys are read at once: enough to keep the nodes busy, and so few that a slow
+/// network can carry their values within one window.
 const PAGES: usize = 4;
-/// Before the replicas are asked again that could not be listed.
+/// How long to wait before replicas that could not be listed are asked again.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// Print every key and its value, one line each.
@@ -45,161 +42,128 @@ pub(super) struct Export {
     resp: bool,
 }
 
-/// One part on its way out.
-struct Part {
-    client: Arc<Client>,
-    number: usize,
-    print: fn(&[u8], &Value) -> Vec<u8>,
-    done: HashSet<Vec<u8>>, // its keys that were seen: of one part at a time, and no values
-    printed: usize,
-}
+/// A key that was listed: it is remembered, and waits for its value.
+type Key = Arc<[u8]>;
 
-/// What stopped a listing: a node, which another may stand in for, or something for good.
-enum Stop {
-    Node(Error),
-    All(Failure),
+/// An export, and how far it is.
+struct Exporter {
+    client: Arc<Client>,
+    resp: bool,
+    known: HashSet<Key>,  // the keys of one part that were listed
+    pages: Vec<Vec<Key>>, // those that are to be printed
+    printed: usize,
 }
 
 impl Export {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         let client = Arc::new(options.client()?);
-        let mut printed = 0;
-        for number in 0..client.replicas.cluster.nodes().len() {
-            let mut part = Part {
-                client: client.clone(),
-                number,
-                print: if self.resp { line::resp } else { line::json },
-                done: HashSet::new(),
-                printed: 0,
-            };
-            part.export(options.timeout()).await?;
-            printed += part.printed;
+        let parts = client.replicas.cluster.nodes().len();
+        let mut exporter = Exporter {
+            client,
+            resp: self.resp,
+            known: HashSet::new(),
+            pages: Vec::new(),
+            printed: 0,
+        };
+        for part in 0..parts {
+            let done = exporter.export(part, options.timeout()).await;
+            done.map_err(|failure| failure.of("the export is not complete"))?;
         }
+        let printed = exporter.printed;
         let s = if printed == 1 { "" } else { "s" };
-        let _ = writeln!(io::stderr(), "kv54: {printed} key{s} exported");
+        remark(format!("{printed} key{s} exported"));
         Ok(ExitCode::SUCCESS)
     }
 }
 
-impl Part {
-    /// Lists so many replicas that every write that was answered is on one of them.
-    async fn export(&mut self, patience: Duration) -> Result<(), Failure> {
+impl Exporter {
+    /// Lists so many replicas of a part that every write that was answered is on one of them, and
+    /// prints what each of them adds.
+    async fn export(&mut self, part: usize, patience: Duration) -> Result<(), Failure> {
+        self.known.clear();
         let cluster = self.client.replicas.cluster.clone();
         let (copies, needed) = (cluster.copies(), cluster.copies() - cluster.majority() + 1);
-        let mut to_list: Vec<usize> = cluster.replicas(self.number).collect();
-        let mut deadline = Instant::now() + patience;
+        let mut to_list: Vec<usize> = cluster.replicas(part).collect();
+        let (mut listed, mut deadline) = (0, Instant::now() + patience);
         loop {
             let mut errors = Vec::new();
-            for place in to_list.clone() {
-                match self.list(place).await {
-                    Ok(()) => {
-                        to_list.retain(|other| *other != place);
-                        deadline = Instant::now() + patience;
-                    }
-                    Err(Stop::Node(error)) => errors.push((place, error)),
-                    Err(Stop::All(failure)) => return Err(failure),
+            for place in to_list {
+                let list = self.list(part, place).await;
+                self.print().await?;
+                match list {
+                    Ok(()) => (listed, deadline) = (listed + 1, Instant::now() + patience),
+                    Err(error) => errors.push((place, error)),
                 }
-                if copies - to_list.len() >= needed {
+                if listed == needed {
                     return Ok(());
                 }
             }
-            let refused = errors.iter().filter(|(_, error)| error.kind.is_refusal());
-            let hopeless = refused.clone().count() > copies - needed;
-            if hopeless || Instant::now() + RETRY >= deadline {
-                let kind = refused.map(|(_, error)| error.kind).find(|_| hopeless);
+            // With so many refusals, waiting cannot help.
+            let kinds = errors.iter().map(|(_, error)| error.kind);
+            let refusal = kinds.filter(|kind| kind.is_refusal()).nth(copies - needed);
+            if refusal.is_some() || Instant::now() + RETRY >= deadline {
+                let (name, said) = (cluster.name(part), self.client.replicas.said(&errors));
                 let why = format!(
-                    "{} of the {copies} replicas of {}'s keys could be listed, {needed} needed ({})",
-                    copies - to_list.len(),
-                    cluster.name(self.number),
-                    self.client.replicas.said(&errors),
+                    "{listed} of the {copies} replicas of {name}'s keys could be listed, \
+                     {needed} needed ({said})"
                 );
-                return Err(incomplete(Error::new(
-                    kind.unwrap_or(Kind::Unavailable),
-                    why,
-                )));
+                return Err(Error::new(refusal.unwrap_or(Kind::Unavailable), why).into());
             }
+            to_list = errors.into_iter().map(|(place, _)| place).collect();
             sleep(RETRY).await;
         }
     }
 
-    /// Prints every key that one replica lists and that was not printed before.
-    async fn list(&mut self, place: usize) -> Result<(), Stop> {
-        let client = self.client.clone();
-        let mut scan = Scan::new(&client.replicas, place, self.number);
+    /// Adds page by page the keys that one replica lists and that were not known before.
+    async fn list(&mut self, part: usize, place: usize) -> Result<(), Error> {
+        let replicas = &self.client.replicas;
+        let mut scan = Scan::new(replicas, place, part);
         // A joining node's list may lack answered writes. Such a node refuses `load`, so it is
-        // asked one. The pages before and after it have one start id: it has not restarted since.
-        scan.page().await.map_err(Stop::Node)?;
-        let key = encode_bytes(self.some_key().as_bytes());
-        let question: [&[u8]; 2] = [&key, &Stamp::MAX.encode()];
-        let asked = client.replicas.ask(place, "load", &question).await;
-        asked.map_err(Stop::Node)?;
+        // asked one, for any key of the part. The pages before and after it have one start id:
+        // the node has not restarted since.
+        scan.page().await?;
+        let mut keys = (0_u64..).map(|number| number.to_string());
+        let key = keys.find(|key| replicas.cluster.owner(key.as_bytes()) == part);
+        let key = encode_bytes(key.unwrap_or_default().as_bytes());
+        let load: [&[u8]; 2] = [&key, &Stamp::MAX.encode()];
+        replicas.ask(place, "load", &load).await?;
         scan.cursor = Some(0);
-        let pages = stream::try_unfold(scan, async |mut scan| {
-            let page = scan.page().await?;
-            Ok(page.map(|page| (page, scan)))
-        });
-        let (done, print) = (&mut self.done, self.print);
-        // Tasks of their own read the values: they must go on while nobody takes the output.
-        let reading = pages.map(|page| {
-            let reading = page.and_then(|page| {
-                let keys = page.entries()?.into_iter().map(|(key, _)| key.to_vec());
-                let new = keys.filter(|key| done.insert(key.clone())).collect();
-                Ok(spawn(read(client.clone(), new, print)))
-            });
-            async { Ok(reading?.await) }
-        });
-        let mut lines = pin!(reading.buffered(PAGES));
-        while let Some(page) = lines.next().await {
-            let read = page.map_err(Stop::Node)?.map_err(Failure::usage);
-            let lines = read.and_then(|read| read.map_err(incomplete));
-            let lines = lines.map_err(Stop::All)?;
-            self.printed += lines.len();
-            let written = spawn_blocking(move || write(&lines.concat()));
-            written
-                .await
-                .map_err(|error| Stop::All(Failure::usage(error)))??;
+        while let Some(page) = scan.page().await? {
+            let keys = page.entries()?.into_iter().map(|(key, _)| Key::from(key));
+            let new = keys.filter(|key| self.known.insert(key.clone()));
+            self.pages.push(new.collect());
         }
         Ok(())
     }
 
-    /// A key of this part, whether anybody wrote it or not.
-    fn some_key(&self) -> String {
-        let cluster = &self.client.replicas.cluster;
-        let mut keys = (0..).map(|number: u64| number.to_string());
-        keys.find(|key| cluster.owner(key.as_bytes()) == self.number)
-            .unwrap_or_default()
+    /// Reads and prints what was listed.
+    async fn print(&mut self) -> Result<(), Failure> {
+        // The values are read in tasks of their own: they go on while the output waits.
+        let (client, resp) = (self.client.clone(), self.resp);
+        let read = |keys| spawn(read(client.clone(), keys, resp));
+        let tasks = std::mem::take(&mut self.pages).into_iter().map(read);
+        let mut tasks = stream::iter(tasks).buffered(PAGES);
+        while let Some(lines) = tasks.next().await {
+            let lines = lines.map_err(Failure::usage)??;
+            self.printed += lines.len();
+            // Unlike a single answer, an export is not done if its reader has gone.
+            let written = spawn_blocking(move || write(&lines.concat())).await;
+            written.map_err(Failure::usage)??;
+        }
+        Ok(())
     }
 }
 
 /// The lines of these keys, without those that are absent.
-async fn read(
-    client: Arc<Client>,
-    keys: Vec<Vec<u8>>,
-    print: fn(&[u8], &Value) -> Vec<u8>,
-) -> Result<Vec<Vec<u8>>, Error> {
+async fn read(client: Arc<Client>, keys: Vec<Key>, resp: bool) -> Result<Vec<Vec<u8>>, Error> {
     let values = join_all(keys.iter().map(|key| client.get(key))).await;
+    let line = if resp { line::resp } else { line::json };
     let mut lines = Vec::new();
     for (key, value) in keys.iter().zip(values) {
         let value = value.map_err(Error::of_read)?.value()?;
         if !value.is_nil() {
-            lines.push(print(key, &value));
+            lines.push(line(key, &value));
         }
     }
     Ok(lines)
-}
-
-/// Unlike a single answer, an export whose reader has gone is not done.
-fn write(lines: &[u8]) -> Result<(), Stop> {
-    let mut out = io::stdout();
-    let written = out.write_all(lines).and_then(|()| out.flush());
-    written.map_err(|error| {
-        let why = format!("the export is not complete: standard output: {error}");
-        Stop::All(Failure::usage(why))
-    })
-}
-
-fn incomplete(error: Error) -> Failure {
-    let Failure { code, why } = error.into();
-    let why = format!("the export is not complete: {why}");
-    Failure { code, why }
 }

@@ -1,25 +1,23 @@
 //! `import`: sets what the lines of an export say, batch by batch and in their order.
 
 use std::fs::{File, Metadata};
-use std::io::{self, BufRead, IsTerminal as _, Read as _, Seek as _, Write as _};
+use std::io::{self, BufRead, Read as _, Seek as _};
+use std::mem;
 use std::os::fd::AsFd as _;
-use std::process::ExitCode;
 use std::thread;
 
 use clap::Args;
 use futures::future::join_all;
-use indexmap::IndexMap;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use super::{Failure, Options, Outcome, line, print};
+use super::{Failure, Options, Outcome, line, standard_input};
 use crate::client::Client;
 use crate::entry::Packed;
-use crate::error::Error;
 
-/// Lines that are set at once, and their bytes, unless it is a single line: little enough for
-/// a slow network to carry them to three nodes within one window.
+/// How many lines are set at once, and how many bytes; a single line may have more. A slow network
+/// can carry that to three nodes within one window.
 const LINES: usize = 256;
 const BYTES: usize = 256 << 10;
 
@@ -37,144 +35,132 @@ pub(super) struct Import {
     from: u64,
 }
 
-/// Lines that are set at once. No two have the same key: of those, the later one must win.
-#[derive(Default)]
-struct Batch {
-    sets: IndexMap<Vec<u8>, (u64, Packed)>, // with the number of the line
-    bytes: usize,
-    read: u64, // bytes of the input up to its end, left out ones too
-    last: u64, // the number of its last line
+/// Lines that are set at once, or why there are no more.
+type Batch = Result<Vec<Line>, Failure>;
+
+/// A line of the input.
+struct Line {
+    at: Position,
+    key: Vec<u8>,
+    value: Packed,
+}
+
+/// Where in the input a line is.
+#[derive(Clone, Copy, Default)]
+struct Position {
+    number: u64,
+    end: u64, // bytes of the input up to its end
 }
 
 impl Import {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         let client = options.client()?;
-        if io::stdin().is_terminal() {
-            let hint = "the lines are what you type now, until Ctrl-D";
-            let _ = writeln!(io::stderr(), "kv54: {hint}");
-        }
-        // A thread of its own: reading may wait, and answers are not to wait for that.
+        // A thread of its own reads: a read may wait, and the answers must not wait for that.
         let (batches, coming) = channel(2);
-        thread::spawn(move || read(io::stdin().lock(), self.from, &batches));
+        thread::spawn(move || read(standard_input("the lines are"), self.from, &batches));
         let imported = set_all(&client, coming).await;
         client.replicas.settle().await;
-        let done = imported?;
-        let s = if done == 1 { "" } else { "s" };
-        print(match options.json {
-            true => format!("{}\n", json!({ "lines": done })),
-            false => format!("{done} line{s} written\n"),
-        })?;
-        Ok(ExitCode::SUCCESS)
+        let lines = imported?;
+        let s = if lines == 1 { "" } else { "s" };
+        let written = format!("{lines} line{s} written\n");
+        options.print(&json!({ "lines": lines }), written)
     }
 }
 
-/// Sets batch after batch; how many lines that were.
-async fn set_all(
-    client: &Client,
-    mut coming: Receiver<Result<Batch, Failure>>,
-) -> Result<usize, Failure> {
+/// Sets batch after batch, and returns how many lines that were.
+async fn set_all(client: &Client, mut coming: Receiver<Batch>) -> Result<usize, Failure> {
     let (bar, mut done) = (progress(), 0);
     while let Some(batch) = coming.recv().await {
-        let Batch {
-            sets, read, last, ..
-        } = batch?;
-        let lines = sets.len();
-        set(client, sets).await?;
-        done += lines;
-        bar.set_position(read);
-        bar.set_message(format!("line {last}, {}/s", per_second(done, &bar)));
+        let batch = batch?;
+        set(client, &batch).await?;
+        done += batch.len();
+        let a_second = done as u128 * 1000 / bar.elapsed().as_millis().max(1);
+        if let Some(last) = batch.last() {
+            bar.set_position(last.at.end);
+            bar.set_message(format!("line {}, {a_second}/s", last.at.number));
+        }
     }
     bar.finish_and_clear();
     Ok(done)
 }
 
-/// Sets all of these, or says which line is the first that could not be.
-async fn set(client: &Client, sets: IndexMap<Vec<u8>, (u64, Packed)>) -> Result<(), Failure> {
-    let set = async |(key, (number, value)): (Vec<u8>, (u64, Packed))| {
-        let outcome = client.set(&key, &value).await;
-        outcome.map_err(|error| (number, error))
-    };
-    let written = join_all(sets.into_iter().map(set)).await;
-    let first = written.into_iter().collect::<Result<Vec<()>, _>>();
-    first.map(drop).map_err(|(number, error): (u64, Error)| {
-        let Failure { code, why } = error.into();
-        let why = format!(
-            "line {number}: {why}; every line before it is written: go on with --from {number}"
-        );
-        Failure { code, why }
-    })
+/// Sets all of these, or names the first line that could not be set.
+async fn set(client: &Client, batch: &[Line]) -> Result<(), Failure> {
+    let sets = batch.iter().map(|line| client.set(&line.key, &line.value));
+    for (line, written) in batch.iter().zip(join_all(sets).await) {
+        let number = line.at.number;
+        written.map_err(|error| {
+            let hint = format!("every line before it is written: go on with --from {number}");
+            Failure::from(error).of(format!("line {number}")).with(hint)
+        })?;
+    }
+    Ok(())
 }
 
-/// Reads lines to the end or to the first bad one, and hands them on in batches.
-fn read(mut input: impl BufRead, from: u64, batches: &Sender<Result<Batch, Failure>>) {
-    let (mut batch, mut line) = (Batch::default(), Vec::new());
-    let mut number = 0;
-    let bad = loop {
-        number += 1;
-        match next_line(&mut input, &mut line) {
-            Ok(true) => batch.read += line.len() as u64,
-            Ok(false) => break None,
-            Err(why) => break Some(why),
-        }
-        if number < from || line.trim_ascii().is_empty() {
-            continue;
-        }
-        let (key, value) = match line::read(&line) {
-            Ok(pair) => pair,
-            Err(why) => break Some(why),
-        };
-        let full = batch.sets.len() >= LINES || batch.bytes + line.len() > BYTES;
-        if full && !batch.sets.is_empty() || batch.sets.contains_key(&key) {
-            let next = Batch {
-                read: batch.read,
-                ..Batch::default()
-            };
-            let sent = batches.blocking_send(Ok(std::mem::replace(&mut batch, next)));
-            if sent.is_err() {
-                return; // an earlier line could not be set
+/// Reads lines to the end or to the first bad one, and hands them on in batches. `None` says that
+/// batches are not taken any more: a line could not be set.
+fn read(mut input: impl BufRead, from: u64, batches: &Sender<Batch>) -> Option<()> {
+    let (mut at, mut batch) = (Position::default(), Vec::new());
+    loop {
+        match next(&mut input, from, &mut at) {
+            Ok(Some(line)) if fits(&line, &batch) => batch.push(line),
+            Ok(Some(line)) => {
+                let full = mem::replace(&mut batch, vec![line]);
+                batches.blocking_send(Ok(full)).ok()?;
+            }
+            Ok(None) => return batches.blocking_send(Ok(batch)).ok(),
+            Err(bad) => {
+                batches.blocking_send(Ok(batch)).ok()?;
+                let bad = bad.of(format!("line {}", at.number));
+                let hint = "every line before it is written, none after it";
+                return batches.blocking_send(Err(bad.with(hint))).ok();
             }
         }
-        batch.bytes += line.len();
-        batch.last = number;
-        batch.sets.insert(key, (number, value));
-    };
-    let sent = batches.blocking_send(Ok(batch));
-    if let (Ok(()), Some(why)) = (sent, bad) {
-        let why = format!("line {number}: {why}; every line before it is written, none after it");
-        let _ = batches.blocking_send(Err(Failure::usage(why)));
     }
 }
 
-/// Reads a line; `false` at the end of the input.
-fn next_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> Result<bool, String> {
-    line.clear();
+/// Whether a line may be set at once with these. Of two lines with the same key the later must
+/// win, so they are not.
+fn fits(line: &Line, batch: &[Line]) -> bool {
+    let size = |line: &Line| line.key.len() + line.value.len();
+    let bytes: usize = batch.iter().map(size).sum();
+    let is_new = batch.iter().all(|other| other.key != line.key);
+    batch.is_empty() || is_new && batch.len() < LINES && bytes + size(line) <= BYTES
+}
+
+/// The next line from number `from` on that is not empty; `None` at the end of the input.
+fn next(input: &mut impl BufRead, from: u64, at: &mut Position) -> Result<Option<Line>, Failure> {
     let most = line::MAX_LINE;
-    match input.take(most as u64 + 1).read_until(b'\n', line) {
-        Ok(length) if length > most => Err(format!("too-large: at most {most} bytes are taken")),
-        Ok(length) => Ok(length > 0),
-        Err(error) => Err(format!("standard input: {error}")),
+    loop {
+        let mut text = Vec::new();
+        let read = input.take(most as u64 + 1).read_until(b'\n', &mut text);
+        at.number += 1;
+        at.end += read.map_err(|error| Failure::from(error).of("standard input"))? as u64;
+        if text.is_empty() {
+            return Ok(None);
+        }
+        if text.len() > most {
+            let why = format!("too-large: at most {most} bytes are taken");
+            return Err(Failure::usage(why));
+        }
+        if at.number >= from && !text.trim_ascii().is_empty() {
+            let (at, (key, value)) = (*at, line::read(&text)?);
+            return Ok(Some(Line { at, key, value }));
+        }
     }
 }
 
-/// How far it is, on a terminal: of the whole where standard input is a file.
+/// Shows on a terminal how far the import is: in percent if standard input is a file.
 fn progress() -> ProgressBar {
     let file = io::stdin().as_fd().try_clone_to_owned().map(File::from);
     let left = file.ok().and_then(|mut file| {
         let size = file.metadata().ok().filter(Metadata::is_file)?.len();
         Some(size.saturating_sub(file.stream_position().ok()?))
     });
-    let (bar, template) = match left {
-        Some(left) => (
-            ProgressBar::new(left),
-            "{wide_bar} {percent} %  {msg}  {eta} left",
-        ),
-        None => (ProgressBar::no_length(), "{bytes} in {elapsed}  {msg}"),
-    };
-    let style = ProgressStyle::with_template(template);
+    let style = ProgressStyle::with_template(match left {
+        Some(_) => "{wide_bar} {percent} %  {msg}  {eta} left",
+        None => "{bytes} in {elapsed}  {msg}",
+    });
+    let bar = left.map_or_else(ProgressBar::no_length, ProgressBar::new);
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-}
-
-/// Lines a second, on the average.
-fn per_second(lines: usize, bar: &ProgressBar) -> u128 {
-    lines as u128 * 1000 / bar.elapsed().as_millis().max(1)
 }

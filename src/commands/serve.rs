@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::thread;
 
 use clap::Args;
-use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use futures::{StreamExt as _, TryFutureExt as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +16,7 @@ use super::{Failure, Options, Outcome, block_on};
 use crate::cluster::Cluster;
 use crate::node;
 
-/// Files that a node needs beside its connections: to its peers, and its own.
+/// How many files a node needs beside its guests' connections: to its peers, and its own.
 const OTHER_FILES: u64 = 64;
 
 /// Run a node, or all of them.
@@ -38,23 +38,22 @@ pub(super) struct Serve {
 }
 
 impl Serve {
-    pub(super) fn run(self, options: &Options) -> Outcome {
+    pub(super) async fn run(self, options: &Options) -> Outcome {
         let _ = log::set_logger(&Log).map(|()| log::set_max_level(options.log));
         let cluster = options.cluster()?;
-        let places = if self.all {
-            (0..cluster.nodes().len()).collect()
-        } else {
-            vec![self.place(&cluster, options)?]
+        let places = match self.all {
+            true => (0..cluster.nodes().len()).collect(),
+            false => vec![self.place(&cluster, options)?],
         };
         let files = places.len() as u64 * (cluster.limits.connections as u64 + OTHER_FILES);
         match rlimit::increase_nofile_limit(files) {
             Ok(limit) if limit >= files => {}
             other => log::warn!("{files} open files are wanted, the limit is {other:?}"),
         }
-        block_on(self.run_all(&cluster, &places))
+        self.run_all(&cluster, &places).await
     }
 
-    /// A thread for each node, until a signal says stop.
+    /// Runs each node in a thread of its own, until a signal comes or a node ends.
     async fn run_all(&self, cluster: &Arc<Cluster>, places: &[usize]) -> Outcome {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -64,50 +63,42 @@ impl Serve {
             let name = cluster.name(place).to_owned();
             let (cluster, listen, stop) = (cluster.clone(), self.listen.clone(), stop.clone());
             let (end, ended) = oneshot::channel();
-            let life = async move {
-                node::run(cluster, place, listen, stop).await?;
-                Ok(ExitCode::SUCCESS)
-            };
+            let life = async move { Ok(node::run(cluster, place, listen, stop).await?) };
             let run = move || end.send(block_on(life));
             thread::Builder::new().name(name).spawn(run)?;
-            ends.push(ended);
+            let panicked = |_| Err(Failure::usage("a node has panicked"));
+            ends.push(ended.unwrap_or_else(panicked));
         }
-        let mut outcome = Ok(ExitCode::SUCCESS);
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => stop.cancel(),
-                _ = interrupt.recv() => stop.cancel(),
-                ended = ends.next() => match ended {
-                    None => return outcome,
-                    Some(end) => {
-                        let end = end.unwrap_or_else(|_| Err(Failure::usage("a node has panicked")));
-                        outcome = outcome.and(end);
-                        stop.cancel(); // one node of --all without the others is not what was asked for
-                    }
-                },
-            }
+        let mut outcome = tokio::select! {
+            _ = terminate.recv() => Ok(()),
+            _ = interrupt.recv() => Ok(()),
+            Some(end) = ends.next() => end,
+        };
+        stop.cancel(); // where one node of --all has ended, the others end too
+        while let Some(end) = ends.next().await {
+            outcome = outcome.and(end);
         }
+        outcome.map(|()| ExitCode::SUCCESS)
     }
 
-    /// The place of the node that is named, or that this machine is named after.
+    /// The place of the named node, or of the node that has this machine's name.
     fn place(&self, cluster: &Cluster, options: &Options) -> Result<usize, Failure> {
         if let Some(name) = &self.name {
             let place = cluster.place(name);
             return place.ok_or_else(|| options.no_node(cluster, name));
         }
-        let host = hostname::get().map_err(|e| Failure::usage(format!("no host name: {e}")))?;
+        let host = hostname::get().map_err(|error| Failure::from(error).of("no host name"))?;
         let host = host.to_string_lossy();
         let short = host.split('.').next().unwrap_or(&host);
         let place = cluster.place(&host).or_else(|| cluster.place(short));
         place.ok_or_else(|| {
-            let Failure { code, why } = options.no_node(cluster, short);
-            let why = format!("{why}; it is this machine's name, and kv54 serve NAME runs another");
-            Failure { code, why }
+            let hint = "it is this machine's name, and kv54 serve NAME runs another";
+            options.no_node(cluster, short).with(hint)
         })
     }
 }
 
-/// Log lines on standard error, each with its node's name, which is its thread's.
+/// Writes log lines to standard error. Each begins with its node's name: the name of its thread.
 struct Log;
 
 impl log::Log for Log {
@@ -117,17 +108,15 @@ impl log::Log for Log {
 
     fn log(&self, record: &log::Record) {
         let thread = thread::current();
-        let name = thread
-            .name()
-            .filter(|name| *name != "main")
-            .unwrap_or("kv54");
+        let name = thread.name().filter(|name| *name != "main");
+        let name = name.unwrap_or("kv54");
         let level = match record.level() {
             log::Level::Info => "",
             log::Level::Error => "error: ",
             log::Level::Warn => "warning: ",
             log::Level::Debug | log::Level::Trace => "debug: ",
         };
-        // One write for one line, and a log that nobody reads is no reason to stop.
+        // Each line is one write. Where the log cannot be written, the node goes on.
         let _ = io::stderr().write_all(format!("{name}: {level}{}\n", record.args()).as_bytes());
     }
 

@@ -30,6 +30,13 @@ pub(super) fn put(object: &mut Map<String, Json>, name: &str, value: &Value) {
     };
 }
 
+/// A value as a field of an object: `name`, or `name_base64` for bytes that are not UTF-8.
+pub(super) fn field(name: &str, value: &Value) -> (String, Json) {
+    let is_text = std::str::from_utf8(value.as_slice().unwrap_or_default()).is_ok();
+    let end = if is_text { "" } else { "_base64" };
+    (format!("{name}{end}"), json(value))
+}
+
 /// A value as JSON. What JSON lacks is told in words: bytes as base64, an extension as
 /// `{"ext": type, "base64": …}`, a map's key that is no string as its JSON, NaN as null.
 pub(super) fn json(value: &Value) -> Json {

@@ -1,23 +1,24 @@
 //! `set`, `get` and `delete`: keys and values.
 
 use std::ffi::OsString;
-use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::io::Read as _;
+use std::iter;
 use std::process::ExitCode;
 
 use clap::Args;
-use futures::stream::{self, StreamExt as _};
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use msgpack_rpc::Value;
-use serde_json::{Map, json};
+use serde_json::Value as Json;
 
-use super::{Failure, Options, Outcome, print, status, text};
+use super::{Failure, Options, Outcome, standard_input, status, text};
 use crate::client::Client;
 use crate::cluster::MAX_VALUE;
 use crate::entry::Packed;
-use crate::error::{Error, Kind};
+use crate::error::Error;
 use crate::rpc::codec::encode_bytes;
 use crate::rpc::{Peer, tls};
 
-/// Several keys of one command that are asked for at once.
+/// How many keys of one `get` are asked for at once.
 const AT_ONCE: usize = 16;
 
 /// Write a value.
@@ -73,7 +74,7 @@ struct Via {
     node: Option<String>,
 }
 
-/// Where a command's questions go: to a majority of a key's replicas, or to the node that was named.
+/// What answers: a majority of a key's replicas, or the node that was named.
 enum Target {
     Majority(Client),
     Node(String, Peer),
@@ -83,64 +84,36 @@ impl Set {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         let value = match self.value {
             Some(value) if value != "-" => value.into_encoded_bytes(),
-            _ => standard_input()?,
+            _ => value_from_stdin()?,
         };
-        let (key, value) = (
-            self.key.into_encoded_bytes(),
-            Packed::of(text::typed(value)),
-        );
-        let target = self.via.target(options)?;
-        let written = match &target {
-            Target::Majority(client) => client.set(&key, &value).await,
-            Target::Node(..) => target
-                .call("set", &[&encode_bytes(&key), &value])
-                .await
-                .map(drop),
-        };
-        target.report("set", key, written, options).await
+        let value = Packed::of(text::typed(value));
+        self.via.write(self.key, Some(value), options).await
     }
 }
 
 impl Delete {
     pub(super) async fn run(self, options: &Options) -> Outcome {
-        let key = self.key.into_encoded_bytes();
-        let target = self.via.target(options)?;
-        let written = match &target {
-            Target::Majority(client) => client.delete(&key).await,
-            Target::Node(..) => target
-                .call("delete", &[&encode_bytes(&key)])
-                .await
-                .map(drop),
-        };
-        target.report("delete", key, written, options).await
+        self.via.write(self.key, None, options).await
     }
 }
 
 impl Get {
     pub(super) async fn run(self, options: &Options) -> Outcome {
-        let keys: Vec<Vec<u8>> = self
-            .keys
-            .into_iter()
-            .map(OsString::into_encoded_bytes)
-            .collect();
-        let several = keys.len() > 1;
-        if several && self.raw {
+        if self.raw && self.keys.len() > 1 {
             return Err(Failure::usage("--raw prints the value of one key"));
         }
         let target = self.via.target(options)?;
-        let gets = keys.iter().map(|key| target.get(key));
-        let values: Vec<_> = stream::iter(gets).buffered(AT_ONCE).collect().await;
-        let mut pairs = Vec::new();
-        for (key, value) in keys.into_iter().zip(values) {
-            match value.map_err(Error::of_read) {
-                Ok(value) => pairs.push((text::typed(key), value)),
-                Err(error) => return Err(explained(error, options).await),
-            }
-        }
-        match options.json {
-            true => print(objects(&pairs, several))?,
-            false => print(lines(&pairs, several, self.raw))?,
-        }
+        let get = async |key: OsString| {
+            let key = key.into_encoded_bytes();
+            let value = target.ask("get", &key, None).await?.value()?;
+            Ok((text::typed(key), value))
+        };
+        let gets = stream::iter(self.keys.into_iter().map(get));
+        let pairs: Vec<_> = match gets.buffered(AT_ONCE).try_collect().await {
+            Ok(pairs) => pairs,
+            Err(error) => return Err(explained(Error::of_read(error), options).await),
+        };
+        options.print(&objects(&pairs), lines(&pairs, self.raw))?;
         let absent = pairs.iter().filter(|(_, value)| value.is_nil());
         let absent: Vec<String> = absent.map(|(key, _)| key.to_string()).collect();
         let why = match absent.len() {
@@ -154,28 +127,21 @@ impl Get {
 }
 
 /// The pairs as JSON: an object, or a list of them if several were asked for.
-fn objects(pairs: &[(Value, Value)], several: bool) -> String {
+fn objects(pairs: &[(Value, Value)]) -> Json {
     let object = |(key, value): &(Value, Value)| {
-        let mut object = Map::new();
-        text::put(&mut object, "key", key);
-        text::put(&mut object, "value", value);
-        json!(object)
+        Json::from_iter([text::field("key", key), text::field("value", value)])
     };
-    let mut objects: Vec<_> = pairs.iter().map(object).collect();
-    match objects.pop() {
-        Some(only) if !several => format!("{only}\n"),
-        last => format!(
-            "{}\n",
-            json!(objects.into_iter().chain(last).collect::<Vec<_>>())
-        ),
+    match pairs {
+        [only] => object(only),
+        several => several.iter().map(object).collect(),
     }
 }
 
-/// The values of those that are there; with their keys if several were asked for.
-fn lines(pairs: &[(Value, Value)], several: bool, raw: bool) -> Vec<u8> {
+/// The values of the keys that exist, each with its key if several were asked for.
+fn lines(pairs: &[(Value, Value)], raw: bool) -> Vec<u8> {
     let mut lines = Vec::new();
     for (key, value) in pairs.iter().filter(|(_, value)| !value.is_nil()) {
-        if several {
+        if pairs.len() > 1 {
             lines.extend(text::printed(key));
             lines.push(b'\t');
         }
@@ -187,17 +153,13 @@ fn lines(pairs: &[(Value, Value)], several: bool, raw: bool) -> Vec<u8> {
     lines
 }
 
-/// All of standard input, as far as a value goes.
-fn standard_input() -> Result<Vec<u8>, Failure> {
-    if std::io::stdin().is_terminal() {
-        let hint = "the value is what you type now, until Ctrl-D";
-        let _ = writeln!(std::io::stderr(), "kv54: {hint}");
-    }
+/// Reads a value from standard input, byte for byte.
+fn value_from_stdin() -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
-    // One byte more than is taken shows that there is too much.
-    let mut stdin = std::io::stdin().lock().take(MAX_VALUE as u64 + 1);
-    let read = stdin.read_to_end(&mut bytes);
-    read.map_err(|error| Failure::usage(format!("standard input: {error}")))?;
+    // One byte over the limit is read too: what is too large is refused, not cut.
+    let mut input = standard_input("the value is").take(MAX_VALUE as u64 + 1);
+    let read = input.read_to_end(&mut bytes);
+    read.map_err(|error| Failure::from(error).of("standard input"))?;
     Ok(bytes)
 }
 
@@ -208,74 +170,63 @@ impl Via {
             return Ok(Target::Majority(options.client()?));
         };
         let cluster = options.cluster()?;
-        let place = cluster.place(name);
-        let node = place.and_then(|place| cluster.nodes().get(place));
+        let node = cluster.nodes().iter().find(|node| node.name == *name);
         let node = node.ok_or_else(|| options.no_node(&cluster, name))?;
-        // Unless told otherwise, the node is given the time to say itself why it cannot.
+        // Longer than the node itself tries: it can then say why it failed.
         let longer = options.timeout() + cluster.limits.window;
         let patience = options.timeout.unwrap_or(longer);
         let peer = Peer::new(node, patience, tls::dial(&cluster)?);
         Ok(Target::Node(name.clone(), peer))
     }
-}
 
-impl Target {
-    async fn get(&self, key: &[u8]) -> Result<Value, Error> {
-        let value = match self {
-            Target::Majority(client) => client.get(key).await?,
-            Target::Node(..) => self.call("get", &[&encode_bytes(key)]).await?,
-        };
-        value.value()
-    }
-
-    /// Asks the node that was named.
-    async fn call(&self, method: &str, params: &[&[u8]]) -> Result<Packed, Error> {
-        let Target::Node(name, peer) = self else {
-            return Err(Error::bad_request("no node is named"));
-        };
-        let (_, answer) = peer.call(method, params).await;
-        let named = |error: Error| Error::new(error.kind, format!("{name}: {}", error.why));
-        Ok(Packed::from(&answer.map_err(named)?[..]))
-    }
-
-    /// Says what came of a write: it is done, it failed, or its outcome is unknown.
-    async fn report(
-        &self,
-        what: &str,
-        key: Vec<u8>,
-        written: Result<(), Error>,
-        options: &Options,
-    ) -> Outcome {
-        if let Target::Majority(client) = self {
+    /// Sets a key, or deletes it if there is no value, and says what came of it: it is done, it
+    /// failed, or its outcome is unknown.
+    async fn write(&self, key: OsString, value: Option<Packed>, options: &Options) -> Outcome {
+        let method = if value.is_some() { "set" } else { "delete" };
+        let (target, key) = (self.target(options)?, key.into_encoded_bytes());
+        let written = target.ask(method, &key, value.as_deref()).await;
+        if let Target::Majority(client) = target {
             client.replicas.settle().await;
         }
-        let error = match written {
-            Ok(()) if options.json => {
-                let mut object = Map::new();
-                text::put(&mut object, "key", &text::typed(key));
-                return print(format!("{}\n", json!(object))).map(|()| ExitCode::SUCCESS);
-            }
-            Ok(()) => return print("ok\n").map(|()| ExitCode::SUCCESS),
-            Err(error) => error,
+        let Err(error) = written else {
+            let key = text::field("key", &text::typed(key));
+            return options.print(&Json::from_iter([key]), "ok\n");
         };
-        let unknown = error.kind == Kind::UnknownOutcome;
         let Failure { code, why } = explained(error, options).await;
         let why = match why.strip_prefix("unknown-outcome: ") {
-            Some(why) if unknown => format!("{what} has an unknown outcome: {why}"),
-            _ => format!("{what} failed: {why}"),
+            Some(why) => format!("{method} has an unknown outcome: {why}"),
+            None => format!("{method} failed: {why}"),
         };
         Err(Failure { code, why })
     }
 }
 
-/// The failure that the error is, and where nodes did not answer, how all of them are.
-async fn explained(error: Error, options: &Options) -> Failure {
-    let silent = !error.kind.is_refusal();
-    let Failure { code, mut why } = error.into();
-    if let (true, Ok(cluster)) = (silent, options.cluster()) {
-        if let Ok(summary) = status::summary(&cluster).await {
-            why = format!("{why}; {summary}");
+impl Target {
+    /// Gets, sets or deletes a key. The answer to a write is nil.
+    async fn ask(&self, method: &str, key: &[u8], value: Option<&[u8]>) -> Result<Packed, Error> {
+        match (self, value) {
+            (Target::Majority(client), Some(value)) => client.set(key, value).await?,
+            (Target::Majority(client), None) if method == "delete" => client.delete(key).await?,
+            (Target::Majority(client), None) => return client.get(key).await,
+            (Target::Node(name, peer), value) => {
+                let key = encode_bytes(key);
+                let params: Vec<&[u8]> = iter::once(&*key).chain(value).collect();
+                let (_, answer) = peer.call(method, &params).await;
+                let named = |e: Error| Error::new(e.kind, format!("{name}: {}", e.why));
+                return Ok(Packed::from(&*answer.map_err(named)?));
+            }
         }
+        Ok(Packed::default())
     }
-    Failure { code, why }
+}
+
+/// The failure that an error leads to. Where nodes did not answer, it says how all of them are.
+async fn explained(error: Error, options: &Options) -> Failure {
+    if error.kind.is_refusal() {
+        return error.into();
+    }
+    match status::summary(options).await {
+        Ok(summary) => Failure::from(error).with(summary),
+        Err(_) => error.into(),
+    }
 }

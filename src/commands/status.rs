@@ -66,8 +66,9 @@ impl Show {
 }
 
 /// How the nodes are, in half a sentence.
-pub(super) async fn summary(cluster: &Cluster) -> Result<String, Failure> {
-    let lines = ask_all(&peers(cluster, MOMENT)?, cluster).await;
+pub(super) async fn summary(options: &Options) -> Result<String, Failure> {
+    let cluster = options.cluster()?;
+    let lines = ask_all(&peers(&cluster, MOMENT)?, &cluster).await;
     let mut states: Vec<(&str, Vec<&str>)> = Vec::new();
     for line in &lines {
         match states.iter_mut().find(|(state, _)| *state == line.state) {

@@ -238,9 +238,3 @@ fn standard_input(what: &str) -> io::StdinLock<'static> {
     }
     io::stdin().lock()
 }
-
-/// Prints text with colours, which stay only on a terminal that wants them.
-fn print_coloured(text: &str) -> Result<(), Failure> {
-    let _ = anstream::stdout().write_all(text.as_bytes());
-    Ok(())
-}

@@ -5,14 +5,13 @@ use std::process::ExitCode;
 
 use clap::Args;
 use futures::future::join_all;
-use serde::Serialize;
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Value as Json, json};
 
-use super::{Options, Outcome, print, print_coloured, text};
+use super::{Options, Outcome, text};
 use crate::client::Client;
 use crate::cluster::Node;
 use crate::entry::{Stamp, loaded};
-use crate::error::Error;
+use crate::error::Kind;
 use crate::rpc::codec::encode_bytes;
 
 /// Show on which nodes a key lives, and what each of them holds.
@@ -25,116 +24,60 @@ pub(super) struct Where {
     key: OsString,
 }
 
-/// The answer.
-#[derive(Serialize)]
-struct Located {
-    #[serde(flatten)]
-    key: Map<String, Json>,
-    hash: u32,
-    nodes: usize,
-    replicas: Vec<Replica>,
-}
-
-/// One of the key's nodes, and what it holds.
-#[derive(Default, Serialize)]
-struct Replica {
-    name: String,
-    address: String,
-    state: String,
-    stamp: Option<String>,
-    deleted: bool,
-    error: Option<String>,
-}
-
 impl Where {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         let client = options.client()?;
-        let cluster = &client.replicas.cluster;
-        let key = self.key.into_encoded_bytes();
-        let owner = cluster.owner(&key);
-        let asked = cluster
-            .replicas(owner)
-            .map(|place| held_at(&client, place, &key));
-        let mut located = Located {
-            key: Map::new(),
-            hash: crc32fast::hash(&key),
-            nodes: cluster.nodes().len(),
-            replicas: join_all(asked).await,
-        };
-        let typed = text::typed(key);
-        text::put(&mut located.key, "key", &typed);
-        if options.json {
-            print(format!("{}\n", json!(located)))?;
-        } else {
-            let Located { hash, nodes, .. } = located;
-            let sum = format!("crc32({typed}) = {hash}, {hash} % {nodes} = {owner}");
-            print_coloured(&format!("{sum}\n{}", table(&located.replicas)))?;
-        }
-        let heard = located.replicas.iter().any(|held| held.error.is_none());
+        let (cluster, key) = (&client.replicas.cluster, self.key.into_encoded_bytes());
+        let (owner, hash) = (cluster.owner(&key), crc32fast::hash(&key));
+        let roles = cluster.replicas(owner).zip(["owner", "copy", "copy"]);
+        let asked = join_all(roles.map(|(place, role)| ask(&client, place, role, &key)));
+        let (replicas, rows): (Vec<Json>, Vec<_>) = asked.await.into_iter().flatten().unzip();
+        let (typed, count) = (text::typed(key), cluster.nodes().len());
+        let located = Json::from_iter([
+            text::field("key", &typed),
+            ("hash".to_owned(), json!(hash)),
+            ("nodes".to_owned(), json!(count)),
+            ("replicas".to_owned(), json!(replicas)),
+        ]);
+        let sum = format!("crc32({typed}) = {hash}, {hash} % {count} = {owner}");
+        let table = text::table(["node", "address", "role", "holds", ""], rows);
+        options.print(&located, format!("{sum}\n{table}"))?;
+        let heard = replicas.iter().any(|replica| replica["error"].is_null());
         Ok(ExitCode::from(if heard { 0 } else { 3 }))
     }
 }
 
-/// Asks one node what it holds.
-async fn held_at(client: &Client, place: usize, key: &[u8]) -> Replica {
-    let asked = client
-        .replicas
-        .ask(place, "load", &[&encode_bytes(key)])
-        .await;
-    let held = asked.and_then(|answer| loaded(&answer));
-    let held = held.map(|held| (held.stamp, held.value.is_none_or(|value| value.is_nil())));
-    let nodes = client.replicas.cluster.nodes();
-    nodes
-        .get(place)
-        .map_or_else(Replica::default, |node| Replica::new(node, held))
-}
-
-impl Replica {
-    fn new(node: &Node, held: Result<(Stamp, bool), Error>) -> Self {
-        let (name, address) = (node.name.clone(), node.address.clone());
-        match held {
-            Ok((stamp, nil)) => {
-                let written = stamp != Stamp::default();
-                Replica {
-                    name,
-                    address,
-                    state: "ready".to_owned(),
-                    stamp: written.then(|| format!("{}-{}", stamp.counter, stamp.writer)),
-                    deleted: written && nil,
-                    error: None,
-                }
-            }
-            Err(error) => Replica {
-                state: text::state(error.kind).to_owned(),
-                error: Some(text::cause(&error, node)),
-                name,
-                address,
-                ..Replica::default()
-            },
+/// Asks one node what it holds: as `--json` prints it, and as a row of the table.
+async fn ask(client: &Client, place: usize, role: &str, key: &[u8]) -> Option<(Json, [String; 5])> {
+    let replicas = &client.replicas;
+    let node = replicas.cluster.nodes().get(place)?;
+    let answer = replicas.ask(place, "load", &[&encode_bytes(key)]).await;
+    let (mut state, mut stamp, mut deleted, mut error) = ("ready", None, false, None);
+    let holds = match answer.and_then(|answer| loaded(&answer)) {
+        Ok(held) if held.stamp == Stamp::default() => "nothing".to_owned(),
+        Ok(held) => {
+            let Stamp { counter, writer } = held.stamp;
+            deleted = held.value.is_none_or(|value| value.is_nil());
+            let stamp = stamp.insert(format!("{counter}-{writer}"));
+            format!("{stamp}{}", if deleted { " (deleted)" } else { "" })
         }
-    }
-
-    fn holds(&self) -> String {
-        match &self.stamp {
-            Some(stamp) if self.deleted => format!("{stamp} (deleted)"),
-            Some(stamp) => stamp.clone(),
-            None if self.error.is_none() => "nothing".to_owned(),
-            None => text::coloured(&self.state),
+        Err(why) => {
+            state = match why.kind {
+                Kind::Unavailable | Kind::UnknownOutcome => "down",
+                kind => kind.word(),
+            };
+            error = Some(text::cause(&why, node));
+            text::coloured(state)
         }
-    }
-}
-
-fn table(replicas: &[Replica]) -> String {
-    let mut rows = vec![
-        ["node", "address", "role", "holds"]
-            .map(String::from)
-            .to_vec(),
-    ];
-    for held in replicas {
-        let role = if rows.len() == 1 { "owner" } else { "copy" };
-        let why = held.error.clone().unwrap_or_default();
-        let (name, address) = (held.name.clone(), held.address.clone());
-        rows.push(vec![name, address, role.to_owned(), held.holds(), why]);
-    }
-    text::table(&rows)
+    };
+    let Node { name, address } = node;
+    let json = json!({
+        "name": name, "address": address, "state": state,
+        "stamp": stamp, "deleted": deleted, "error": error,
+    });
+    let [name, address, role] = [name, address, role].map(str::to_owned);
+    Some((
+        json,
+        [name, address, role, holds, error.unwrap_or_default()],
+    ))
 }

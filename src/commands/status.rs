@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use clap::Args;
 use futures::future::join_all;
-use serde::Serialize;
-use serde_json::json;
+use indexmap::IndexMap;
+use serde_json::{Value as Json, json};
 use tokio::time::{Instant, sleep};
 
-use super::{Failure, Options, Outcome, print, print_coloured, text};
+use super::{Failure, Options, Outcome, text};
 use crate::cluster::{Cluster, Node};
 use crate::error::{Error, Kind};
 use crate::rpc::{Peer, tls};
@@ -26,23 +26,8 @@ pub(super) struct Show {
     wait: bool,
 }
 
-/// How long nodes are asked for a hint behind an error, whose own time is over.
+/// How long the nodes may take to say how they are, where that explains an error.
 const MOMENT: Duration = Duration::from_millis(300);
-
-/// One line of the answer.
-#[derive(Serialize)]
-struct Line {
-    name: String,
-    address: String,
-    state: String,
-    keys: Option<usize>,
-    tombstones: Option<usize>,
-    bytes: Option<usize>,
-    #[serde(flatten)]
-    rest: serde_json::Value,
-    #[serde(skip)]
-    remark: String,
-}
 
 impl Show {
     pub(super) async fn run(self, options: &Options) -> Outcome {
@@ -50,14 +35,12 @@ impl Show {
         let peers = peers(&cluster, options.timeout().min(cluster.limits.window))?;
         let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
         loop {
-            let lines = ask_all(&peers, &cluster).await;
-            let ready = lines.iter().all(|line| line.state == "ready");
+            let (nodes, rows): (Vec<Json>, _) = ask_all(&peers, &cluster).await;
+            let ready = nodes.iter().all(|node| node["state"] == "ready");
             let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
             if !self.wait || ready || late {
-                match options.json {
-                    true => print(format!("{}\n", json!({ "nodes": lines })))?,
-                    false => print_coloured(&table(lines))?,
-                }
+                let table = text::table(["node", "address", "state", "keys", "bytes", ""], rows);
+                options.print(&json!({ "nodes": nodes }), table)?;
                 return Ok(ExitCode::from(if ready { 0 } else { 3 }));
             }
             sleep(Duration::from_millis(100)).await;
@@ -68,23 +51,18 @@ impl Show {
 /// How the nodes are, in half a sentence.
 pub(super) async fn summary(options: &Options) -> Result<String, Failure> {
     let cluster = options.cluster()?;
-    let lines = ask_all(&peers(&cluster, MOMENT)?, &cluster).await;
-    let mut states: Vec<(&str, Vec<&str>)> = Vec::new();
-    for line in &lines {
-        match states.iter_mut().find(|(state, _)| *state == line.state) {
-            Some((_, names)) => names.push(&line.name),
-            None => states.push((&line.state, vec![&line.name])),
-        }
+    let (nodes, _) = ask_all(&peers(&cluster, MOMENT)?, &cluster).await;
+    let mut states: IndexMap<_, Vec<_>> = IndexMap::new();
+    for node in &nodes {
+        let [name, state] = ["name", "state"].map(|field| node[field].as_str().unwrap_or("?"));
+        states.entry(state).or_default().push(name);
     }
-    if let [(state, _)] = states[..] {
-        return Ok(match lines.len() {
-            1 => format!("it is the only node, and {state}"),
-            count => format!("all {count} nodes are {state}"),
-        });
-    }
-    let said = states.iter().map(|(state, names)| {
-        let are = if names.len() == 1 { "is" } else { "are" };
-        format!("{} {are} {state}", text::and(names))
+    let all = nodes.len();
+    let said = states.iter().map(|(state, names)| match names.len() {
+        1 if all == 1 => format!("it is the only node, and {state}"),
+        1 => format!("{} is {state}", text::and(names)),
+        some if some == all => format!("all {all} nodes are {state}"),
+        _ => format!("{} are {state}", text::and(names)),
     });
     Ok(said.collect::<Vec<_>>().join(", "))
 }
@@ -95,73 +73,46 @@ fn peers(cluster: &Cluster, patience: Duration) -> Result<Vec<Peer>, Failure> {
     Ok(cluster.nodes().iter().map(peer).collect())
 }
 
-async fn ask_all(peers: &[Peer], cluster: &Cluster) -> Vec<Line> {
+/// All nodes, each as `--json` prints it and as a row of the table.
+async fn ask_all(peers: &[Peer], cluster: &Cluster) -> (Vec<Json>, Vec<[String; 6]>) {
     let lines = peers.iter().zip(cluster.nodes()).map(async |(peer, node)| {
         let (_, answer) = peer.call("status", &[]).await;
-        match answer.and_then(|answer| Status::read(&answer)) {
-            Ok(status) => Line::answered(node, status, cluster.fingerprint(&node.name)),
-            Err(error) => Line::silent(node, &error),
-        }
+        let status = answer.and_then(|answer| Status::read(&answer));
+        line(node, cluster.fingerprint(&node.name), &status)
     });
-    join_all(lines).await
+    join_all(lines).await.into_iter().unzip()
 }
 
-impl Line {
-    /// A node that did not answer.
-    fn silent(node: &Node, error: &Error) -> Self {
-        let remark = text::cause(error, node);
-        Line {
-            name: node.name.clone(),
-            address: node.address.clone(),
-            state: "down".to_owned(),
-            keys: None,
-            tombstones: None,
-            bytes: None,
-            rest: json!({ "error": remark }),
-            remark,
-        }
-    }
-
-    /// What a node says of itself, if it is of this ring.
-    fn answered(node: &Node, status: Status, ring: u32) -> Self {
-        let (state, remark) = if status.ring != ring {
+fn line(node: &Node, ring: u32, status: &Result<Status, Error>) -> (Json, [String; 6]) {
+    let (state, remark) = match status {
+        Err(error) => ("down", text::cause(error, node)),
+        Ok(status) if status.ring != ring => {
             let name = &status.name;
             let remark = format!("it is {name} of another ring: use the same cluster.toml");
-            (Kind::WrongRing.word().to_owned(), remark)
-        } else if status.waiting_for.is_empty() {
-            (status.state, String::new())
-        } else {
-            (status.state.clone(), status.waiting())
-        };
-        Line {
-            name: node.name.clone(),
-            address: node.address.clone(),
-            state,
-            keys: Some(status.keys),
-            tombstones: Some(status.tombstones),
-            bytes: Some(status.bytes),
-            rest: json!({
-                "version": status.version,
-                "waiting_for": status.waiting_for,
-                "progress": status.progress,
-                "ring": status.ring,
-                "entries": status.entries,
-                "digests": status.digests,
-                "uptime_s": status.uptime_s,
-            }),
-            remark,
+            (Kind::WrongRing.word(), remark)
         }
-    }
-}
-
-fn table(lines: Vec<Line>) -> String {
-    let head = ["node", "address", "state", "keys", "bytes"];
-    let mut rows = vec![head.map(String::from).to_vec()];
-    let count = |count: Option<usize>| count.map_or("-".to_owned(), |count| count.to_string());
-    rows.extend(lines.into_iter().map(|line| {
-        let state = text::coloured(&line.state);
-        let (keys, bytes) = (count(line.keys), count(line.bytes));
-        vec![line.name, line.address, state, keys, bytes, line.remark]
-    }));
-    text::table(&rows)
+        Ok(status) if status.waiting_for.is_empty() => (&*status.state, String::new()),
+        Ok(status) => (&*status.state, status.waiting()),
+    };
+    let Node { name, address } = node;
+    let json = match status {
+        Ok(status) => json!({
+            "name": name, "address": address, "state": state,
+            "keys": status.keys, "tombstones": status.tombstones, "bytes": status.bytes,
+            "version": status.version, "waiting_for": status.waiting_for,
+            "progress": status.progress, "ring": status.ring, "entries": status.entries,
+            "digests": status.digests, "uptime_s": status.uptime_s,
+        }),
+        Err(_) => json!({
+            "name": name, "address": address, "state": state,
+            "keys": null, "tombstones": null, "bytes": null, "error": remark,
+        }),
+    };
+    let [keys, bytes] = match status {
+        Ok(status) => [status.keys, status.bytes].map(|count| count.to_string()),
+        Err(_) => ["-", "-"].map(String::from),
+    };
+    let [name, address] = [name, address].map(String::clone);
+    let row = [name, address, text::coloured(state), keys, bytes, remark];
+    (json, row)
 }

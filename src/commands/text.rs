@@ -1,12 +1,16 @@
 //! Keys and values as people and other programs read them.
 
+use std::borrow::Borrow;
+
+use anstream::adapter::strip_str;
+use anstream::{AutoStream, ColorChoice};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use msgpack_rpc::Value;
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Value as Json, json};
 
 use crate::cluster::Node;
-use crate::error::{Error, Kind};
+use crate::error::Error;
 
 /// Bytes that a person typed, as a value: str where they are UTF-8, else bin.
 pub(super) fn typed(bytes: Vec<u8>) -> Value {
@@ -19,15 +23,6 @@ pub(super) fn printed(value: &Value) -> Vec<u8> {
         Some(bytes) => bytes.to_vec(),
         None => json(value).to_string().into_bytes(),
     }
-}
-
-/// Adds `name: value` to an object, or `name_base64` where the value is bytes that are not UTF-8.
-pub(super) fn put(object: &mut Map<String, Json>, name: &str, value: &Value) {
-    match value.as_slice().map(std::str::from_utf8) {
-        Some(Ok(text)) => object.insert(name.to_owned(), text.into()),
-        Some(Err(_)) => object.insert(format!("{name}_base64"), base64(value).into()),
-        None => object.insert(name.to_owned(), json(value)),
-    };
 }
 
 /// A value as a field of an object: `name`, or `name_base64` for bytes that are not UTF-8.
@@ -43,19 +38,17 @@ pub(super) fn json(value: &Value) -> Json {
     match value {
         Value::Nil => Json::Null,
         Value::Boolean(truth) => json!(truth),
-        Value::Integer(number) => match (number.as_u64(), number.as_i64()) {
-            (Some(number), _) => json!(number),
-            (_, number) => json!(number),
+        Value::Integer(number) => match number.as_u64() {
+            Some(number) => json!(number),
+            None => json!(number.as_i64()),
         },
         Value::F32(number) => json!(number),
         Value::F64(number) => json!(number),
-        Value::String(text) => text
-            .as_str()
-            .map_or_else(|| base64(value).into(), Json::from),
-        Value::Binary(bytes) => match std::str::from_utf8(bytes) {
-            Ok(text) => text.into(),
-            Err(_) => base64(value).into(),
-        },
+        Value::String(_) | Value::Binary(_) => {
+            let bytes = value.as_slice().unwrap_or_default();
+            let text = std::str::from_utf8(bytes).map(Json::from);
+            text.unwrap_or_else(|_| BASE64.encode(bytes).into())
+        }
         Value::Array(items) => items.iter().map(json).collect(),
         Value::Map(pairs) => pairs
             .iter()
@@ -72,58 +65,34 @@ fn name(key: &Value) -> String {
     }
 }
 
-fn base64(value: &Value) -> String {
-    BASE64.encode(value.as_slice().unwrap_or_default())
-}
-
 /// Names as a sentence has them: `alice, bob and carol`.
-pub(super) fn and(names: &[impl AsRef<str>]) -> String {
-    let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+pub(super) fn and(names: &[impl Borrow<str>]) -> String {
     match names.split_last() {
-        Some((last, [])) => (*last).to_owned(),
-        Some((last, others)) => format!("{} and {last}", others.join(", ")),
-        None => String::new(),
+        Some((last, others)) if !others.is_empty() => {
+            format!("{} and {}", others.join(", "), last.borrow())
+        }
+        _ => names.concat(),
     }
 }
 
 /// Rows in columns, two spaces apart; the last column is not padded.
-pub(super) fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column| {
-        rows.iter()
-            .filter_map(|row| row.get::<usize>(column))
-            .map(|cell| shown(cell))
-            .max()
-    };
-    let widths: Vec<usize> = (0..columns)
-        .map(|column| width(column).unwrap_or(0))
-        .collect();
+pub(super) fn table<const N: usize>(head: [&str; N], mut rows: Vec<[String; N]>) -> String {
+    rows.insert(0, head.map(String::from));
+    let shown = |cell: &str| strip_str(cell).to_string().chars().count(); // colours take no width
+    let mut widths = [0; N];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = shown(cell).max(*width);
+        }
+    }
     let mut table = String::new();
-    for row in rows {
-        let padded = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell}{}", " ".repeat(width - shown(cell))));
+    for row in &rows {
+        let cells = row.iter().zip(widths);
+        let padded = cells.map(|(cell, width)| cell.to_owned() + &" ".repeat(width - shown(cell)));
         table += padded.collect::<Vec<_>>().join("  ").trim_end();
         table.push('\n');
     }
     table
-}
-
-/// The width of a cell on a terminal: colours take none.
-fn shown(cell: &str) -> usize {
-    anstream::adapter::strip_str(cell)
-        .to_string()
-        .chars()
-        .count()
-}
-
-/// The state of a node that answered with such an error, or not at all.
-pub(super) fn state(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Unavailable | Kind::UnknownOutcome => "down",
-        kind => kind.word(),
-    }
 }
 
 /// Why a node cannot be asked, beside its address: the address need not be said again.
@@ -132,12 +101,15 @@ pub(super) fn cause(error: &Error, node: &Node) -> String {
     error.why.trim_start_matches(&address).to_owned()
 }
 
-/// A node's state in its colour; the colour goes where no terminal wants it.
+/// A node's state in its colour, if standard output is a terminal that wants colours.
 pub(super) fn coloured(state: &str) -> String {
     let colour = match state {
         "ready" => 32,
         "joining" => 33,
         _ => 31,
     };
-    format!("\x1b[{colour}m{state}\x1b[0m")
+    match AutoStream::choice(&std::io::stdout()) {
+        ColorChoice::Never => state.to_owned(),
+        _ => format!("\x1b[{colour}m{state}\x1b[0m"),
+    }
 }

@@ -27,6 +27,7 @@ mod line;
 mod locate;
 mod serve;
 mod status;
+mod target;
 mod text;
 
 /// A distributed key-value store whose heart is at most 54 lines: any two of three.

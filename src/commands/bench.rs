@@ -4,7 +4,6 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -16,8 +15,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value as Json, json};
 use tokio::time::sleep;
 
-use super::{Failure, Options, Outcome, print};
-use crate::client::Client;
+use super::target::Target;
+use super::{Failure, Options, Outcome, remark};
+use crate::cluster::Node;
 use crate::entry::Packed;
 use crate::error::Error;
 use crate::rpc::codec::encode_bytes;
@@ -61,12 +61,6 @@ pub(super) struct Bench {
     own: bool,
 }
 
-/// What carries operations out.
-enum Caller {
-    Guest(Peer),
-    Own(Client),
-}
-
 /// What came of a run.
 struct Report {
     latency: Histogram<u64>, // of the operations that went well, in nanoseconds
@@ -77,53 +71,50 @@ struct Report {
 
 impl Bench {
     pub(super) async fn run(self, options: &Options) -> Outcome {
-        let callers = self.callers(options)?;
+        let targets = self.targets(options)?;
         let at_once = usize::from(self.connections) * usize::from(self.depth);
-        let callers: Vec<&Caller> = callers.iter().cycle().take(at_once).collect();
-        self.fill(&callers).await?;
-        let report = self.measure(&callers).await?;
-        match options.json {
-            true => print(format!("{}\n", self.json(&report)))?,
-            false => print(self.text(&report))?,
-        }
+        let targets: Vec<&Target> = targets.iter().cycle().take(at_once).collect();
+        self.fill(&targets).await?;
+        let report = self.measure(&targets).await?;
+        options.print(&self.json(&report), self.text(&report))?;
         if report.cpu.is_some_and(|share| share > 0.9) {
-            let hint = "bench itself was busy all the time: the nodes may be faster than this";
-            let _ = writeln!(std::io::stderr(), "kv54: {hint}");
+            remark("bench itself was busy all the time: the nodes may be faster than this");
         }
         report.check()
     }
 
     /// A guest on each connection, or one client of our own for all operations.
-    fn callers(&self, options: &Options) -> Result<Vec<Caller>, Failure> {
+    fn targets(&self, options: &Options) -> Result<Vec<Target>, Failure> {
         if self.own {
-            return Ok(vec![Caller::Own(options.client()?)]);
+            return Ok(vec![Target::Majority(options.client()?)]);
         }
         let cluster = options.cluster()?;
         let dial = tls::dial(&cluster)?;
         let nodes = cluster.nodes().iter().cycle();
-        let guest = |node| Caller::Guest(Peer::new(node, PATIENCE, dial.clone()));
+        let guest =
+            |node: &Node| Target::Node(node.name.clone(), Peer::new(node, PATIENCE, dial.clone()));
         Ok(nodes.take(self.connections.into()).map(guest).collect())
     }
 
     /// Writes every key once.
-    async fn fill(&self, callers: &[&Caller]) -> Result<(), Failure> {
+    async fn fill(&self, targets: &[&Target]) -> Result<(), Failure> {
         let bar = &bar("filling", self.keys.into());
-        let sets = stream::iter((0..self.keys).zip(callers.iter().cycle())).map(Ok);
-        let set = async |(number, caller): (u32, &&Caller)| {
+        let sets = stream::iter((0..self.keys).zip(targets.iter().cycle())).map(Ok);
+        let set = async |(number, target): (u32, &&Target)| {
             bar.inc(1);
             let (key, value) = self.entry(number);
-            caller.set(key.as_bytes(), &value).await
+            target.set(key.as_bytes(), &value).await
         };
-        let filled = sets.try_for_each_concurrent(callers.len(), set).await;
+        let filled = sets.try_for_each_concurrent(targets.len(), set).await;
         bar.finish_and_clear();
-        filled.map_err(|error| Failure {
-            code: 3,
-            why: format!("{error}, while the keys were filled"),
+        filled.map_err(|error| {
+            let why = format!("{error}, while the keys were filled");
+            Failure { code: 3, why }
         })
     }
 
     /// Does what is wanted to keys drawn at random; the warm-up counts only in its errors.
-    async fn measure(&self, callers: &[&Caller]) -> Result<Report, Failure> {
+    async fn measure(&self, targets: &[&Target]) -> Result<Report, Failure> {
         let time = WARM_UP + Duration::from_secs(self.seconds);
         let (bar, begun) = (bar("measuring", nanos(time)), Instant::now());
         let report = RefCell::new(Report {
@@ -132,11 +123,11 @@ impl Bench {
             elapsed: Duration::ZERO,
             cpu: None,
         });
-        let tasks = callers.iter().map(async |caller| {
+        let tasks = targets.iter().map(async |target| {
             let mut asked = begun;
             while asked < begun + time {
                 bar.set_position(nanos(asked - begun));
-                let done = self.operate(caller).await;
+                let done = self.operate(target).await;
                 report.borrow_mut().count(asked.elapsed(), &done);
                 if done.is_err_and(|error| !error.kind.is_refusal()) {
                     break; // no answer came: this connection is broken
@@ -159,12 +150,12 @@ impl Bench {
     }
 
     /// One operation. `Some` names what is wrong with the value that was read.
-    async fn operate(&self, caller: &Caller) -> Result<Option<&'static str>, Error> {
+    async fn operate(&self, target: &Target) -> Result<Option<&'static str>, Error> {
         let (key, value) = self.entry(fastrand::u32(..self.keys));
         if self.ops == "set" || self.ops == "mix" && fastrand::bool() {
-            return caller.set(key.as_bytes(), &value).await.map(|()| None);
+            return target.set(key.as_bytes(), &value).await.map(|()| None);
         }
-        Ok(match caller.get(key.as_bytes()).await? {
+        Ok(match target.get(key.as_bytes()).await? {
             found if found == value => None,
             found if found.is_nil() => Some("absent"),
             _ => Some("wrong-value"),
@@ -217,28 +208,6 @@ impl Bench {
             "errors": report.errors,
             "generator_cpu": report.cpu.map(|share| (share * 1000.0).round() / 1000.0),
         })
-    }
-}
-
-impl Caller {
-    async fn get(&self, key: &[u8]) -> Result<Packed, Error> {
-        match self {
-            Caller::Own(client) => client.get(key).await,
-            Caller::Guest(peer) => {
-                let (_, answer) = peer.call("get", &[&encode_bytes(key)]).await;
-                Ok(Packed::from(&*answer?))
-            }
-        }
-    }
-
-    async fn set(&self, key: &[u8], value: &[u8]) -> Result<(), Error> {
-        match self {
-            Caller::Own(client) => client.set(key, value).await,
-            Caller::Guest(peer) => {
-                let (_, answer) = peer.call("set", &[&encode_bytes(key), value]).await;
-                answer.map(drop)
-            }
-        }
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::io::Read as _;
-use std::iter;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -10,12 +9,11 @@ use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use msgpack_rpc::Value;
 use serde_json::Value as Json;
 
+use super::target::Target;
 use super::{Failure, Options, Outcome, standard_input, status, text};
-use crate::client::Client;
 use crate::cluster::MAX_VALUE;
 use crate::entry::Packed;
 use crate::error::Error;
-use crate::rpc::codec::encode_bytes;
 use crate::rpc::{Peer, tls};
 
 /// How many keys of one `get` are asked for at once.
@@ -74,12 +72,6 @@ struct Via {
     node: Option<String>,
 }
 
-/// What answers: a majority of a key's replicas, or the node that was named.
-enum Target {
-    Majority(Client),
-    Node(String, Peer),
-}
-
 impl Set {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         let value = match self.value {
@@ -105,7 +97,7 @@ impl Get {
         let target = self.via.target(options)?;
         let get = async |key: OsString| {
             let key = key.into_encoded_bytes();
-            let value = target.ask("get", &key, None).await?.value()?;
+            let value = target.get(&key).await?.value()?;
             Ok((text::typed(key), value))
         };
         let gets = stream::iter(self.keys.into_iter().map(get));
@@ -184,7 +176,10 @@ impl Via {
     async fn write(&self, key: OsString, value: Option<Packed>, options: &Options) -> Outcome {
         let method = if value.is_some() { "set" } else { "delete" };
         let (target, key) = (self.target(options)?, key.into_encoded_bytes());
-        let written = target.ask(method, &key, value.as_deref()).await;
+        let written = match value {
+            Some(value) => target.set(&key, &value).await,
+            None => target.delete(&key).await,
+        };
         if let Target::Majority(client) = target {
             client.replicas.settle().await;
         }
@@ -198,25 +193,6 @@ impl Via {
             None => format!("{method} failed: {why}"),
         };
         Err(Failure { code, why })
-    }
-}
-
-impl Target {
-    /// Gets, sets or deletes a key. The answer to a write is nil.
-    async fn ask(&self, method: &str, key: &[u8], value: Option<&[u8]>) -> Result<Packed, Error> {
-        match (self, value) {
-            (Target::Majority(client), Some(value)) => client.set(key, value).await?,
-            (Target::Majority(client), None) if method == "delete" => client.delete(key).await?,
-            (Target::Majority(client), None) => return client.get(key).await,
-            (Target::Node(name, peer), value) => {
-                let key = encode_bytes(key);
-                let params: Vec<&[u8]> = iter::once(&*key).chain(value).collect();
-                let (_, answer) = peer.call(method, &params).await;
-                let named = |e: Error| Error::new(e.kind, format!("{name}: {}", e.why));
-                return Ok(Packed::from(&*answer.map_err(named)?));
-            }
-        }
-        Ok(Packed::default())
     }
 }
 

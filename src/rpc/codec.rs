@@ -171,9 +171,13 @@ fn id(bytes: &mut &[u8]) -> Result<u32, Error> {
 
 /// Takes one value off the front, as its bytes; `None` if it is not whole.
 fn take<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let mut codec = Codec::default();
-    let whole = codec.advance(bytes, MESSAGE).is_ok_and(|whole| whole);
-    let (value, rest) = bytes.split_at_checked(codec.at).filter(|_| whole)?;
+    let (mut end, children) = header(bytes)?;
+    if children.is_some() {
+        let mut codec = Codec::default();
+        codec.advance(bytes, MESSAGE).ok().filter(|whole| *whole)?;
+        end = codec.at;
+    }
+    let (value, rest) = bytes.split_at_checked(end)?;
     *bytes = rest;
     Some(value)
 }

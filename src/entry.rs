@@ -46,7 +46,7 @@ impl Stamp {
     }
 
     /// The beginning of an array of so many values, of which the first two are the stamp's.
-    fn begin(self, values: u8) -> Encoded {
+    pub(crate) fn begin(self, values: u8) -> Encoded {
         let mut out = Encoded::from_slice(&[0x90 | values]);
         out.extend_from_slice(&encode_numbers([self.counter, self.writer]));
         out
@@ -138,13 +138,6 @@ impl Entry {
     pub fn borrow(&self) -> Entry<&[u8]> {
         let (stamp, value) = (self.stamp, &*self.value);
         Entry { stamp, value }
-    }
-}
-
-impl Entry<&[u8]> {
-    /// What comes before the value on the wire.
-    pub fn head(&self) -> Encoded {
-        self.stamp.begin(3)
     }
 }
 

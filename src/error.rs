@@ -35,10 +35,8 @@ impl Kind {
 
     /// Whether asking again cannot help: the node heard the question and said no for good.
     pub fn is_refusal(self) -> bool {
-        !matches!(
-            self,
-            Kind::Unavailable | Kind::Joining | Kind::UnknownOutcome
-        )
+        use Kind::{Joining, Unavailable, UnknownOutcome};
+        !matches!(self, Unavailable | Joining | UnknownOutcome)
     }
 }
 

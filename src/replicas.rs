@@ -62,6 +62,9 @@ enum Sent<T> {
 /// Reads an answer of the wire.
 type Read<T> = fn(&[u8]) -> Result<T, Error>;
 
+/// The places of replicas that did not answer, and why.
+type Errors = Vec<(usize, Error)>;
+
 /// One for each copy, in place.
 type Few<T> = SmallVec<[T; COPIES]>;
 
@@ -111,13 +114,8 @@ impl Replicas {
     }
 
     /// Asks one node, on the ring that this coordinator knows. The parameters are MessagePack.
-    pub async fn ask(
-        &self,
-        place: usize,
-        method: &str,
-        params: &[&[u8]],
-    ) -> Result<Encoded, Error> {
-        let (peer, ring) = self.node(place)?;
+    pub async fn ask(&self, at: usize, method: &str, params: &[&[u8]]) -> Result<Encoded, Error> {
+        let (peer, ring) = self.node(at)?;
         let params = [&[ring.as_slice()], params].concat();
         peer.call(method, &params).await.1
     }
@@ -137,7 +135,7 @@ impl Replicas {
     }
 
     /// What nodes said instead of an answer: `bob: connection refused; carol: joining: …`.
-    pub(crate) fn said(&self, errors: &[(usize, Error)]) -> String {
+    pub(crate) fn said(&self, errors: &Errors) -> String {
         let said = errors.iter().map(|(place, error)| {
             let name = self.cluster.name(*place);
             match error.kind {
@@ -201,7 +199,7 @@ impl Operation<'_> {
     pub async fn store(&self, entry: Entry<&[u8]>) -> Result<(), Error> {
         let of_key = |e: Error| Error::new(e.kind, format!("key {:?}: {}", self.name(), e.why));
         check_value(entry.value).map_err(of_key)?;
-        let head = entry.head();
+        let head = entry.stamp.begin(3);
         let ask = |place| match self.replicas.own_store_at(place) {
             Some(store) => Sent::Answered(store.keep(self.key, entry)),
             None => self.send(place, "store", 3, [&head, entry.value]),
@@ -329,13 +327,7 @@ impl Operation<'_> {
     }
 
     /// Why there is no majority: what each replica said, or the refusal that most of them mean.
-    fn no_majority(
-        &self,
-        answered: usize,
-        errors: &[(usize, Error)],
-        refused: bool,
-        heard: bool,
-    ) -> Error {
+    fn no_majority(&self, answered: usize, errors: &Errors, refused: bool, heard: bool) -> Error {
         let cluster = &self.replicas.cluster;
         let key = self.name();
         let refusal = errors.iter().find(|(_, error)| error.kind.is_refusal());
@@ -364,7 +356,7 @@ struct Attempt<T> {
     to_ask: Few<usize>, // the replicas that were not asked yet
     calls: Few<(usize, Call)>,
     answers: Few<(usize, T)>,
-    errors: Vec<(usize, Error)>,
+    errors: Errors,
 }
 
 impl<T> Attempt<T> {
@@ -439,7 +431,7 @@ impl<T> Attempt<T> {
     }
 
     /// All errors: a call that is still open was not answered in time.
-    fn give_up(&mut self) -> Vec<(usize, Error)> {
+    fn give_up(&mut self) -> Errors {
         let open = self.calls.drain(..).map(|(place, _)| (place, late()));
         self.errors.drain(..).chain(open).collect()
     }

@@ -47,14 +47,8 @@ struct Part {
     entries: IndexMap<SmallVec<[u8; 16]>, Entry>,
     tombstones: usize,
     digest: u64,
-    missing: BTreeMap<usize, Progress>, // its replicas that have not been read to the end
-}
-
-/// How far another replica's entries of a part have been read.
-#[derive(Clone, Copy, Debug, Default)]
-struct Progress {
-    read: usize,
-    of: usize,
+    // Its replicas that were not read to the end: how many entries were read, and of how many.
+    missing: BTreeMap<usize, (usize, usize)>,
 }
 
 impl Store {
@@ -66,7 +60,7 @@ impl Store {
             if cluster.replicas(number).any(|node| node == place) {
                 let others = cluster.replicas(number).filter(|node| *node != place);
                 let part = Part {
-                    missing: others.map(|node| (node, Progress::default())).collect(),
+                    missing: others.map(|node| (node, (0, 0))).collect(),
                     ..Part::default()
                 };
                 parts.insert(number, part);
@@ -101,7 +95,7 @@ impl Store {
     /// What is kept under this key, without the value where `known` is as new. Refused
     /// while another replica may know of a write that was here before this node's start.
     pub fn load(&self, key: &[u8], known: Option<Stamp>) -> Result<Loaded, Error> {
-        let kept = lock(&self.kept);
+        let mut kept = lock(&self.kept);
         let part = kept.part(self.part(key)?)?;
         if !part.missing.is_empty() && !planted(Bug::JoiningAnswersLoad) {
             let names = self.names(part.missing.keys()).join(", ");
@@ -132,7 +126,7 @@ impl Store {
         let number = self.part(key)?;
         let mut kept = lock(&self.kept);
         let bytes = kept.bytes;
-        let part = kept.part_mut(number)?;
+        let part = kept.part(number)?;
         let place = part.entries.get_index_of(key);
         let old = place.and_then(|place| part.entries.get_index(place));
         let old = old.map(|(_, old)| old);
@@ -164,7 +158,7 @@ impl Store {
         let (number, cursor) = place(part)
             .zip(place(cursor))
             .ok_or_else(|| Error::bad_request("a part and a cursor are integers from 0"))?;
-        let kept = lock(&self.kept);
+        let mut kept = lock(&self.kept);
         let entries = &kept.part(number)?.entries;
         let (mut page, mut count, mut size) = (Vec::new(), 0_u32, 0);
         for (key, entry) in entries.get_range(cursor..).into_iter().flatten() {
@@ -175,7 +169,7 @@ impl Store {
             count += 1;
             page.push(0x92);
             page.extend_from_slice(&codec::encode_bytes(key));
-            page.extend_from_slice(&entry.borrow().head());
+            page.extend_from_slice(&entry.stamp.begin(3));
             page.extend_from_slice(&entry.value);
         }
         let next = match cursor.saturating_add(count as usize) {
@@ -192,11 +186,8 @@ impl Store {
     pub fn shared(&self) -> BTreeMap<usize, Vec<usize>> {
         let mut shared = BTreeMap::<_, Vec<_>>::new();
         for part in lock(&self.kept).parts.keys() {
-            for node in self
-                .cluster
-                .replicas(*part)
-                .filter(|node| *node != self.place)
-            {
+            let others = self.cluster.replicas(*part);
+            for node in others.filter(|node| *node != self.place) {
                 shared.entry(node).or_default().push(*part);
             }
         }
@@ -205,16 +196,15 @@ impl Store {
 
     /// Notes how many of a part's entries at another replica have been read.
     pub fn note_progress(&self, part: usize, place: usize, read: usize, of: usize) {
-        if let Ok(part) = lock(&self.kept).part_mut(part) {
-            if let Some(progress) = part.missing.get_mut(&place) {
-                *progress = Progress { read, of };
-            }
+        if let Ok(part) = lock(&self.kept).part(part) {
+            let progress = part.missing.entry(place);
+            progress.and_modify(|progress| *progress = (read, of));
         }
     }
 
     /// Notes that another replica of a part has been read to the end.
     pub fn mark_read(&self, part: usize, place: usize) {
-        if let Ok(part) = lock(&self.kept).part_mut(part) {
+        if let Ok(part) = lock(&self.kept).part(part) {
             part.missing.remove(&place);
             if planted(Bug::ReadyAfterOneNeighbour) {
                 part.missing.clear();
@@ -298,20 +288,18 @@ impl Part {
 }
 
 impl Kept {
-    fn part(&self, number: usize) -> Result<&Part, Error> {
-        self.parts.get(&number).ok_or_else(|| not_kept(number))
-    }
-
-    fn part_mut(&mut self, number: usize) -> Result<&mut Part, Error> {
-        self.parts.get_mut(&number).ok_or_else(|| not_kept(number))
+    fn part(&mut self, number: usize) -> Result<&mut Part, Error> {
+        let why = || format!("part {number} is not kept here");
+        let part = self.parts.get_mut(&number);
+        part.ok_or_else(|| Error::new(Kind::WrongRing, why()))
     }
 
     /// How much of what the other replicas keep has been read, in percent.
     fn progress(&self, copies: usize) -> usize {
         let of_part = |part: &Part| {
-            let reading = part.missing.values().map(|reading| match reading.of {
-                0 => 0,
-                of => (reading.read.saturating_mul(100) / of).min(99), // as told by the other
+            let reading = part.missing.values().map(|(read, of)| {
+                let percent = read.saturating_mul(100).checked_div(*of); // as told by the other
+                percent.unwrap_or(0).min(99)
             });
             (copies - 1 - part.missing.len()) * 100 + reading.sum::<usize>()
         };
@@ -319,10 +307,6 @@ impl Kept {
         let read: usize = self.parts.values().map(of_part).sum();
         read.checked_div(whole).unwrap_or(100)
     }
-}
-
-fn not_kept(part: usize) -> Error {
-    Error::new(Kind::WrongRing, format!("part {part} is not kept here"))
 }
 
 /// One entry's share of a part's digest. The writer is random, which does most of the

@@ -135,11 +135,9 @@ impl Peer {
 
 impl Shared {
     fn too_much(&self, state: &State, pieces: &[&[u8]]) -> Option<Error> {
-        let (size, most) = (
-            pieces.iter().map(|piece| piece.len()).sum::<usize>() + 64,
-            MESSAGE.bytes,
-        );
-        if size > most {
+        let size = 64 + pieces.iter().map(|piece| piece.len()).sum::<usize>();
+        if size > MESSAGE.bytes {
+            let most = MESSAGE.bytes;
             let why = format!("a request of {size} bytes, at most {most} are taken");
             return Some(Error::too_large(why));
         }

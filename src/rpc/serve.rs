@@ -97,7 +97,10 @@ async fn connection<S: Service>(
         codec: Codec::default(),
         input: BytesMut::new(),
         ended: false,
-        in_flight: InFlight::new(),
+        in_flight: InFlight {
+            estimate: UNKNOWN_ANSWER,
+            ..InFlight::default()
+        },
         output: Output::default(),
         turn: Turn::default(),
         timer: None,
@@ -298,6 +301,7 @@ async fn answer<S: Service>(service: &S, message: BytesMut, weight: usize) -> Re
 }
 
 /// The requests of one connection that wait for their answers.
+#[derive(Default)]
 struct InFlight<'a> {
     answers: FuturesUnordered<ReusableBoxFuture<'a, Reply>>,
     spare: Option<ReusableBoxFuture<'a, Reply>>, // memory for the next: most are answered at once
@@ -306,15 +310,6 @@ struct InFlight<'a> {
 }
 
 impl<'a> InFlight<'a> {
-    fn new() -> Self {
-        InFlight {
-            answers: FuturesUnordered::new(),
-            spare: None,
-            weight: 0,
-            estimate: UNKNOWN_ANSWER,
-        }
-    }
-
     /// Polls an answer once. If it is not ready, it stays here.
     fn start(
         &mut self,

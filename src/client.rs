@@ -26,8 +26,8 @@ impl Client {
         Ok(newest.entry.value)
     }
 
-    /// Writes the value, which is MessagePack. An error says whether it was not written, or
-    /// (`unknown-outcome:`) may have been.
+    /// Writes the value, which is MessagePack: text must be packed first ([`Packed::of`]). An error
+    /// says whether it was not written, or (`unknown-outcome:`) may have been.
     pub async fn set(&self, key: &[u8], value: &[u8]) -> Result<(), Error> {
         let replicas = self.replicas.of(key)?;
         let stamp = replicas.load_stamp().await?;

@@ -40,13 +40,9 @@ impl Stamp {
         Entry { stamp, value }
     }
 
-    /// `[counter, writer]` as MessagePack.
-    pub fn encode(self) -> Encoded {
-        self.begin(2)
-    }
-
-    /// The beginning of an array of so many values, of which the first two are the stamp's.
-    pub(crate) fn begin(self, values: u8) -> Encoded {
+    /// The beginning of an array of so many values, of which the first two are the stamp's: with 2,
+    /// all of `[counter, writer]`.
+    pub fn begin(self, values: u8) -> Encoded {
         let mut out = Encoded::from_slice(&[0x90 | values]);
         out.extend_from_slice(&encode_numbers([self.counter, self.writer]));
         out

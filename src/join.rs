@@ -1,5 +1,5 @@
-//! Catching up. A node that has started knows nothing of what it answered before: its word
-//! counts again, part by part, once it has read what every other replica of the part holds.
+//! Catching up. A node that has started knows nothing of what it answered before: its
+//! answers count again, part by part, once it has read what every other replica of the part holds.
 //! A node that was cut off has missed writes: where its digest of a part stays unlike a
 //! neighbour's, it reads the part again.
 
@@ -106,26 +106,29 @@ async fn compare(store: &Store, replicas: &Replicas, place: usize, parts: &[usiz
 
 /// Reads one part at a neighbour to its end, page by page.
 async fn read(store: &Store, replicas: &Replicas, place: usize, part: usize) -> Result<(), Error> {
-    let entries = replicas.status(place).await?.entries;
+    let theirs = replicas.status(place).await?.entries;
     let owner = replicas.cluster.name(part);
-    let of = entries.get(owner).copied().unwrap_or(0);
+    let of = theirs.get(owner).copied().unwrap_or(0);
     let (mut scan, mut quickest) = (Scan::new(replicas, place, part), Duration::MAX);
-    while let Some(cursor) = scan.cursor {
+    loop {
         let asked = Instant::now();
-        if let Some(page) = scan.page().await? {
-            for (key, entry) in page.entries()? {
-                store.store(key, entry)?;
-            }
-        }
-        store.note_progress(part, place, usize::try_from(cursor).unwrap_or(0), of);
-        // A neighbour that takes far longer than it could is busy with its guests: they go first.
+        let Some(page) = scan.page().await? else {
+            return Ok(());
+        };
         let took = asked.elapsed();
+        for (key, entry) in entries(&page)? {
+            store.store(key, entry)?;
+        }
+        let Some(read) = scan.cursor else {
+            return Ok(());
+        };
+        store.note_progress(part, place, usize::try_from(read).unwrap_or(0), of);
+        // A neighbour that takes far longer than it could is busy with its guests: they go first.
         quickest = quickest.min(took);
         if took > 4 * quickest {
             sleep(took).await;
         }
     }
-    Ok(())
 }
 
 /// One part as one node holds it, page by page: every entry that it held at the first page, and
@@ -138,9 +141,6 @@ pub struct Scan<'a> {
     /// Where the next page begins. From 0 again, it fails if the node has restarted meanwhile.
     pub cursor: Option<u64>,
 }
-
-/// Some of the entries.
-pub struct Page(Encoded);
 
 /// A key and its entry, as they lie in a page.
 pub type Pair<'a> = (&'a [u8], Entry<&'a [u8]>);
@@ -157,8 +157,8 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// The next page; `None` after the last one.
-    pub async fn page(&mut self) -> Result<Option<Page>, Error> {
+    /// The next page, as it came, with [`entries`] in it; `None` after the last one.
+    pub async fn page(&mut self) -> Result<Option<Encoded>, Error> {
         let Some(cursor) = self.cursor else {
             return Ok(None);
         };
@@ -182,21 +182,19 @@ impl<'a> Scan<'a> {
             _ => return Err(odd()),
         };
         drop(page);
-        Ok(Some(Page(answer)))
+        Ok(Some(answer))
     }
 }
 
-impl Page {
-    /// The keys and their entries, as they lie in the node's answer.
-    pub fn entries(&self) -> Result<Vec<Pair<'_>>, Error> {
-        let entries = codec::items(&self.0).and_then(|page| codec::items(page.last()?));
-        let entries = entries.ok_or_else(odd)?.into_iter();
-        let pairs = entries.map(|pair| match codec::items(pair).ok_or_else(odd)?[..] {
-            [name, kept] => Ok((key(name)?, entry(kept)?)),
-            _ => Err(odd()),
-        });
-        pairs.collect()
-    }
+/// The keys and entries of a page.
+pub fn entries(page: &[u8]) -> Result<Vec<Pair<'_>>, Error> {
+    let entries = codec::items(page).and_then(|page| codec::items(page.last()?));
+    let pairs = entries.ok_or_else(odd)?.into_iter();
+    let pairs = pairs.map(|pair| match codec::items(pair).ok_or_else(odd)?[..] {
+        [name, kept] => Ok((key(name)?, entry(kept)?)),
+        _ => Err(odd()),
+    });
+    pairs.collect()
 }
 
 fn odd() -> Error {

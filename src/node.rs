@@ -37,14 +37,14 @@ impl Node {
     where
         L: Stream<Item = io::Result<Connecting>> + Unpin,
     {
-        let (node, mut joining) = (self.clone(), JoinSet::new()); // a set ends its tasks with itself
+        let (node, mut joining) = (self.clone(), JoinSet::new()); // dropping the set aborts its tasks
         joining.spawn(async move { join(&node.store, &node.client.replicas).await });
         let limits = &self.store.cluster.limits;
         rpc::serve(incoming, &**self, limits, stop).await;
     }
 }
 
-/// Runs the node at this place of the ring until `stop`. It listens on `listen` instead of the
+/// Runs the node at this place of the ring until `stop`. Its address stays bound until the process ends. It listens on `listen` instead of the
 /// address in the file where that is given.
 pub async fn run(
     cluster: Arc<Cluster>,
@@ -65,7 +65,8 @@ pub async fn run(
     }
     let node = Node::new(Arc::new(Store::new(cluster, place)), TIMEOUT, &dial);
     let incoming = rpc::incoming(listener, guard);
-    // A task of its own takes turns with the peers'; a runtime's main future comes after a wait.
+    // Spawned: the runtime polls a task in turn with those of the peers, but its main future only
+    // after a look at the network.
     tokio::spawn(async move { node.live(incoming, stop).await }).await?;
     log::info!("stopped");
     Ok(())

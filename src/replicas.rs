@@ -227,7 +227,7 @@ impl Operation<'_> {
                 told = known.max(own.as_ref().ok().map(|own| own.stamp));
                 return Sent::Answered(own);
             }
-            match told.map(Stamp::encode) {
+            match told.map(|told| told.begin(2)) {
                 Some(told) => self.send(place, "load", 3, [&told, &[]]),
                 None => self.send(place, "load", 2, [&[], &[]]),
             }
@@ -313,12 +313,12 @@ impl Operation<'_> {
         params: u8,
         rest: [&[u8]; 2], // what follows the ring and the key
     ) -> Sent<T> {
-        let ([one, two], node) = (rest, self.replicas.node(place));
-        let ask = |(peer, ring): &(Peer, Encoded)| {
-            let pieces = [ring, &self.encoded_key, one, two];
-            Sent::Awaited(peer.call_in_pieces(method, params, &pieces))
+        let (peer, ring) = match self.replicas.node(place) {
+            Ok(node) => node,
+            Err(error) => return Sent::Answered(Err(error)),
         };
-        node.map_or_else(|error| Sent::Answered(Err(error)), ask)
+        let pieces = [ring, &self.encoded_key, rest[0], rest[1]];
+        Sent::Awaited(peer.call_in_pieces(method, params, &pieces))
     }
 
     /// The key as people read it.

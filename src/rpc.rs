@@ -55,7 +55,7 @@ pub trait Service: Sync {
 }
 
 /// An answer, which is one value as MessagePack in two pieces.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Answer {
     /// What was made for this answer.
     pub made: Encoded,
@@ -133,7 +133,8 @@ async fn accept(listener: &TcpListener) -> io::Result<(Box<dyn Connection>, Sock
     Ok((Box::new(stream), from))
 }
 
-/// Without `TCP_NODELAY`, answers wait 40 ms for company; without keepalive, a vanished host is never noticed.
+/// Without `TCP_NODELAY` the kernel holds a small answer back for up to 40 ms. Without keepalive a
+/// node never notices that a host has vanished.
 fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let every = Duration::from_secs(10);

@@ -41,7 +41,16 @@ pub struct Status {
 impl Status {
     /// Reads a node's answer.
     pub fn read(bytes: &[u8]) -> Result<Self, Error> {
-        rmp_serde::from_slice(bytes).map_err(|error| Error::bad_request(error.to_string()))
+        let status: Self = rmp_serde::from_slice(bytes).map_err(|error| bad(&error))?;
+        let texts = [&status.name, &status.version, &status.state].into_iter();
+        // A terminal would obey control characters.
+        if texts
+            .chain(&status.waiting_for)
+            .any(|text| text.contains(char::is_control))
+        {
+            return Err(bad(&"control characters"));
+        }
+        Ok(status)
     }
 
     /// How far a joining node is: `45 %, waiting for bob`.
@@ -56,4 +65,8 @@ impl From<Status> for Answer {
         let encoded = rmp_serde::to_vec_named(&status);
         Encoded::from(encoded.unwrap_or_default()).into() // memory takes every byte
     }
+}
+
+fn bad(why: &dyn std::fmt::Display) -> Error {
+    Error::bad_request(format!("a status: {why}"))
 }

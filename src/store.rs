@@ -127,9 +127,8 @@ impl Store {
         let mut kept = lock(&self.kept);
         let bytes = kept.bytes;
         let part = kept.part(number)?;
-        let place = part.entries.get_index_of(key);
-        let old = place.and_then(|place| part.entries.get_index(place));
-        let old = old.map(|(_, old)| old);
+        let found = part.entries.get_full(key);
+        let (index, old) = found.map(|(index, _, old)| (index, old)).unzip();
         if old.is_some_and(|old| old.stamp >= entry.stamp) && !planted(Bug::OldEntryReplacesNew) {
             return Ok(());
         }
@@ -146,7 +145,7 @@ impl Store {
             let why = format!("{name} keeps {bytes} bytes, at most {most}");
             return Err(Error::new(Kind::Full, why));
         }
-        part.put(place, key, entry);
+        part.put(index, key, entry);
         kept.bytes = grown;
         Ok(())
     }
@@ -269,11 +268,11 @@ impl Store {
 
 impl Part {
     /// Keeps an entry in the place of the one before it, or in a new one.
-    fn put(&mut self, place: Option<usize>, key: &[u8], entry: Entry<&[u8]>) {
+    fn put(&mut self, index: Option<usize>, key: &[u8], entry: Entry<&[u8]>) {
         let key_hash = crc32fast::hash(key);
         self.digest ^= digest(key_hash, entry.stamp);
         self.tombstones += usize::from(entry.value == codec::NIL);
-        let old = place.and_then(|place| self.entries.get_index_mut(place));
+        let old = index.and_then(|index| self.entries.get_index_mut(index));
         let Some((_, old)) = old else {
             let (stamp, value) = (entry.stamp, entry.value.into());
             let key = SmallVec::from_slice(key);

@@ -44,6 +44,31 @@ fn every_kind_of_value_comes_back_as_the_line_that_it_was() {
     }
 }
 
+/// A node keeps the MessagePack that came, and so does a dump: widths and headers too.
+#[test]
+fn a_dump_gives_every_value_back_byte_for_byte() {
+    let old = Cluster::running(&["alice", "bob", "carol"]);
+    let values: [&[u8]; 5] = [
+        b"\xcd\x00\x07",          // 7, wider than it need be
+        b"\xa2\xff\xfe",          // a str that is not UTF-8
+        b"\xc6\x00\x00\x00\x01a", // a bin and an array with long headers
+        b"\xdc\x00\x01\x01",
+        b"\xa5green",
+    ];
+    let client = old.client();
+    for (n, value) in values.iter().enumerate() {
+        block_on(client.set(format!("key{n}").as_bytes(), value)).unwrap();
+    }
+    let dump = old.kv54(["export"]).exits(0);
+    let new = Cluster::five();
+    new.kv54_with(["import"], &dump.out).exits(0);
+    let client = new.client();
+    for (n, value) in values.iter().enumerate() {
+        let back = block_on(client.get(format!("key{n}").as_bytes())).unwrap();
+        assert_eq!(&*back, *value, "{value:x?}");
+    }
+}
+
 #[test]
 fn a_line_is_json_where_that_says_all_and_message_pack_where_not() {
     let cluster = Cluster::running(&["alice"]);

@@ -15,7 +15,7 @@ use super::{Failure, Options, Outcome, line, remark, write};
 use crate::client::Client;
 use crate::entry::Stamp;
 use crate::error::{Error, Kind};
-use crate::join::Scan;
+use crate::join::{Scan, entries};
 use crate::rpc::codec::encode_bytes;
 
 /// How many pages of keys are read at once: enough to keep the nodes busy, and so few that a slow
@@ -125,11 +125,11 @@ impl Exporter {
         let mut keys = (0_u64..).map(|number| number.to_string());
         let key = keys.find(|key| replicas.cluster.owner(key.as_bytes()) == part);
         let key = encode_bytes(key.unwrap_or_default().as_bytes());
-        let load: [&[u8]; 2] = [&key, &Stamp::MAX.encode()];
+        let load: [&[u8]; 2] = [&key, &Stamp::MAX.begin(2)];
         replicas.ask(place, "load", &load).await?;
         scan.cursor = Some(0);
         while let Some(page) = scan.page().await? {
-            let keys = page.entries()?.into_iter().map(|(key, _)| Key::from(key));
+            let keys = entries(&page)?.into_iter().map(|(key, _)| Key::from(key));
             let new = keys.filter(|key| self.known.insert(key.clone()));
             self.pages.push(new.collect());
         }
@@ -160,9 +160,9 @@ async fn read(client: Arc<Client>, keys: Vec<Key>, resp: bool) -> Result<Vec<Vec
     let line = if resp { line::resp } else { line::json };
     let mut lines = Vec::new();
     for (key, value) in keys.iter().zip(values) {
-        let value = value.map_err(Error::of_read)?.value()?;
+        let value = value.map_err(Error::of_read)?;
         if !value.is_nil() {
-            lines.push(line(key, &value));
+            lines.push(line(key, &value)?);
         }
     }
     Ok(lines)

@@ -3,14 +3,13 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use msgpack_rpc::Value;
 use serde::Deserialize;
 use serde_json::Value as Json;
 
 use super::{Failure, text};
 use crate::cluster::{MAX_KEY, MAX_VALUE};
 use crate::entry::{Packed, check_key, check_value};
-use crate::rpc::codec::encode;
+use crate::error::Error;
 
 /// The longest line: JSON writes some bytes as six, as in `\u0001`, and none as more.
 pub(super) const MAX_LINE: usize = 6 * (MAX_KEY + MAX_VALUE) + 1024;
@@ -26,23 +25,22 @@ struct Line {
     value_msgpack: Option<String>,
 }
 
-/// The line of a key and its value.
-pub(super) fn json(key: &[u8], value: &Value) -> Vec<u8> {
-    let packed = encode(value);
-    let json = text::json(value);
+/// The line of a key and its value. An import of it gives the value back byte for byte.
+pub(super) fn json(key: &[u8], value: &Packed) -> Result<Vec<u8>, Error> {
+    let json = text::json(&value.value()?);
     let reread: Option<Json> = serde_json::from_str(&json.to_string()).ok();
     let repacked = reread.and_then(|json| rmp_serde::to_vec(&json).ok());
-    let value = match repacked.is_some_and(|repacked| repacked == packed) {
+    let value = match repacked.is_some_and(|repacked| repacked == **value) {
         true => ("value".to_owned(), json),
-        false => ("value_msgpack".to_owned(), BASE64.encode(packed).into()),
+        false => ("value_msgpack".to_owned(), BASE64.encode(&**value).into()),
     };
     let line = Json::from_iter([text::field("key", &text::typed(key.to_vec())), value]);
-    format!("{line}\n").into_bytes()
+    Ok(format!("{line}\n").into_bytes())
 }
 
 /// `SET key value` in the protocol of Redis. A value that is no string goes as `get` prints it.
-pub(super) fn resp(key: &[u8], value: &Value) -> Vec<u8> {
-    let value = text::printed(value);
+pub(super) fn resp(key: &[u8], value: &Packed) -> Result<Vec<u8>, Error> {
+    let value = text::printed(&value.value()?);
     let words = [b"SET", key, &value];
     let mut command = format!("*{}\r\n", words.len()).into_bytes();
     for word in words {
@@ -50,7 +48,7 @@ pub(super) fn resp(key: &[u8], value: &Value) -> Vec<u8> {
         command.extend(word);
         command.extend(b"\r\n");
     }
-    command
+    Ok(command)
 }
 
 /// Reads a line like those that [`json`] makes: its key and its value.

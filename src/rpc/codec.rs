@@ -207,10 +207,11 @@ pub fn number(mut value: &[u8]) -> Option<u64> {
 
 /// A value that a stranger sent as it is quoted to them: in a few words, however large it is.
 pub fn quoted(value: &[u8]) -> String {
-    match (string(value).map(std::str::from_utf8), number(value)) {
+    match (string(value).map(std::str::from_utf8), header(value)) {
         (Some(Ok(text)), _) => format!("{:?}", beginning(text)),
-        (_, Some(number)) => number.to_string(),
-        _ => format!("a value of {} bytes", value.len()),
+        (None, Some((..=9, None))) => decode(value).map_or_else(|e| e.why, |v| v.to_string()),
+        (None, Some((_, Some(_)))) => "an array or a map".to_owned(),
+        _ => "bytes".to_owned(),
     }
 }
 
@@ -389,6 +390,7 @@ fn header(bytes: &[u8]) -> Option<(usize, Option<usize>)> {
         Marker::Array32 => counted(4, 1),
         Marker::Map16 => counted(2, 2),
         Marker::Map32 => counted(4, 2),
+        Marker::Reserved => None,
         _ => flat(1), // nil, false, true, small integers
     }
 }

@@ -7,10 +7,11 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
+use futures::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Notify;
 use tokio::task::yield_now;
@@ -21,7 +22,7 @@ use super::{Dial, lock};
 use crate::cluster::Node;
 use crate::error::{Error, Kind};
 
-/// A question unanswered for this long wakes its asker, which may ask somebody else too.
+/// A question unanswered for this long wakes its asker, which may then ask another replica too.
 pub const HEDGE: Duration = Duration::from_millis(10);
 /// How long a node that did not answer in time is asked last.
 const SUSPICION: Duration = Duration::from_secs(1);
@@ -59,15 +60,13 @@ struct State {
 
 /// When an open question was asked, and where its answer goes. It stays open until the answer has
 /// come or the connection has ended, also if the asker has gone: only so is a silent peer noticed.
-type Question = Option<(Instant, Arc<Mutex<Slot>>)>;
+type Question = Option<(Instant, Arc<Slot>)>;
 
 /// Where an asker waits for its answer.
 #[derive(Default)]
-enum Slot {
-    #[default]
-    Empty,
-    Awaited(Waker),
-    Answered(Arrived),
+struct Slot {
+    answer: Mutex<Option<Arrived>>,
+    asker: AtomicWaker,
 }
 
 /// When an answer had arrived, and the answer.
@@ -103,7 +102,9 @@ impl Peer {
             _ => self.0.too_much(&state, pieces),
         };
         if let Some(error) = refused {
-            return Call(Arc::new(Mutex::new(Slot::Answered((now, Err(error))))));
+            let slot = Arc::<Slot>::default();
+            slot.answer((now, Err(error)));
+            return Call(slot);
         }
         if state.questions.is_empty() {
             self.0.to_watch.notify_one();
@@ -114,7 +115,7 @@ impl Peer {
         let place = u32::try_from(state.questions.len()).unwrap_or(u32::MAX);
         let id = state.first.wrapping_add(place);
         write_request(&mut state.outbox, id, method, params, pieces);
-        let slot = Arc::default();
+        let slot = Arc::<Slot>::default();
         state.questions.push_back(Some((now, Arc::clone(&slot))));
         if !std::mem::replace(&mut state.running, true) {
             tokio::spawn(self.0.clone().run());
@@ -242,7 +243,7 @@ impl Shared {
         }
         let open = state.questions.iter().flatten();
         let late = open.take_while(|(asked, _)| now - *asked >= HEDGE);
-        late.for_each(|(_, slot)| lock(slot).wake());
+        late.for_each(|(_, slot)| slot.asker.wake());
         Some(oldest)
     }
 
@@ -263,7 +264,7 @@ impl Shared {
         }
         state.suspect_until = None;
         drop(state);
-        lock(&slot).answer((arrived, answer));
+        slot.answer((arrived, answer));
         Ok(())
     }
 }
@@ -293,38 +294,30 @@ impl Drop for End {
         state.down = self.redial.map(|pause| (now + pause, why.clone()));
         drop(state);
         for (_, slot) in open.into_iter().flatten() {
-            lock(&slot).answer((now, Err(why.clone())));
+            slot.answer((now, Err(why.clone())));
         }
     }
 }
 
 /// A question on its way. Ready with the moment when the answer had arrived, and the
 /// answer. Wakes its task too when the answer is late.
-pub struct Call(Arc<Mutex<Slot>>);
+pub struct Call(Arc<Slot>);
 
 impl Future for Call {
     type Output = Arrived;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Arrived> {
-        let mut slot = lock(&self.0);
-        if let Slot::Answered(arrived) = std::mem::take(&mut *slot) {
-            return Poll::Ready(arrived);
-        }
-        *slot = Slot::Awaited(context.waker().clone());
-        Poll::Pending
+        self.0.asker.register(context.waker()); // before the look: no answer comes unseen between
+        lock(&self.0.answer)
+            .take()
+            .map_or(Poll::Pending, Poll::Ready)
     }
 }
 
 impl Slot {
-    fn answer(&mut self, arrived: Arrived) {
-        self.wake();
-        *self = Slot::Answered(arrived);
-    }
-
-    fn wake(&mut self) {
-        if let Slot::Awaited(waker) = std::mem::take(self) {
-            waker.wake();
-        }
+    fn answer(&self, arrived: Arrived) {
+        *lock(&self.answer) = Some(arrived);
+        self.asker.wake();
     }
 }
 

@@ -39,7 +39,7 @@ const TURN: usize = 96 << 10;
 const REQUEST: usize = 64;
 /// What a request in flight takes beside its bytes: its future, and its questions to other nodes.
 const FUTURE: usize = 2 << 10;
-/// A message longer than this leaves no buffer of its size behind.
+/// A message longer than this takes its buffer along, so that none of its size stays behind.
 const LARGE: usize = 32 << 10;
 /// The time an unfinished message may take.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -203,7 +203,6 @@ impl<S: Service> Session<'_, S> {
 
     /// Begins to answer the requests that have arrived.
     fn take_requests(&mut self, context: &mut Context<'_>) {
-        let mut large = false;
         while !self.is_full() && !self.turn.is_over() {
             let message = match self.codec.next(&self.input) {
                 Ok(Some(end)) => take(&mut self.input, end),
@@ -211,7 +210,6 @@ impl<S: Service> Session<'_, S> {
                 Err(malformed) => return self.reply(malformed.into()),
             };
             self.timer = None;
-            large |= message.len() > LARGE;
             // The message itself, and once more as it goes to other nodes.
             let weight = 2 * message.len();
             self.turn.used += weight + REQUEST;
@@ -219,9 +217,6 @@ impl<S: Service> Session<'_, S> {
             if let Some(reply) = self.in_flight.start(answer, weight + FUTURE, context) {
                 self.reply(reply);
             }
-        }
-        if large && self.input.is_empty() {
-            self.input = BytesMut::new();
         }
     }
 
@@ -404,7 +399,7 @@ impl Turn {
 /// one: two that shared a buffer would hold more than either is counted for.
 fn take(input: &mut BytesMut, end: usize) -> BytesMut {
     let (message, rest) = input.split_at_checked(end).unwrap_or_default();
-    if end < TURN.max(rest.len()) {
+    if end < LARGE.max(rest.len()) {
         let message = message.into();
         input.advance(end);
         return message;

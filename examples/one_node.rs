@@ -14,7 +14,7 @@ impl rpc::Service for OneNode {
         let mut map = rpc::lock(&self.0);
         let answer = match (method, params) {
             ("get", [k]) => map.get(key(k)?).cloned(),
-            // The former value is nobody's business: set answers nil.
+            // A set answers nil, not the former value.
             ("set", [k, value]) => map.insert(key(k)?.into(), (*value).into()).and(None),
             _ => return Err(Error::new(Kind::NoSuchMethod, method)),
         };
@@ -25,5 +25,6 @@ impl rpc::Service for OneNode {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> io::Result<()> {
     let address = env::args().nth(1).unwrap_or("127.0.0.1:5401".into());
+    println!("listening on {address}; Ctrl-C ends it");
     rpc::listen(&address, &OneNode(Mutex::default())).await
 }

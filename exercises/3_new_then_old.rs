@@ -25,7 +25,7 @@ fn exercise_3() {
     tea.repairs = false;
     schedule(&mut tea);
     let story = ["get: black", "get: green", "set black: ok", "get: black"];
-    assert!(tea.told(&story), "{:?}", tea.log);
+    assert!(tea.told(&story), "wanted: {story:?}, told: {:?}", tea.log);
 
     let mut tea = Tea::green();
     schedule(&mut tea);

@@ -65,7 +65,7 @@ fn exercise_4() {
         let mut tea = Tea::green();
         schedule(&mut tea, &mut Cas::new("mine"), &mut Cas::new("yours"));
         let story = ["set mine: ok", "set yours: ok", "get: mine"];
-        assert!(tea.told(&story), "{:?}", tea.log);
+        assert!(tea.told(&story), "wanted: {story:?}, told: {:?}", tea.log);
     }
 }
 

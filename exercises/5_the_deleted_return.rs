@@ -26,7 +26,7 @@ fn exercise_5() {
     let mut tea = Tea::green();
     schedule(&mut tea);
     let story = ["set black: ok", "delete: ok", "collected", "get: black"];
-    assert!(tea.told(&story), "{:?}", tea.log);
+    assert!(tea.told(&story), "wanted: {story:?}, told: {:?}", tea.log);
 
     let mut tea = Tea::green();
     tea.collects = false;

@@ -4,9 +4,10 @@
 //! on their own clocks, which do not agree. A get that finds `now >= until` answers nil. But then
 //! a client with a slow clock asks, and gets the value: it was absent, and is back, and nobody
 //! has set it. What must a get that found it expired do before it says so? Write the entry that
-//! it has two of three keep. Mind the clients that set tea anew in the same moment: their sets are
-//! not to be lost. One has seen the same old entry as this get. Another has seen as little as the
-//! client that wrote the old entry: its stamp has the same counter, and a higher writer.
+//! it has two of three keep. Two other clients set tea in the same moment, and their sets must not
+//! be lost. The first has read the same old entry, so its counter is one higher. The second has read
+//! only what the writer of the old entry had read, so it has the same counter, and by chance a
+//! higher writer.
 //!
 //! Hint: `Client::delete` does nearly that. Which stamp would it take, and which stamps do those
 //! two sets take? Is there a stamp between an entry's and every later one's? What if two clients
@@ -42,7 +43,7 @@ fn exercise_6() {
         };
         assert!(gone.value.is_nil());
         assert!(gone.stamp > old.stamp, "the slow clock still reads green");
-        // Such sets, with the lowest writers. (One above the old one is left: no two are the same.)
+        // Such sets, with the lowest writers that they can have.
         for set in [stamp(10, 0), stamp(9, writer + 2)] {
             assert!(set > gone.stamp, "{set:?} is lost under {:?}", gone.stamp);
         }

@@ -78,7 +78,7 @@ impl Packed {
         self.0.is_none()
     }
 
-    /// Takes the place of another value, in its memory if no answer shares that and it fits.
+    /// Replaces the value; in the same memory if the length is the same and no answer shares it.
     pub(crate) fn replace(&mut self, value: &[u8]) {
         match self.0.as_mut().and_then(Arc::get_mut) {
             Some(old) if old.len() == value.len() && value != NIL => old.copy_from_slice(value),

@@ -95,6 +95,7 @@ async fn compare(store: &Store, replicas: &Replicas, place: usize, parts: &[usiz
             // reading the part changes nothing, reading it once more will not either.
             if pair[0] != pair[1] && times == 2 {
                 match read(store, replicas, place, part).await {
+                    // Failed, not refused: the next look that is the same reads again.
                     Err(error) if !error.kind.is_refusal() => drop(looks.insert(part, (pair, 1))),
                     Err(error) => log::warn!("cannot repair: {error}"),
                     Ok(()) => {}

@@ -65,10 +65,10 @@ type Read<T> = fn(&[u8]) -> Result<T, Error>;
 /// The places of replicas that did not answer, and why.
 type Errors = Vec<(usize, Error)>;
 
-/// One for each copy, in place.
+/// A list of up to three, without an allocation.
 type Few<T> = SmallVec<[T; COPIES]>;
 
-/// How many replicas are asked at once.
+/// How many replicas are asked at once: a majority for a load, all for a store.
 #[derive(Clone, Copy, PartialEq)]
 enum First {
     Majority,
@@ -218,8 +218,8 @@ impl Operation<'_> {
 
     /// What a majority has, without the values where `known` is as new.
     async fn load_above(&self, known: Option<Stamp>) -> Result<Few<(usize, Loaded)>, Error> {
-        // Our own replica answers first. The others are told its stamp, and leave out a value
-        // that we hold.
+        // Our own replica answers first (see `order`). The others are told its stamp, and leave out
+        // a value that we hold.
         let mut told = known;
         let ask = |place| {
             if let Some(store) = self.replicas.own_store_at(place) {
@@ -361,7 +361,8 @@ struct Attempt<T> {
 
 impl<T> Attempt<T> {
     /// Asks, collects what has arrived, and asks one replica more where that is needed. Ready
-    /// when the majority is there or cannot come any more.
+    /// when the majority is there or cannot come any more. It needs no timer: a `Call` wakes this
+    /// task when it is answered, and every 10 ms while it is late.
     fn poll(
         &mut self,
         ask: &mut impl FnMut(usize) -> Sent<T>,
@@ -388,7 +389,8 @@ impl<T> Attempt<T> {
         }
     }
 
-    /// Asks as many replicas as are due; what our own store has answered at once.
+    /// Asks as many replicas as are due. The answer of our own store is counted later: only after
+    /// it may the clock be read.
     fn start(&mut self, ask: &mut impl FnMut(usize) -> Sent<T>) -> Option<(usize, T)> {
         let due = std::mem::take(&mut self.due).min(self.to_ask.len());
         let mut own = None;

@@ -63,7 +63,7 @@ impl Status {
 impl From<Status> for Answer {
     fn from(status: Status) -> Self {
         let encoded = rmp_serde::to_vec_named(&status);
-        Encoded::from(encoded.unwrap_or_default()).into() // memory takes every byte
+        Encoded::from(encoded.unwrap_or_default()).into() // writing to memory cannot fail
     }
 }
 

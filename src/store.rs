@@ -1,6 +1,6 @@
 //! What a replica keeps in memory: for each part of the ring that it holds, a map
 //! from key to the newest entry that it has been told. Entries are never removed, so
-//! the place at which a key was first inserted is its number for good.
+//! the place at which a key was first inserted never changes: the cursor of a scan counts on it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -297,7 +297,7 @@ impl Kept {
     fn progress(&self, copies: usize) -> usize {
         let of_part = |part: &Part| {
             let reading = part.missing.values().map(|(read, of)| {
-                let percent = read.saturating_mul(100).checked_div(*of); // as told by the other
+                let percent = read.saturating_mul(100).checked_div(*of); // `of` is the other's word
                 percent.unwrap_or(0).min(99)
             });
             (copies - 1 - part.missing.len()) * 100 + reading.sum::<usize>()

@@ -39,7 +39,7 @@ const FIVE_NODES: [&str; 3] = [
 /// What the shell prints behind the output of each command.
 const END: &str = "-- end of the command --";
 /// How many lines of plain code a first reader reads in a minute, at most.
-const LINES_A_MINUTE: usize = 50;
+const LINES_A_MINUTE: usize = 32;
 
 #[test]
 fn the_readme_does_what_it_says() {

@@ -11,7 +11,6 @@ use super::{Options, Outcome, text};
 use crate::client::Client;
 use crate::cluster::Node;
 use crate::entry::{Stamp, loaded};
-use crate::error::Kind;
 use crate::rpc::codec::encode_bytes;
 
 /// Show on which nodes a key lives, and what each of them holds.
@@ -62,10 +61,7 @@ async fn ask(client: &Client, place: usize, role: &str, key: &[u8]) -> Option<(J
             format!("{stamp}{}", if deleted { " (deleted)" } else { "" })
         }
         Err(why) => {
-            state = match why.kind {
-                Kind::Unavailable | Kind::UnknownOutcome => "down",
-                kind => kind.word(),
-            };
+            state = text::state(why.kind);
             error = Some(text::cause(&why, node));
             text::coloured(state)
         }

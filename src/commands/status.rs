@@ -85,7 +85,7 @@ async fn ask_all(peers: &[Peer], cluster: &Cluster) -> (Vec<Json>, Vec<[String; 
 
 fn line(node: &Node, ring: u32, status: &Result<Status, Error>) -> (Json, [String; 6]) {
     let (state, remark) = match status {
-        Err(error) => ("down", text::cause(error, node)),
+        Err(error) => (text::state(error.kind), text::cause(error, node)),
         Ok(status) if status.ring != ring => {
             let name = &status.name;
             let remark = format!("it is {name} of another ring: use the same cluster.toml");

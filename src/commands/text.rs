@@ -10,7 +10,7 @@ use msgpack_rpc::Value;
 use serde_json::{Value as Json, json};
 
 use crate::cluster::Node;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 
 /// Bytes that a person typed, as a value: str where they are UTF-8, else bin.
 pub(super) fn typed(bytes: Vec<u8>) -> Value {
@@ -99,6 +99,14 @@ pub(super) fn table<const N: usize>(head: [&str; N], mut rows: Vec<[String; N]>)
 pub(super) fn cause(error: &Error, node: &Node) -> String {
     let address = format!("{}: ", node.address);
     error.why.trim_start_matches(&address).to_owned()
+}
+
+/// The state of a node that was asked and gave this error.
+pub(super) fn state(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Unavailable | Kind::UnknownOutcome => "down",
+        kind => kind.word(),
+    }
 }
 
 /// A node's state in its colour, if standard output is a terminal that wants colours.

@@ -70,7 +70,8 @@ impl Codec {
             Ok(false) => Ok(None),
             Ok(true) => Ok(Some(std::mem::take(self).at)),
             Err(error) => {
-                // The verdict must be the same however much has arrived behind the bad byte.
+                // Only the bytes before the bad one count: the error must not depend on how the
+                // network cut the stream.
                 let seen = input.get(..self.at).unwrap_or_default();
                 Err(lost(seen, error))
             }
@@ -254,7 +255,7 @@ pub fn encode_numbers<const N: usize>(numbers: [u64; N]) -> Encoded {
     encoded
 }
 
-/// What writing to memory came to: memory takes every byte.
+/// Writing to memory cannot fail.
 #[allow(clippy::needless_pass_by_value)]
 fn written<T, E>(result: Result<T, E>) {
     debug_assert!(result.is_ok());

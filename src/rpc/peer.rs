@@ -273,7 +273,7 @@ impl Shared {
 /// The askers are told however the end comes, also when a runtime drops its tasks.
 struct End {
     peer: Arc<Shared>,
-    redial: Option<Duration>,
+    redial: Option<Duration>, // the dial failed, so nothing was sent: when to dial again
     why: io::Error,
 }
 

@@ -160,7 +160,7 @@ impl<S: Service> Session<'_, S> {
             self.check_timer(was_full, context);
             ready!(self.output.poll_write(&mut self.stream, context))?;
             if self.turn.is_over() {
-                // Not woken at once: the network is looked at before this connection again.
+                // `yield_now` wakes this task only after the network was polled; `wake_by_ref` would not.
                 return pin!(yield_now()).poll(context).map(Ok);
             }
             if was_full && !self.is_full() {

@@ -26,6 +26,7 @@ pub fn dial(cluster: &Cluster) -> io::Result<Dial> {
 /// How the node of this name takes connections.
 pub fn guard(cluster: &Cluster, name: &str) -> io::Result<Guard> {
     match (&cluster.tls, name) {
+        // without the feature, the name is not needed
         #[cfg(feature = "tls")]
         (Some(files), name) => mutual::guard(files, name),
         _ => Ok(Box::new(|stream, _| connected(stream))),

@@ -25,6 +25,5 @@ impl rpc::Service for OneNode {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> io::Result<()> {
     let address = env::args().nth(1).unwrap_or("127.0.0.1:5401".into());
-    println!("listening on {address}; Ctrl-C ends it");
     rpc::listen(&address, &OneNode(Mutex::default())).await
 }

@@ -14,14 +14,6 @@ pub const MAX_VALUE: usize = 1 << 20;
 pub const COPIES: usize = 3;
 
 /// The ring and its limits.
-///
-/// ```
-/// let text = "[nodes]\nbob = 'bob:5401'\nalice = 'alice:5401'";
-/// let cluster = kv54::cluster::Cluster::parse("cluster.toml".as_ref(), text)?;
-/// assert_eq!(cluster.names(), ["alice", "bob"]);
-/// assert_eq!(cluster.name(cluster.owner(b"tea")), "alice"); // 2391201714 % 2 = 0
-/// # Ok::<(), std::io::Error>(())
-/// ```
 #[derive(Clone, Debug)]
 pub struct Cluster {
     nodes: Vec<Node>,

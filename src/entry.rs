@@ -50,15 +50,6 @@ impl Stamp {
 }
 
 /// A value as the MessagePack that came: a node never looks into it. A clone shares the bytes.
-///
-/// ```
-/// use kv54::entry::Packed;
-///
-/// let green = Packed::of("green");
-/// assert_eq!(&*green, b"\xa5green");
-/// assert_eq!(green.value()?.as_str(), Some("green"));
-/// # Ok::<(), kv54::error::Error>(())
-/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Packed(Option<Arc<[u8]>>); // nil, the value of an absent key, takes no memory
 

@@ -77,13 +77,7 @@ async fn bind(cluster: &Cluster, place: usize, listen: Option<String>) -> io::Re
         return Err(io::Error::other("no such node"));
     };
     let on = listen.as_ref().unwrap_or(address);
-    let failed = |error: io::Error| {
-        let why = match error.kind() {
-            io::ErrorKind::AddrInUse => "address in use: another process listens there".to_owned(),
-            _ => error.to_string(),
-        };
-        io::Error::other(format!("{name}: {on}: {why}"))
-    };
+    let failed = |error: io::Error| io::Error::other(format!("{name}: {on}: {error}"));
     let found: Vec<SocketAddr> = lookup_host(on).await.map_err(failed)?.collect();
     if listen.is_none() && found.iter().all(|address| address.ip().is_loopback()) {
         if let Some(other) = off_loopback(cluster).await {

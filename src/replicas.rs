@@ -59,7 +59,6 @@ enum Sent<T> {
     Awaited(Call),
 }
 
-/// Reads an answer of the wire.
 type Read<T> = fn(&[u8]) -> Result<T, Error>;
 
 /// The places of replicas that did not answer, and why.

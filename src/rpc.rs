@@ -149,13 +149,11 @@ struct Rarely(Mutex<Option<Instant>>);
 impl Rarely {
     fn warn(&self, line: &str) {
         let (mut last, now) = (lock(&self.0), Instant::now());
-        match *last {
-            Some(last) if now - last < Duration::from_secs(5) => log::debug!("{line}"),
-            _ => {
-                *last = Some(now);
-                log::warn!("{line}");
-            }
+        if last.is_some_and(|last| now - last < Duration::from_secs(5)) {
+            return log::debug!("{line}");
         }
+        *last = Some(now);
+        log::warn!("{line}");
     }
 }
 

@@ -41,14 +41,11 @@ pub struct Status {
 impl Status {
     /// Reads a node's answer.
     pub fn read(bytes: &[u8]) -> Result<Self, Error> {
-        let status: Self = rmp_serde::from_slice(bytes).map_err(|error| bad(&error))?;
-        let texts = [&status.name, &status.version, &status.state].into_iter();
-        // A terminal would obey control characters.
-        if texts
-            .chain(&status.waiting_for)
-            .any(|text| text.contains(char::is_control))
-        {
-            return Err(bad(&"control characters"));
+        let read = rmp_serde::from_slice(bytes).map_err(|error| error.to_string());
+        let status: Self = read.map_err(Error::bad_request)?;
+        let texts = status.name.clone() + &status.state + &status.waiting_for.concat();
+        if texts.contains(char::is_control) {
+            return Err(Error::bad_request("a status with control characters")); // a terminal obeys them
         }
         Ok(status)
     }
@@ -65,8 +62,4 @@ impl From<Status> for Answer {
         let encoded = rmp_serde::to_vec_named(&status);
         Encoded::from(encoded.unwrap_or_default()).into() // writing to memory cannot fail
     }
-}
-
-fn bad(why: &dyn std::fmt::Display) -> Error {
-    Error::bad_request(format!("a status: {why}"))
 }

@@ -7,6 +7,7 @@ use kv54::error::{Error, Kind};
 use kv54::rpc::codec::{
     self, Bounds, Codec, MESSAGE, Malformed, check, decode, encode, write_request, write_response,
 };
+use kv54::status::Status;
 use msgpack_rpc::Value;
 use msgpack_rpc::message::{Message, Notification, Request, Response};
 use proptest::collection::vec;
@@ -239,6 +240,28 @@ fn the_byte_that_messagepack_never_uses_is_refused() {
     input.extend([*last]);
     let refused = next(&mut codec, &mut input).unwrap_err();
     assert_eq!(verdict(&refused), (Kind::BadRequest, Some(7), false));
+}
+
+#[test]
+fn a_request_with_that_byte_is_no_request_however_it_came() {
+    let refused = codec::Request::read(b"\x94\x00\x07\xa3get\x91\xc1").unwrap_err();
+    assert_eq!(verdict(&refused), (Kind::BadRequest, Some(7), true));
+}
+
+#[test]
+fn a_status_cannot_command_a_terminal() {
+    let status = |state: &str| {
+        let names = vec![Value::from("bob")];
+        let fields = [("state", state.into()), ("waiting_for", Value::from(names))];
+        let fields = fields.map(|(name, value)| (Value::from(name), value));
+        Status::read(&encode(&Value::Map(fields.into())))
+    };
+    assert_eq!(status("joining").unwrap().waiting_for, ["bob"]);
+    let refused = status("\x1b[2Jready").unwrap_err();
+    assert!(
+        refused.to_string().contains("control characters"),
+        "{refused}"
+    );
 }
 
 #[test]

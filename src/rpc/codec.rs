@@ -81,10 +81,10 @@ impl Codec {
 
 /// The msgid of bytes that begin like a request, even if the rest of it is broken.
 fn msgid(mut bytes: &[u8]) -> Option<u32> {
-    let len = rmp::decode::read_array_len(&mut bytes).ok()?;
-    let kind: u64 = rmp::decode::read_int(&mut bytes).ok()?;
-    let id = rmp::decode::read_int(&mut bytes).ok()?;
-    (len >= 2 && kind == 0).then_some(id)
+    match kind(&mut bytes) {
+        (Some(0), Some(2..)) => id(&mut bytes).ok(),
+        _ => None,
+    }
 }
 
 const SHAPES: &str = "a request is [0, msgid, method, [params]] or [2, method, [params]]";

@@ -144,7 +144,7 @@ impl<S: Service> Session<'_, S> {
     /// Reads until the input runs dry, then writes all that it gave rise to in one go. Ready
     /// when nothing more will be read and everything is answered.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.turn.used = self.turn.used.saturating_sub(TURN);
+        self.turn.0 = self.turn.0.saturating_sub(TURN);
         loop {
             self.take_requests(context);
             let mut was_full = self.is_full();
@@ -197,7 +197,7 @@ impl<S: Service> Session<'_, S> {
         };
         let count = count?;
         self.ended = count == 0;
-        self.turn.used += count;
+        self.turn.0 += count;
         Ok(true)
     }
 
@@ -212,7 +212,7 @@ impl<S: Service> Session<'_, S> {
             self.timer = None;
             // The message itself, and once more as it goes to other nodes.
             let weight = 2 * message.len();
-            self.turn.used += weight + REQUEST;
+            self.turn.0 += weight + REQUEST;
             let answer = answer(self.service, message, weight + FUTURE);
             if let Some(reply) = self.in_flight.start(answer, weight + FUTURE, context) {
                 self.reply(reply);
@@ -226,7 +226,7 @@ impl<S: Service> Session<'_, S> {
             let before = self.output.bytes.len();
             write_response(&mut self.output.bytes, id, &reply.result);
             let size = self.output.bytes.len() - before;
-            self.turn.used += size;
+            self.turn.0 += size;
             self.in_flight.note_answer(size);
         }
         if let (false, Err(error)) = (reply.recoverable, reply.result) {
@@ -383,15 +383,13 @@ impl Output {
     }
 }
 
-/// A connection's turn.
+/// What a connection has used of its turn, and what it owes from those before, in bytes.
 #[derive(Default)]
-struct Turn {
-    used: usize, // in this turn, and what is owed from those before, in bytes
-}
+struct Turn(usize);
 
 impl Turn {
     fn is_over(&self) -> bool {
-        self.used >= TURN
+        self.0 >= TURN
     }
 }
 

@@ -286,6 +286,31 @@ fn answers_read_as_fast_as_they_come() {
     });
 }
 
+/// After small answers the node expects small ones, and takes a thousand requests at once.
+#[test]
+fn large_answers_after_small_ones_that_nobody_reads() {
+    attack(
+        Bounds {
+            mib: 200,
+            ..BUFFERS
+        },
+        |cluster| {
+            let big = cluster.key_on(&["alice", "bob", "carol"]);
+            let mut wire = Wire::to(cluster, "alice");
+            wire.does("set", [Value::from(big.as_str()), bin(&vec![7; MIB])]);
+            let small = request(7, "get", ["no such key".into()]);
+            let large = request(7, "get", [big.into()]);
+            let strangers: Vec<_> = (0..10).map(|_| stranger(cluster)).collect();
+            for stream in &strangers {
+                sends(stream, &small, 200);
+                hears(stream, 200);
+                sends(stream, &large, 1000);
+            }
+            thread::sleep(Duration::from_secs(2));
+        },
+    );
+}
+
 #[test]
 fn requests_in_flight_on_every_connection() {
     attack(BUFFERS, |cluster| {

@@ -148,8 +148,12 @@ impl<S: Service> Session<'_, S> {
         loop {
             self.take_requests(context);
             let mut was_full = self.is_full();
-            // Also while the peer reads nothing: only here is an answer counted.
-            while let Some(reply) = self.in_flight.next(context) {
+            // Also while the peer reads nothing: only here is an answer counted. What does not fit
+            // into the output stays where it is, in a store or with another node.
+            while self.output.unsent() < MAX_PENDING {
+                let Some(reply) = self.in_flight.next(context) else {
+                    break;
+                };
                 self.reply(reply);
             }
             was_full |= self.is_full();

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value as Json;
 use tokio::runtime::Builder;
 
@@ -119,7 +120,7 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Cli::command(), "kv54", &mut script);
-                print(script).map(|()| ExitCode::SUCCESS)
+                print(script)
             }
         }
     })
@@ -157,10 +158,9 @@ impl Options {
     /// Prints a result: as one line of JSON if `--json` is given, else as text.
     fn print(&self, json: &Json, text: impl AsRef<[u8]>) -> Outcome {
         match self.json {
-            true => print(format!("{json}\n"))?,
-            false => print(text)?,
+            true => print(format!("{json}\n")),
+            false => print(text),
         }
-        Ok(ExitCode::SUCCESS)
     }
 }
 
@@ -213,10 +213,10 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
 }
 
 /// Prints a result. A reader that has read enough may close the pipe.
-fn print(bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
+fn print(bytes: impl AsRef<[u8]>) -> Outcome {
     match write(bytes.as_ref()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => Ok(written?),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(ExitCode::SUCCESS),
     }
 }
 
@@ -230,6 +230,13 @@ fn write(bytes: &[u8]) -> io::Result<()> {
 /// Says something beside the result, on standard error.
 fn remark(what: impl Display) {
     let _ = writeln!(io::stderr(), "kv54: {what}");
+}
+
+/// A bar on standard error, if that is a terminal.
+fn bar(template: &str, length: Option<u64>) -> ProgressBar {
+    let style = ProgressStyle::with_template(template);
+    let bar = length.map_or_else(ProgressBar::no_length, ProgressBar::new);
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 /// Opens standard input. A person at a terminal is told that the command waits there for `what`.

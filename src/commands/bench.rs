@@ -11,12 +11,11 @@ use clap::{Args, value_parser};
 use futures::future::{join, join_all};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use hdrhistogram::Histogram;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value as Json, json};
 use tokio::time::sleep;
 
 use super::target::Target;
-use super::{Failure, Options, Outcome, remark};
+use super::{Failure, Options, Outcome, bar, remark};
 use crate::cluster::Node;
 use crate::entry::Packed;
 use crate::error::Error;
@@ -98,62 +97,64 @@ impl Bench {
 
     /// Writes every key once.
     async fn fill(&self, targets: &[&Target]) -> Result<(), Failure> {
-        let bar = &bar("filling", self.keys.into());
+        let bar = &bar("filling {wide_bar} {percent} %", Some(self.keys.into()));
         let sets = stream::iter((0..self.keys).zip(targets.iter().cycle())).map(Ok);
         let set = async |(number, target): (u32, &&Target)| {
             bar.inc(1);
             let (key, value) = self.entry(number);
-            target.set(key.as_bytes(), &value).await
+            target.write(key.as_bytes(), Some(&value)).await
         };
         let filled = sets.try_for_each_concurrent(targets.len(), set).await;
         bar.finish_and_clear();
-        filled.map_err(|error| {
-            let why = format!("{error}, while the keys were filled");
-            Failure { code: 3, why }
-        })
+        filled.map_err(|error| Failure::from(error).with("while the keys were filled"))
     }
 
     /// Does what is wanted to keys drawn at random; the warm-up counts only in its errors.
     async fn measure(&self, targets: &[&Target]) -> Result<Report, Failure> {
         let time = WARM_UP + Duration::from_secs(self.seconds);
-        let (bar, begun) = (bar("measuring", nanos(time)), Instant::now());
-        let report = RefCell::new(Report {
-            latency: Histogram::new_with_bounds(1, 100_000_000_000, 3).map_err(Failure::usage)?,
-            errors: BTreeMap::new(),
-            elapsed: Duration::ZERO,
-            cpu: None,
-        });
+        let bar = bar("measuring {wide_bar} {percent} %", Some(nanos(time)));
+        let latency = Histogram::new_with_bounds(1, 100_000_000_000, 3).map_err(Failure::usage)?;
+        let (latency, errors) = (RefCell::new(latency), RefCell::new(BTreeMap::new()));
+        let begun = Instant::now();
+        let well = |took| latency.borrow_mut().saturating_record(nanos(took));
+        let wrong = |word| *errors.borrow_mut().entry(word).or_default() += 1;
         let tasks = targets.iter().map(async |target| {
             let mut asked = begun;
             while asked < begun + time {
                 bar.set_position(nanos(asked - begun));
-                let done = self.operate(target).await;
-                report.borrow_mut().count(asked.elapsed(), &done);
-                if done.is_err_and(|error| !error.kind.is_refusal()) {
-                    break; // no answer came: this connection is broken
+                match self.operate(target).await {
+                    Ok(None) => well(asked.elapsed()),
+                    Ok(Some(word)) => wrong(word),
+                    Err(error) if error.kind.is_refusal() => wrong(error.kind.word()),
+                    // No answer came: this connection is broken.
+                    Err(error) => return wrong(error.kind.word()),
                 }
                 asked = Instant::now();
             }
         });
         let warm_up = async {
             sleep(WARM_UP).await;
-            report.borrow_mut().latency.reset();
+            latency.borrow_mut().reset();
             (Instant::now(), used())
         };
-        let ((start, used_before), _) = join(warm_up, join_all(tasks)).await;
+        let ((start, before), _) = join(warm_up, join_all(tasks)).await;
         bar.finish_and_clear();
-        let mut report = report.into_inner();
-        report.elapsed = start.elapsed();
-        let used = used().zip(used_before).map(|(now, before)| now - before);
-        report.cpu = used.map(|seconds| seconds / report.elapsed.as_secs_f64());
-        Ok(report)
+        let elapsed = start.elapsed();
+        let share = |(now, before)| (now - before) / elapsed.as_secs_f64();
+        Ok(Report {
+            latency: latency.into_inner(),
+            errors: errors.into_inner(),
+            elapsed,
+            cpu: used().zip(before).map(share),
+        })
     }
 
     /// One operation. `Some` names what is wrong with the value that was read.
     async fn operate(&self, target: &Target) -> Result<Option<&'static str>, Error> {
         let (key, value) = self.entry(fastrand::u32(..self.keys));
         if self.ops == "set" || self.ops == "mix" && fastrand::bool() {
-            return target.set(key.as_bytes(), &value).await.map(|()| None);
+            let written = target.write(key.as_bytes(), Some(&value)).await;
+            return written.map(|()| None);
         }
         Ok(match target.get(key.as_bytes()).await? {
             found if found == value => None,
@@ -196,31 +197,17 @@ impl Bench {
         let latency = report.percentiles();
         let latency = latency.map(|(name, time)| (name.to_owned(), micros(time)));
         json!({
-            "ops": self.ops,
-            "connections": self.connections,
-            "depth": self.depth,
-            "value_size": self.value_size,
-            "keys": self.keys,
+            "ops": self.ops, "connections": self.connections, "depth": self.depth,
+            "value_size": self.value_size, "keys": self.keys,
             "seconds": report.elapsed.as_secs_f64(),
-            "operations": report.latency.len(),
-            "ops_per_s": report.rate(),
-            "latency_us": Map::from_iter(latency),
-            "errors": report.errors,
+            "operations": report.latency.len(), "ops_per_s": report.rate(),
+            "latency_us": latency.collect::<Map<_, _>>(), "errors": report.errors,
             "generator_cpu": report.cpu.map(|share| (share * 1000.0).round() / 1000.0),
         })
     }
 }
 
 impl Report {
-    fn count(&mut self, took: Duration, done: &Result<Option<&'static str>, Error>) {
-        let wrong = match done {
-            Ok(None) => return self.latency.saturating_record(nanos(took)),
-            Ok(Some(word)) => word,
-            Err(error) => error.kind.word(),
-        };
-        *self.errors.entry(wrong).or_default() += 1;
-    }
-
     /// Fails where an operation did.
     fn check(&self) -> Outcome {
         let wrong: u64 = self.errors.values().sum();
@@ -239,15 +226,12 @@ impl Report {
         u128::from(self.latency.len()) * 1000 / self.elapsed.as_millis().max(1)
     }
 
-    fn percentiles(&self) -> [(&'static str, Duration); 5] {
+    fn percentiles(&self) -> impl Iterator<Item = (&'static str, Duration)> {
+        let names = ["p50", "p90", "p99", "p99.9", "max"];
         let under = |quantile| Duration::from_nanos(self.latency.value_at_quantile(quantile));
-        [
-            ("p50", under(0.5)),
-            ("p90", under(0.9)),
-            ("p99", under(0.99)),
-            ("p99.9", under(0.999)),
-            ("max", under(1.0)),
-        ]
+        names
+            .into_iter()
+            .zip([0.5, 0.9, 0.99, 0.999, 1.0].map(under))
     }
 }
 
@@ -260,12 +244,4 @@ fn used() -> Option<f64> {
     let stat = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
     let nanos: f64 = stat.split(' ').next()?.parse().ok()?;
     Some(nanos / 1e9)
-}
-
-/// A bar on standard error, if that is a terminal.
-fn bar(what: &'static str, length: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {percent} %");
-    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::new(length).with_style(style);
-    bar.with_message(what)
 }

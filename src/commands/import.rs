@@ -8,11 +8,10 @@ use std::thread;
 
 use clap::Args;
 use futures::future::join_all;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use super::{Failure, Options, Outcome, line, standard_input};
+use super::{Failure, Options, Outcome, bar, line, standard_input};
 use crate::client::Client;
 use crate::entry::Packed;
 
@@ -69,7 +68,11 @@ impl Import {
 
 /// Sets batch after batch, and returns how many lines that were.
 async fn set_all(client: &Client, mut coming: Receiver<Batch>) -> Result<usize, Failure> {
-    let (bar, mut done) = (progress(), 0);
+    let bar = match left() {
+        Some(bytes) => bar("{wide_bar} {percent} %  {msg}  {eta} left", Some(bytes)),
+        None => bar("{bytes} in {elapsed}  {msg}", None),
+    };
+    let mut done = 0;
     while let Some(batch) = coming.recv().await {
         let batch = batch?;
         set(client, &batch).await?;
@@ -97,8 +100,8 @@ async fn set(client: &Client, batch: &[Line]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Reads lines to the end or to the first bad one, and hands them on in batches. `None` says that
-/// batches are not taken any more: a line could not be set.
+/// Reads lines to the end or to the first bad one, and hands them on in batches. It ends early
+/// where batches are not taken any more: a line could not be set.
 fn read(mut input: impl BufRead, from: u64, batches: &Sender<Batch>) -> Option<()> {
     let (mut at, mut batch) = (Position::default(), Vec::new());
     loop {
@@ -108,10 +111,9 @@ fn read(mut input: impl BufRead, from: u64, batches: &Sender<Batch>) -> Option<(
                 let full = mem::replace(&mut batch, vec![line]);
                 batches.blocking_send(Ok(full)).ok()?;
             }
-            Ok(None) => return batches.blocking_send(Ok(batch)).ok(),
-            Err(bad) => {
+            end => {
                 batches.blocking_send(Ok(batch)).ok()?;
-                let bad = bad.of(format!("line {}", at.number));
+                let bad = end.err()?.of(format!("line {}", at.number));
                 let hint = "every line before it is written, none after it";
                 return batches.blocking_send(Err(bad.with(hint))).ok();
             }
@@ -150,17 +152,9 @@ fn next(input: &mut impl BufRead, from: u64, at: &mut Position) -> Result<Option
     }
 }
 
-/// Shows on a terminal how far the import is: in percent if standard input is a file.
-fn progress() -> ProgressBar {
-    let file = io::stdin().as_fd().try_clone_to_owned().map(File::from);
-    let left = file.ok().and_then(|mut file| {
-        let size = file.metadata().ok().filter(Metadata::is_file)?.len();
-        Some(size.saturating_sub(file.stream_position().ok()?))
-    });
-    let style = ProgressStyle::with_template(match left {
-        Some(_) => "{wide_bar} {percent} %  {msg}  {eta} left",
-        None => "{bytes} in {elapsed}  {msg}",
-    });
-    let bar = left.map_or_else(ProgressBar::no_length, ProgressBar::new);
-    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+/// How many bytes standard input has left, if it is a file.
+fn left() -> Option<u64> {
+    let mut file = File::from(io::stdin().as_fd().try_clone_to_owned().ok()?);
+    let size = file.metadata().ok().filter(Metadata::is_file)?.len();
+    Some(size.saturating_sub(file.stream_position().ok()?))
 }

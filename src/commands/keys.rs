@@ -176,10 +176,7 @@ impl Via {
     async fn write(&self, key: OsString, value: Option<Packed>, options: &Options) -> Outcome {
         let method = if value.is_some() { "set" } else { "delete" };
         let (target, key) = (self.target(options)?, key.into_encoded_bytes());
-        let written = match value {
-            Some(value) => target.set(&key, &value).await,
-            None => target.delete(&key).await,
-        };
+        let written = target.write(&key, value.as_deref()).await;
         if let Target::Majority(client) = target {
             client.replicas.settle().await;
         }

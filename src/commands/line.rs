@@ -55,26 +55,21 @@ pub(super) fn resp(key: &[u8], value: &Packed) -> Result<Vec<u8>, Error> {
 pub(super) fn read(line: &[u8]) -> Result<(Vec<u8>, Packed), Failure> {
     let line: Line = serde_json::from_slice(line.trim_ascii_end()).map_err(|error| {
         // It names a line too, but it was given only one.
-        Failure::usage(
-            error
-                .to_string()
-                .replace(" at line 1 column ", " at column "),
-        )
+        let why = error.to_string();
+        Failure::usage(why.replace(" at line 1 column ", " at column "))
     })?;
+    let unclear = |what| Failure::usage(format!("a line has {what}"));
     let key = match (line.key, line.key_base64) {
         (Some(key), None) => key.into_bytes(),
         (None, Some(key)) => base64(&key).map_err(|failure| failure.of("key_base64"))?,
-        _ => return Err(Failure::usage("a line has key or key_base64")),
+        _ => return Err(unclear("key or key_base64")),
     };
     let value = match (line.value, line.value_msgpack) {
         (Some(value), None) => checked(&rmp_serde::to_vec(&value).map_err(Failure::usage)?)?,
         (None, Some(value)) => base64(&value)
             .and_then(|value| checked(&value))
             .map_err(|failure| failure.of("value_msgpack"))?,
-        _ => {
-            let why = "a line has value or value_msgpack, and neither is null";
-            return Err(Failure::usage(why));
-        }
+        _ => return Err(unclear("value or value_msgpack, and neither is null")),
     };
     check_key(&key)?;
     Ok((key, value))

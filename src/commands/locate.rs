@@ -32,12 +32,8 @@ impl Where {
         let asked = join_all(roles.map(|(place, role)| ask(&client, place, role, &key)));
         let (replicas, rows): (Vec<Json>, Vec<_>) = asked.await.into_iter().flatten().unzip();
         let (typed, count) = (text::typed(key), cluster.nodes().len());
-        let located = Json::from_iter([
-            text::field("key", &typed),
-            ("hash".to_owned(), json!(hash)),
-            ("nodes".to_owned(), json!(count)),
-            ("replicas".to_owned(), json!(replicas)),
-        ]);
+        let (field, value) = text::field("key", &typed);
+        let located = json!({ field: value, "hash": hash, "nodes": count, "replicas": replicas });
         let sum = format!("crc32({typed}) = {hash}, {hash} % {count} = {owner}");
         let table = text::table(["node", "address", "role", "holds", ""], rows);
         options.print(&located, format!("{sum}\n{table}"))?;
@@ -72,8 +68,6 @@ async fn ask(client: &Client, place: usize, role: &str, key: &[u8]) -> Option<(J
         "stamp": stamp, "deleted": deleted, "error": error,
     });
     let [name, address, role] = [name, address, role].map(str::to_owned);
-    Some((
-        json,
-        [name, address, role, holds, error.unwrap_or_default()],
-    ))
+    let row = [name, address, role, holds, error.unwrap_or_default()];
+    Some((json, row))
 }

@@ -108,8 +108,7 @@ impl log::Log for Log {
 
     fn log(&self, record: &log::Record) {
         let thread = thread::current();
-        let name = thread.name().filter(|name| *name != "main");
-        let name = name.unwrap_or("kv54");
+        let name = thread.name().filter(|n| *n != "main").unwrap_or("kv54");
         let level = match record.level() {
             log::Level::Info => "",
             log::Level::Error => "error: ",

@@ -19,22 +19,16 @@ impl Target {
         }
     }
 
-    pub(super) async fn set(&self, key: &[u8], value: &[u8]) -> Result<(), Error> {
-        match self {
-            Target::Majority(client) => client.set(key, value).await,
-            Target::Node(name, peer) => {
-                let params: [&[u8]; 2] = [&encode_bytes(key), value];
-                call(name, peer, "set", &params).await.map(drop)
-            }
-        }
-    }
-
-    pub(super) async fn delete(&self, key: &[u8]) -> Result<(), Error> {
-        match self {
-            Target::Majority(client) => client.delete(key).await,
-            Target::Node(name, peer) => {
-                let deleted = call(name, peer, "delete", &[&encode_bytes(key)]).await;
-                deleted.map(drop)
+    /// Sets a key, or deletes it if there is no value.
+    pub(super) async fn write(&self, key: &[u8], value: Option<&[u8]>) -> Result<(), Error> {
+        match (self, value) {
+            (Target::Majority(client), Some(value)) => client.set(key, value).await,
+            (Target::Majority(client), None) => client.delete(key).await,
+            (Target::Node(name, peer), _) => {
+                let method = if value.is_some() { "set" } else { "delete" };
+                let key = encode_bytes(key);
+                let params: Vec<&[u8]> = Some(&*key).into_iter().chain(value).collect();
+                call(name, peer, method, &params).await.map(drop)
             }
         }
     }

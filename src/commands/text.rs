@@ -85,14 +85,12 @@ pub(super) fn table<const N: usize>(head: [&str; N], mut rows: Vec<[String; N]>)
             *width = shown(cell).max(*width);
         }
     }
-    let mut table = String::new();
-    for row in &rows {
+    let line = |row: &[String; N]| {
         let cells = row.iter().zip(widths);
         let padded = cells.map(|(cell, width)| cell.to_owned() + &" ".repeat(width - shown(cell)));
-        table += padded.collect::<Vec<_>>().join("  ").trim_end();
-        table.push('\n');
-    }
-    table
+        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
+    };
+    rows.iter().map(line).collect()
 }
 
 /// Why a node cannot be asked, beside its address: the address need not be said again.

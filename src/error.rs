@@ -42,7 +42,6 @@ impl Kind {
 
 /// How many characters of what a stranger sent are quoted.
 const MAX_QUOTE: usize = 100;
-
 /// How many characters of an error from the wire are believed to be one: far more than any has.
 const MAX_TEXT: usize = 16 << 10;
 

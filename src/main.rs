@@ -1,5 +1,4 @@
-//! The door: reads the arguments, runs a server or a client, and says in one
-//! place what went wrong.
+//! The door: reads the arguments, runs a server or a client, says in one place what went wrong.
 
 use std::io::Write as _;
 use std::process::ExitCode;

@@ -1,5 +1,5 @@
-//! `bench`: how fast your own ring answers. It asks as any program would, through [`Peer`] or
-//! [`Client`]; the generator in `bench/` costs less for each operation, and knows other systems.
+//! `bench`: how fast your own ring answers. It asks as any program would, through `Peer` or
+//! `Client`; the generator in `bench/` costs less for each operation, and knows other systems.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

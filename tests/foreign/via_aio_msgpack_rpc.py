@@ -10,6 +10,7 @@ import story
 
 class Client:
     refused = RPCResponseError
+    strict = True
     gone = (OSError, asyncio.TimeoutError)  # it does not notice that a node is gone
 
     def __init__(self, port):

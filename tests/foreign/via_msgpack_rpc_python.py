@@ -13,6 +13,7 @@ import story
 
 class Client:
     refused = RPCError
+    strict = False
     gone = (TimeoutError, TransportError)  # it may not notice that a node is gone
 
     def __init__(self, port):

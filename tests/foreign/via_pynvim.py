@@ -12,6 +12,7 @@ class Refused(Exception):
 
 class Client:
     refused = Refused
+    strict = True
     gone = (EOFError, OSError)
 
     def __init__(self, port):

@@ -11,8 +11,9 @@ use futures::channel::mpsc;
 use futures::future::join_all;
 use kv54::cluster::{self, Cluster};
 use kv54::error::Error;
+use kv54::join::entries;
 use kv54::rpc::codec::{
-    Codec, Request, Response, decode, encode, encode_numbers, string, write_request,
+    Codec, NIL, Request, Response, decode, encode_numbers, string, write_request,
 };
 use kv54::rpc::{Dial, connected};
 use kv54::server::Node;
@@ -223,18 +224,16 @@ fn has_counted_every_byte(store: &Store) {
             let answer = store.scan(&encode_numbers([part as u64]), &encode_numbers([cursor]));
             let mut page = Vec::new();
             answer.expect("a page").write(&mut page);
-            let page = decode(&page).expect("a page");
-            for entry in page[2].as_array().expect("entries") {
-                let (key, value) = (entry[0].as_slice().expect("a key"), &entry[1][2]);
+            for (key, entry) in entries(&page).expect("entries") {
                 bytes += key.len() + OVERHEAD;
-                if value.is_nil() {
+                if entry.value == NIL {
                     tombstones += 1;
                 } else {
                     keys += 1;
-                    bytes += encode(value).len();
+                    bytes += entry.value.len();
                 }
             }
-            next = page[1].as_u64();
+            next = decode(&page).expect("a page")[1].as_u64();
         }
     }
     let status = store.status();

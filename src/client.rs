@@ -30,7 +30,7 @@ impl Client {
     /// says whether it was not written, or (`unknown-outcome:`) may have been.
     pub async fn set(&self, key: &[u8], value: &[u8]) -> Result<(), Error> {
         let replicas = self.replicas.of(key)?;
-        let stamp = replicas.load_stamp().await?;
+        let stamp = replicas.load_stamp(value).await?;
         replicas.store(stamp.newer(value)).await
     }
 

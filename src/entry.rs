@@ -28,6 +28,22 @@ impl Stamp {
         writer: u64::MAX,
     };
 
+    /// What a set names as known. It needs no value, and says in the writer's place how many
+    /// bytes it brings: a replica without room refuses it before anything is written.
+    pub fn of_a_set(value: &[u8]) -> Stamp {
+        let writer = size(value) as u64;
+        Stamp {
+            writer,
+            ..Stamp::MAX
+        }
+    }
+
+    /// How many bytes a set brings that names this as known.
+    pub fn bytes_to_set(self) -> Option<usize> {
+        let bytes = usize::try_from(self.writer).ok()?;
+        (self.counter == u64::MAX && bytes <= MESSAGE.bytes).then_some(bytes)
+    }
+
     /// A new write of this value, over what has this stamp.
     #[must_use]
     pub fn newer<V>(self, value: V) -> Entry<V> {
@@ -108,6 +124,14 @@ impl Deref for Packed {
 impl From<Packed> for Answer {
     fn from(value: Packed) -> Self {
         value.after(Encoded::new())
+    }
+}
+
+/// The bytes that a value will take in memory.
+pub(crate) fn size(value: &[u8]) -> usize {
+    match value {
+        NIL => 0,
+        value => value.len(),
     }
 }
 

@@ -17,7 +17,7 @@ pub enum Kind {
     UnknownOutcome,
     /// A key, a value or a message is over its limit.
     TooLarge,
-    /// The node's memory limit is reached; nothing was evicted, nothing was written.
+    /// One of the key's nodes has no memory for this set; nothing was evicted, nothing was written.
     Full,
     /// Asker and node do not have the same `cluster.toml`, or this key is not kept there.
     WrongRing,

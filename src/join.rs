@@ -82,6 +82,7 @@ async fn compare(store: &Store, replicas: &Replicas, place: usize, parts: &[usiz
         let Ok(theirs) = replicas.status(place).await else {
             continue;
         };
+        store.note_memory(place, &theirs);
         let ours = store.status();
         for &part in parts {
             let owner = replicas.cluster.name(part);

@@ -19,12 +19,16 @@ use crate::rpc::codec::{Encoded, encode_bytes, encode_numbers};
 use crate::rpc::{Call, Dial, HEDGE, Peer};
 use crate::sabotage::{Bug, planted};
 use crate::status::Status;
-use crate::store::Store;
+use crate::store::{OVERHEAD, Store};
 
 /// Between two attempts of one operation.
 const PAUSE: Duration = Duration::from_millis(50);
 /// The least time that an attempt is given: with less, healthy replicas would seem silent.
 const MIN_ATTEMPT: Duration = Duration::from_millis(50);
+
+/// A set of so many bytes asks all replicas for their stamps, a smaller one only as often as that:
+/// so a replica without memory is noticed, also if it is none of those that are needed.
+const ASKS_ALL: usize = 4 << 10;
 
 /// The nodes of a ring, as one coordinator reaches them.
 pub struct Replicas {
@@ -67,11 +71,11 @@ type Errors = Vec<(usize, Error)>;
 /// A list of up to three, without an allocation.
 type Few<T> = SmallVec<[T; COPIES]>;
 
-/// How many replicas are asked at once: a majority for a load, all for a store.
+/// What is asked, and of how many replicas at once: a load of a majority or of more, a store of all.
 #[derive(Clone, Copy, PartialEq)]
 enum First {
-    Majority,
-    All,
+    Load(usize),
+    Store,
 }
 
 impl Replicas {
@@ -157,26 +161,27 @@ impl Replicas {
     }
 
     /// The places of a part's replicas in the order of asking: the coordinator's own node, then
-    /// along the ring from there (or from the owner). A node that was late a moment ago is last.
+    /// along the ring from there (or from the owner), but as [`Peer::turn`] has it.
     fn order(&self, part: usize, now: Instant) -> Few<usize> {
         let mut places: Few<usize> = self.cluster.replicas(part).collect();
-        let is_own = |place: &usize| self.own_store_at(*place).is_some();
-        let own = places.iter().position(is_own);
+        let is_own = |place: usize| self.own_store_at(place).is_some();
+        let own = places.iter().position(|place| is_own(*place));
         places.rotate_left(own.unwrap_or(0));
-        let is_late = |place: &usize| {
-            let peer = self.nodes.get(*place).filter(|_| !is_own(place));
-            peer.is_some_and(|(peer, _)| peer.is_suspect(now))
+        let turn = |place| {
+            let peer = self.nodes.get(place).filter(|_| !is_own(place));
+            (peer.map(|(peer, _)| peer.turn(now)), place) // none, which is ourselves, is the lowest
         };
-        let (late, mut order): (Few<_>, Few<_>) = places.into_iter().partition(is_late);
-        order.extend(late);
-        order
+        let mut turns: Few<(Option<u8>, usize)> = places.into_iter().map(turn).collect();
+        turns.sort_by_key(|(turn, _)| *turn);
+        turns.into_iter().map(|(_, place)| place).collect()
     }
 }
 
 impl Operation<'_> {
     /// The newest entry that a majority has, and whether all of it has it.
     pub async fn load(&self) -> Result<Newest, Error> {
-        let answers = self.load_above(None).await?;
+        let majority = self.replicas.cluster.majority();
+        let answers = self.load_above(None, majority).await?;
         let stamp = highest(&answers);
         let agreed = answers.iter().all(|(_, answer)| answer.stamp == stamp);
         let newest = answers.into_iter().map(|(_, answer)| answer);
@@ -189,9 +194,16 @@ impl Operation<'_> {
         Ok(Newest { entry, agreed })
     }
 
-    /// The highest stamp that a majority has.
-    pub async fn load_stamp(&self) -> Result<Stamp, Error> {
-        Ok(highest(&self.load_above(Some(Stamp::MAX)).await?))
+    /// The highest stamp that a majority has, for a set of this value. Refused with `full:` if one
+    /// that was asked has no memory for it.
+    pub async fn load_stamp(&self, value: &[u8]) -> Result<Stamp, Error> {
+        let cluster = &self.replicas.cluster;
+        let first = match fastrand::usize(..ASKS_ALL) < self.key.len() + value.len() + OVERHEAD {
+            true => cluster.copies(),
+            false => cluster.majority(),
+        };
+        let known = Some(Stamp::of_a_set(value));
+        Ok(highest(&self.load_above(known, first).await?))
     }
 
     /// Has a majority keep the entry, and tells the other replicas too.
@@ -203,7 +215,7 @@ impl Operation<'_> {
             Some(store) => Sent::Answered(store.keep(self.key, entry)),
             None => self.send(place, "store", 3, [&head, entry.value]),
         };
-        self.majority(First::All, |_| Ok(()), ask).await.map(drop)
+        self.majority(First::Store, |_| Ok(()), ask).await.map(drop)
     }
 
     /// The same for an entry that another coordinator wrote. For a read, an unknown outcome is
@@ -216,7 +228,11 @@ impl Operation<'_> {
     }
 
     /// What a majority has, without the values where `known` is as new.
-    async fn load_above(&self, known: Option<Stamp>) -> Result<Few<(usize, Loaded)>, Error> {
+    async fn load_above(
+        &self,
+        known: Option<Stamp>,
+        first: usize,
+    ) -> Result<Few<(usize, Loaded)>, Error> {
         // Our own replica answers first (see `order`). The others are told its stamp, and leave out
         // a value that we hold.
         let mut told = known;
@@ -231,7 +247,7 @@ impl Operation<'_> {
                 None => self.send(place, "load", 2, [&[], &[]]),
             }
         };
-        self.majority(First::Majority, loaded, ask).await
+        self.majority(First::Load(first), loaded, ask).await
     }
 
     /// The answers of a majority of different replicas, each with its place. All of them came within
@@ -245,12 +261,12 @@ impl Operation<'_> {
     ) -> Result<Few<(usize, T)>, Error> {
         let cluster = &self.replicas.cluster;
         let needed = match first {
-            First::All if planted(Bug::SetWaitsForOne) => 1,
+            First::Store if planted(Bug::SetWaitsForOne) => 1,
             _ => cluster.majority(),
         };
         let mut opened = match first {
-            First::Majority => self.begun, // an operation begins with a load
-            First::All => Instant::now(),
+            First::Load(_) => self.begun, // an operation begins with a load
+            First::Store => Instant::now(),
         };
         if opened >= self.deadline {
             let why = format!("key {:?}: no time is left to ask its replicas", self.name());
@@ -261,15 +277,16 @@ impl Operation<'_> {
         loop {
             let mut attempt = self.attempt(opened, first, needed, answers);
             future::poll_fn(|context| attempt.poll(&mut ask, read, context)).await;
-            if attempt.answers.len() >= needed {
+            let full = attempt.is_refused();
+            if attempt.answers.len() >= needed && !full {
                 return Ok(attempt.answers);
             }
             let errors = attempt.give_up();
             answers = attempt.answers;
             let count = |is: fn(Kind) -> bool| errors.iter().filter(|(_, e)| is(e.kind)).count();
             let unknown = count(|kind| kind == Kind::UnknownOutcome);
-            heard |= first == First::All && unknown + answers.len() > 0;
-            let hopeless = count(Kind::is_refusal) > cluster.copies() - needed;
+            heard |= first == First::Store && unknown + answers.len() > 0;
+            let hopeless = full || count(Kind::is_refusal) > cluster.copies() - needed;
             if hopeless || Instant::now() + PAUSE + MIN_ATTEMPT >= self.deadline {
                 return Err(self.no_majority(answers.len(), &errors, hopeless, heard));
             }
@@ -296,7 +313,11 @@ impl Operation<'_> {
             opened,
             closes: self.deadline.min(opened + window),
             needed,
-            due: if first == First::All { COPIES } else { needed },
+            due: match first {
+                First::Load(first) => first,
+                First::Store => COPIES,
+            },
+            first,
             to_ask,
             calls: Few::new(),
             answers,
@@ -350,6 +371,7 @@ impl Operation<'_> {
 struct Attempt<T> {
     opened: Instant,
     closes: Instant,
+    first: First,
     needed: usize,
     due: usize,         // how many replicas are to be asked now
     to_ask: Few<usize>, // the replicas that were not asked yet
@@ -375,7 +397,7 @@ impl<T> Attempt<T> {
                 self.count(place, now, Ok(answer));
             }
             self.collect(read, context);
-            if self.answers.len() >= self.needed || now > self.closes {
+            if self.answers.len() >= self.needed || self.is_refused() || now > self.closes {
                 return Poll::Ready(());
             }
             if !self.needs_another(now) {
@@ -423,6 +445,12 @@ impl<T> Attempt<T> {
             Ok(_) => self.errors.push((place, late())),
             Err(error) => self.errors.push((place, error)),
         }
+    }
+
+    /// Whether a replica has no memory for this set: it goes to all of them or to none.
+    fn is_refused(&self) -> bool {
+        let full = |(_, error): &(usize, Error)| error.kind == Kind::Full;
+        self.first != First::Store && self.errors.iter().any(full)
     }
 
     /// Whether the next replica must be asked: one has failed, or an answer is late.

@@ -22,6 +22,8 @@ pub enum Bug {
     SameStampForTwoSets,
     /// A replica keeps the entry that came last, not the newest.
     OldEntryReplacesNew,
+    /// A replica without memory refuses what a majority may have answered for.
+    FullReplicaRefusesToStore,
 }
 
 /// Whether this bug is planted: never, but in a build with the feature `sabotage`, in the process

@@ -30,6 +30,10 @@ pub struct Status {
     pub tombstones: usize,
     /// Keys, values and overhead, in bytes.
     pub bytes: usize,
+    /// How many bytes they may take before a set that adds to them is refused.
+    pub memory: usize,
+    /// Whether the last set that was refused for that would be refused again.
+    pub full: bool,
     /// How many entries it holds of each part, by the part's owner: keys and tombstones.
     pub entries: BTreeMap<String, usize>,
     /// A digest of each part, by its owner: equal where two nodes hold the same.
@@ -48,6 +52,14 @@ impl Status {
             return Err(Error::bad_request("a status with control characters")); // a terminal obeys them
         }
         Ok(status)
+    }
+
+    /// What there is to say beside the state: how far it has come, and that it is full.
+    pub fn remarks(&self) -> String {
+        let waiting = (!self.waiting_for.is_empty()).then(|| self.waiting());
+        let full = format!("full: {} of {} bytes", self.bytes, self.memory);
+        let remarks = waiting.into_iter().chain(self.full.then_some(full));
+        remarks.collect::<Vec<_>>().join("; ")
     }
 
     /// How far a joining node is: `45 %, waiting for bob`.

@@ -2,6 +2,8 @@
 //! from key to the newest entry that it has been told. Entries are never removed, so
 //! the place at which a key was first inserted never changes: the cursor of a scan counts on it.
 
+mod memory;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
@@ -10,15 +12,16 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use crate::cluster::Cluster;
-use crate::entry::{Entry, Loaded, Packed, Stamp, check_key, check_value};
+use crate::entry::{Entry, Loaded, Packed, Stamp, check_key, check_value, size};
 use crate::error::{Error, Kind};
 use crate::rpc::codec::{self, Encoded, quoted};
 use crate::rpc::{Answer, lock};
 use crate::sabotage::{Bug, planted};
 use crate::status::Status;
+use memory::{Memory, Usage};
 
 /// What an entry takes beside its key and value, in bytes: its place in the map, and two allocations.
-const OVERHEAD: usize = 100;
+pub(crate) const OVERHEAD: usize = 100;
 
 /// What one page of a scan may take, in bytes, unless it is a single entry: little enough to
 /// be made while others wait, and for its values to fit into one message.
@@ -38,13 +41,16 @@ pub struct Store {
 }
 
 struct Kept {
-    bytes: usize,
+    memory: Memory,
     parts: BTreeMap<usize, Part>,
 }
 
+/// A short key lies beside its entry.
+type Key = SmallVec<[u8; 16]>;
+
 #[derive(Default)]
 struct Part {
-    entries: IndexMap<SmallVec<[u8; 16]>, Entry>,
+    entries: IndexMap<Key, Entry>,
     tombstones: usize,
     digest: u64,
     // Its replicas that were not read to the end: how many entries were read, and of how many.
@@ -66,13 +72,14 @@ impl Store {
                 parts.insert(number, part);
             }
         }
+        let memory = Memory::new(cluster.limits.memory, cluster.limits.window);
         Store {
             fingerprint: cluster.fingerprint(cluster.name(place)),
             cluster,
             place,
             started: Instant::now(),
             start_id: fastrand::u64(..),
-            kept: Mutex::new(Kept { bytes: 0, parts }),
+            kept: Mutex::new(Kept { memory, parts }),
         }
     }
 
@@ -93,10 +100,12 @@ impl Store {
     }
 
     /// What is kept under this key, without the value where `known` is as new. Refused
-    /// while another replica may know of a write that was here before this node's start.
+    /// while another replica may know of a write that was here before this node's start, and for a
+    /// set that brings more than there is memory for.
     pub fn load(&self, key: &[u8], known: Option<Stamp>) -> Result<Loaded, Error> {
+        let number = self.part(key)?;
         let mut kept = lock(&self.kept);
-        let part = kept.part(self.part(key)?)?;
+        let part = kept.part(number)?;
         if !part.missing.is_empty() && !planted(Bug::JoiningAnswersLoad) {
             let names = self.names(part.missing.keys()).join(", ");
             return Err(Error::new(Kind::Joining, format!("waiting for {names}")));
@@ -107,7 +116,25 @@ impl Store {
             Some(known) if known >= stamp => None,
             _ => Some(entry.map_or(Packed::default(), |entry| entry.value.clone())),
         };
+        if let Some(bytes) = known.and_then(Stamp::bytes_to_set) {
+            let added = match entry {
+                Some(old) => bytes.saturating_sub(old.value.size()),
+                None => bytes + key.len() + OVERHEAD,
+            };
+            let others = self.cluster.replicas(number);
+            let others = others.filter(|place| *place != self.place);
+            let allowed = kept.memory.allow(key, added, others);
+            allowed.map_err(|(place, usage)| self.full(place, usage, added))?;
+        }
         Ok(Entry { stamp, value })
+    }
+
+    fn full(&self, place: Option<usize>, usage: Usage, added: usize) -> Error {
+        let name = self.cluster.name(place.unwrap_or(self.place));
+        let Usage { bytes, limit } = usage;
+        let why =
+            format!("{name} keeps {bytes} bytes of at most {limit}, no room for {added} more");
+        Error::new(Kind::Full, why)
     }
 
     /// Keeps the entry if it is newer than what is kept under this key. Refuses a value that is
@@ -125,28 +152,22 @@ impl Store {
         }
         let number = self.part(key)?;
         let mut kept = lock(&self.kept);
-        let bytes = kept.bytes;
-        let part = kept.part(number)?;
+        let Kept { memory, parts } = &mut *kept;
+        let part = parts.get_mut(&number).ok_or_else(|| not_kept(number))?;
         let found = part.entries.get_full(key);
         let (index, old) = found.map(|(index, _, old)| (index, old)).unzip();
         if old.is_some_and(|old| old.stamp >= entry.stamp) && !planted(Bug::OldEntryReplacesNew) {
             return Ok(());
         }
-        let new_size = match entry.value {
-            codec::NIL => 0,
-            value => value.len(),
-        };
-        let grown = match old {
-            Some(old) => bytes + new_size - old.value.size(),
-            None => bytes + new_size + key.len() + OVERHEAD,
-        };
-        if grown > bytes.max(self.cluster.limits.memory) {
-            let (name, most) = (self.name(), self.cluster.limits.memory);
-            let why = format!("{name} keeps {bytes} bytes, at most {most}");
-            return Err(Error::new(Kind::Full, why));
+        let freed = old.map_or(0, |old| old.value.size());
+        let added = size(entry.value) + old.map_or(key.len() + OVERHEAD, |_| 0);
+        let bytes = memory.own.bytes + added - freed;
+        if planted(Bug::FullReplicaRefusesToStore) && bytes > memory.own.limit {
+            return Err(self.full(None, memory.own, added));
         }
+        memory.own.bytes = bytes;
+        memory.arrived(key);
         part.put(index, key, entry);
-        kept.bytes = grown;
         Ok(())
     }
 
@@ -201,6 +222,14 @@ impl Store {
         }
     }
 
+    /// Notes how much another node keeps, and how much it may.
+    pub fn note_memory(&self, place: usize, theirs: &Status) {
+        let (bytes, limit) = (theirs.bytes, theirs.memory);
+        if limit > 0 {
+            lock(&self.kept).memory.saw(place, Usage { bytes, limit });
+        }
+    }
+
     /// Notes that another replica of a part has been read to the end.
     pub fn mark_read(&self, part: usize, place: usize) {
         if let Ok(part) = lock(&self.kept).part(part) {
@@ -234,7 +263,9 @@ impl Store {
             ring: self.fingerprint,
             keys: parts().map(|part| part.entries.len()).sum::<usize>() - tombstones,
             tombstones,
-            bytes: kept.bytes,
+            bytes: kept.memory.own.bytes,
+            memory: kept.memory.own.limit,
+            full: kept.memory.is_full(),
             entries: owned().map(|(of, part)| (of, part.entries.len())).collect(),
             digests: owned()
                 .map(|(of, part)| (of, format!("{:016x}", part.digest)))
@@ -288,9 +319,8 @@ impl Part {
 
 impl Kept {
     fn part(&mut self, number: usize) -> Result<&mut Part, Error> {
-        let why = || format!("part {number} is not kept here");
         let part = self.parts.get_mut(&number);
-        part.ok_or_else(|| Error::new(Kind::WrongRing, why()))
+        part.ok_or_else(|| not_kept(number))
     }
 
     /// How much of what the other replicas keep has been read, in percent.
@@ -306,6 +336,10 @@ impl Kept {
         let read: usize = self.parts.values().map(of_part).sum();
         read.checked_div(whole).unwrap_or(100)
     }
+}
+
+fn not_kept(part: usize) -> Error {
+    Error::new(Kind::WrongRing, format!("part {part} is not kept here"))
 }
 
 /// One entry's share of a part's digest. The writer is random, which does most of the

@@ -553,7 +553,13 @@ fn tell_two_of_three(cluster: &Cluster, entries: &[(Vec<u8>, Value)], without: u
     let (client, ring) = (cluster.client(), cluster.ring());
     block_on(async {
         for (key, value) in entries {
-            let known = client.replicas.of(key).unwrap().load_stamp().await.unwrap();
+            let known = client
+                .replicas
+                .of(key)
+                .unwrap()
+                .load_stamp(b"\xc0")
+                .await
+                .unwrap();
             let entry = encoded(known.newer(value.clone()));
             let told: [&[u8]; 2] = [&encode(&key.as_slice().into()), &entry];
             for (n, place) in ring.replicas(ring.owner(key)).enumerate() {

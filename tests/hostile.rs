@@ -423,10 +423,7 @@ fn more_writes_than_fit_into_memory() {
                     match answer {
                         Ok(_) => stored.push(n),
                         Err(error) => {
-                            // One replica may have had room where two had none.
-                            let plain = error.starts_with("full: ");
-                            let partly = error.starts_with("unknown-outcome: ");
-                            assert!(plain || partly && error.contains("full: "), "{error}");
+                            assert!(error.starts_with("full: "), "{error}");
                             refused += 1;
                         }
                     }

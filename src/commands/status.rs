@@ -91,15 +91,14 @@ fn line(node: &Node, ring: u32, status: &Result<Status, Error>) -> (Json, [Strin
             let remark = format!("it is {name} of another ring: use the same cluster.toml");
             (Kind::WrongRing.word(), remark)
         }
-        Ok(status) if status.waiting_for.is_empty() => (&*status.state, String::new()),
-        Ok(status) => (&*status.state, status.waiting()),
+        Ok(status) => (&*status.state, status.remarks()),
     };
     let Node { name, address } = node;
     let json = match status {
         Ok(status) => json!({
             "name": name, "address": address, "state": state,
             "keys": status.keys, "tombstones": status.tombstones, "bytes": status.bytes,
-            "version": status.version, "waiting_for": status.waiting_for,
+            "memory": status.memory, "full": status.full, "version": status.version, "waiting_for": status.waiting_for,
             "progress": status.progress, "ring": status.ring, "entries": status.entries,
             "digests": status.digests, "uptime_s": status.uptime_s,
         }),

@@ -26,6 +26,8 @@ use crate::error::{Error, Kind};
 pub const HEDGE: Duration = Duration::from_millis(10);
 /// How long a node that did not answer in time is asked last.
 const SUSPICION: Duration = Duration::from_secs(1);
+/// How long a node that had no memory for a set is asked first by the next ones.
+const FULL: Duration = Duration::from_secs(1);
 /// How long a node that could not be dialled is not dialled again.
 const REDIAL: Duration = Duration::from_millis(50);
 /// Unsent questions, in bytes, that are sent at once. With less, a write waits one round for more.
@@ -55,6 +57,7 @@ struct State {
     first: u32,                    // the msgid of the oldest question
     questions: VecDeque<Question>, // by msgid; the oldest one is open
     suspect_until: Option<Instant>,
+    full_until: Option<Instant>,
     down: Option<(Instant, Error)>, // not dialled before then, and why
 }
 
@@ -123,9 +126,18 @@ impl Peer {
         Call(slot)
     }
 
-    /// Whether this node was late or out of reach a moment ago: better ask the others first.
-    pub fn is_suspect(&self, now: Instant) -> bool {
-        lock(&self.0.state).suspect_until > Some(now)
+    /// The turn of this node among those who are asked, the lowest first. The last one was late or
+    /// out of reach a moment ago. The first one had no memory for a set, and may refuse the next.
+    pub fn turn(&self, now: Instant) -> u8 {
+        let state = lock(&self.0.state);
+        match (
+            state.suspect_until > Some(now),
+            state.full_until > Some(now),
+        ) {
+            (true, _) => 2,
+            (false, false) => 1,
+            (false, true) => 0,
+        }
     }
 
     /// Whether a question is still on its way.
@@ -263,6 +275,9 @@ impl Shared {
             state.first = state.first.wrapping_add(1);
         }
         state.suspect_until = None;
+        if matches!(&answer, Err(error) if error.kind == Kind::Full) {
+            state.full_until = Some(arrived + FULL);
+        }
         drop(state);
         slot.answer((arrived, answer));
         Ok(())

@@ -50,9 +50,12 @@ struct World {
     pace: u64,    // the longest pause between a client's operations, in milliseconds
     harsh: bool,  // more than one failure at a time
     lonely: bool, // only the first client writes
+    memory: Option<Vec<usize>>, // what each node may keep, in bytes, where that is little
     written: RefCell<Option<(String, u64)>>, // by the first client, at this moment
     calm: Cell<bool>,
     blameless: Cell<usize>, // failed because the one node that was asked was the failed one
+    full: Cell<usize>,      // sets refused for memory
+    wronged: RefCell<Option<String>>, // for memory, what must not be
     next_value: Cell<u64>,
 }
 
@@ -140,6 +143,9 @@ pub fn run(seed: u64) -> Result<String, String> {
     trouble
         .run()
         .map_err(|why| format!("seed {seed}, ring of {size}: {why}"))?;
+    if let Some(why) = world.wronged.take() {
+        return Err(format!("seed {seed}, ring of {size}: {why}"));
+    }
     let told = world.history.check();
     told.map_err(|why| format!("seed {seed}, ring of {size}: {why}"))?;
     trouble.report(seed)
@@ -170,14 +176,20 @@ impl World {
         let window = format!("[limits]\nwindow = \"{}ms\"", WINDOW.as_millis());
         let file = format!("[nodes]\n{}\n{window}", nodes[..size].join("\n"));
         let keys = if lonely { 1 } else { rng.usize(1..=3) };
+        let pace = if lonely {
+            50
+        } else {
+            [5, 20, 150][rng.usize(..3)]
+        };
+        // One run in four: not all keys fit into memory, and into some nodes fewer than into others.
+        let little = !lonely && rng.u8(..4) == 0;
+        let keys = if little { keys + 5 } else { keys };
+        let memory = little.then(|| (0..size).map(|_| rng.usize(250..900)).collect());
         World {
             cluster: Arc::new(Cluster::parse("cluster.toml".as_ref(), &file).unwrap()),
             keys: (0..keys).map(|n| format!("key{n}-{seed}")).collect(),
-            pace: if lonely {
-                50
-            } else {
-                [5, 20, 150][rng.usize(..3)]
-            },
+            pace,
+            memory,
             harsh,
             lonely,
             history: History::default(),
@@ -185,8 +197,33 @@ impl World {
             written: RefCell::default(),
             calm: Cell::new(false),
             blameless: Cell::new(0),
+            full: Cell::new(0),
+            wronged: RefCell::default(),
             next_value: Cell::new(0),
         }
+    }
+}
+
+impl World {
+    /// Only a set is refused for memory, and then for sure.
+    fn note_full(&self, operation: Operation, error: &Error) {
+        match (operation, error.kind) {
+            (Operation::Set(Some(_)), Kind::Full) => self.full.set(self.full.get() + 1),
+            _ if error.to_string().contains("full: ") => {
+                let wrong = format!("{operation:?} failed for memory: {error}");
+                self.wronged.borrow_mut().get_or_insert(wrong);
+            }
+            _ => {}
+        }
+    }
+
+    /// A value that is large at times, where memory is little.
+    fn value(&self, number: u64) -> Packed {
+        let long = self.memory.is_some() && number % 3 == 0;
+        Packed::of(match long {
+            true => Value::Array(vec![number.into(), "x".repeat(150).into()]),
+            false => number.into(),
+        })
     }
 }
 
@@ -202,7 +239,11 @@ fn dial() -> Dial {
 
 async fn node(world: Rc<World>, place: usize) -> turmoil::Result {
     let listener = TcpListener::bind("0.0.0.0:54").await?;
-    let store = Arc::new(Store::new(world.cluster.clone(), place));
+    let mut cluster = (*world.cluster).clone();
+    if let Some(memory) = &world.memory {
+        cluster.limits.memory = memory[place];
+    }
+    let store = Arc::new(Store::new(Arc::new(cluster), place));
     world.stores.borrow_mut().insert(place, store.clone());
     let node = Node::new(store, TIMEOUT, &dial());
     let incoming = pin!(stream::unfold(listener, async |listener| {
@@ -238,11 +279,20 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
             *world.written.borrow_mut() = Some((key.clone(), value));
         }
         let answer = if coordinates {
-            ask_majority(&client, key, operation).await
+            ask_majority(&world, &client, key, operation).await
         } else {
-            ask_node(&peers[fastrand::usize(..peers.len())], key, operation).await
+            ask_node(
+                &world,
+                &peers[fastrand::usize(..peers.len())],
+                key,
+                operation,
+            )
+            .await
         };
-        let failed = answer.is_err();
+        if let Err(error) = &answer {
+            world.note_full(operation, error);
+        }
+        let failed = matches!(&answer, Err(error) if error.kind != Kind::Full);
         world.history.end(began, end(operation, answer));
         if failed && !coordinates {
             world.blameless.set(world.blameless.get() + 1);
@@ -252,30 +302,40 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
     if coordinates {
         for key in &world.keys {
             let began = world.history.begin(key, Operation::Get);
-            let answer = ask_majority(&client, key, Operation::Get).await;
+            let answer = ask_majority(&world, &client, key, Operation::Get).await;
             world.history.end(began, end(Operation::Get, answer));
         }
     }
     Ok(())
 }
 
-async fn ask_majority(client: &Client, key: &str, operation: Operation) -> Result<Value, Error> {
+async fn ask_majority(
+    world: &World,
+    client: &Client,
+    key: &str,
+    operation: Operation,
+) -> Result<Value, Error> {
     let key = key.as_bytes();
     match operation {
         Operation::Get => client.get(key).await?.value(),
         Operation::Set(Some(value)) => {
-            let set = client.set(key, &Packed::of(value)).await;
+            let set = client.set(key, &world.value(value)).await;
             set.map(|()| Value::Nil)
         }
         Operation::Set(None) => client.delete(key).await.map(|()| Value::Nil),
     }
 }
 
-async fn ask_node(peer: &Peer, key: &str, operation: Operation) -> Result<Value, Error> {
+async fn ask_node(
+    world: &World,
+    peer: &Peer,
+    key: &str,
+    operation: Operation,
+) -> Result<Value, Error> {
     let key = encode(&key.into());
     let answer = match operation {
         Operation::Get => peer.call("get", &[&key]),
-        Operation::Set(Some(value)) => peer.call("set", &[&key, &encode(&value.into())]),
+        Operation::Set(Some(value)) => peer.call("set", &[&key, &world.value(value)]),
         Operation::Set(None) => peer.call("delete", &[&key]),
     };
     decode(&answer.await.1?)
@@ -297,8 +357,9 @@ fn end(operation: Operation, answer: Result<Value, Error>) -> End {
 }
 
 fn content(value: &Value) -> Content {
-    assert!(value.is_nil() || value.is_u64(), "nobody wrote {value}");
-    value.as_u64()
+    let number = value.as_array().map_or(value, |long| &long[0]);
+    assert!(number.is_nil() || number.is_u64(), "nobody wrote {value}");
+    number.as_u64()
 }
 
 /// What befalls the ring, and for how long.
@@ -375,10 +436,10 @@ impl Trouble<'_> {
             ..
         } = self;
         let (size, tally) = (world.cluster.nodes().len(), world.history.tally());
-        let blameless = world.blameless.get();
+        let (blameless, full) = (world.blameless.get(), world.full.get());
         let line = format!(
             "seed {seed}: ring of {size}{}, done {}, refused {}, unknown {}, blameless {blameless}, \
-             crashes {crashes}, cuts {cuts}, slow {slow}, dead {dead}, fingerprint {}",
+             full {full}, crashes {crashes}, cuts {cuts}, slow {slow}, dead {dead}, fingerprint {}",
             if world.harsh { " in harsh times" } else { "" },
             tally.done,
             tally.refused,
@@ -386,7 +447,8 @@ impl Trouble<'_> {
             world.history.fingerprint(),
         );
         // What a dying client leaves open, and what was asked of a failed node, is nobody's fault.
-        let fair = (tally.done + tally.refused + tally.unknown).saturating_sub(blameless + dead);
+        let fair =
+            (tally.done + tally.refused + tally.unknown).saturating_sub(blameless + full + dead);
         let wanted = match size {
             1 => fair,
             2 => 10,

@@ -1,0 +1,200 @@
+//! Stories of nodes that have no memory left: what is refused, what is kept all the same, and that
+//! every answered write can still be read.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::thread;
+
+use common::wire::{MIB, Wire, bin, request};
+use common::{Cluster, FIVE};
+use msgpack_rpc::Value;
+
+const THREE: [&str; 3] = ["alice", "bob", "carol"];
+const LITTLE: &str = "memory = \"1MiB\"";
+
+#[test]
+fn a_full_ring_answers_every_get_and_its_nodes_restart() {
+    let mut cluster = Cluster::with_limits(&THREE, LITTLE);
+    cluster.start_all();
+    let (written, refused) = write_until_full(&cluster, &THREE, 6_000, 1);
+    assert!((150..200).contains(&written.len()), "{}", written.len());
+    assert!(!refused.is_empty());
+    assert_holds(&cluster, &written);
+    assert!(refused.iter().all(|key| !written.contains(key)));
+    let mut wire = Wire::to(&cluster, "alice");
+    for key in &refused {
+        assert_eq!(wire.does("get", [key.as_str().into()]), Value::Nil, "{key}");
+    }
+
+    let told = cluster.kv54(["status", "--json"]).exits(0).json();
+    let table = cluster.kv54(["status"]).exits(0);
+    for node in told["nodes"].as_array().unwrap() {
+        assert_eq!(
+            (&node["full"], &node["memory"]),
+            (&true.into(), &MIB.into())
+        );
+        let remark = format!("full: {} of 1048576 bytes", node["bytes"]);
+        assert!(table.text().contains(&remark), "{table:?}");
+    }
+
+    // What all have answered for comes back to a node that lost it, also at the limit.
+    for name in THREE {
+        cluster.restart(name);
+        cluster.wait_until_ready();
+        assert_holds(&cluster, &written);
+    }
+    // A larger limit, one node after the other, loses nothing and lets the ring take more.
+    let file = std::fs::read_to_string(cluster.dir.join("cluster.toml")).unwrap();
+    cluster.file("cluster.toml", &file.replace("1MiB", "2MiB"));
+    for name in THREE {
+        cluster.restart(name);
+        cluster.wait_until_ready();
+    }
+    assert_holds(&cluster, &written);
+    let mut wire = Wire::to(&cluster, "alice");
+    wire.does("set", ["one more".into(), bin(&[0; 6_000])]);
+}
+
+#[test]
+fn a_replica_that_is_full_and_missed_a_write_takes_it_from_a_get() {
+    let mut cluster = Cluster::with_limits(&THREE, LITTLE);
+    cluster.start_all();
+    cluster.wait_until_ready();
+    // Told to bob alone, as by a coordinator that died: a majority with him must be made equal.
+    let ring = cluster.ring();
+    let mut bob = Wire::to(&cluster, "bob");
+    let half = bin(&vec![1; 600_000]);
+    let told = |key: &str| {
+        let value = common::wire::entry(7, 7, half.clone());
+        [ring.fingerprint("bob").into(), Value::from(key), value]
+    };
+    bob.does("store", told("tea"));
+    bob.does("store", told("cup")); // 1.2 MB
+    for (key, via) in [
+        ("tea", "bob"),
+        ("cup", "bob"),
+        ("tea", "alice"),
+        ("cup", "alice"),
+    ] {
+        let mut wire = Wire::to(&cluster, via);
+        assert_eq!(wire.does("get", [key.into()]), half, "{key} via {via}");
+    }
+    assert!(Wire::to(&cluster, "carol").does("status", []) != Value::Nil);
+    bob.refuses(
+        "set",
+        ["pot".into(), 1.into()],
+        &["full:", "at most 1048576"],
+    );
+    // What does not grow, and what makes room, is always taken.
+    bob.does("set", ["tea".into(), bin(&vec![2; 600_000])]);
+    bob.does("delete", ["cup".into()]);
+    bob.does("set", ["pot".into(), 1.into()]);
+}
+
+#[test]
+fn a_small_node_beside_large_ones_is_never_more_than_a_quarter_above_its_limit() {
+    let mut cluster = Cluster::with_limits(&FIVE, "memory = \"64MiB\"");
+    let file = std::fs::read_to_string(cluster.dir.join("cluster.toml")).unwrap();
+    cluster.file("small.toml", &file.replace("64MiB", "1MiB"));
+    let at_carol = cluster.address("carol");
+    cluster.start_behind("carol", "small.toml", &at_carol);
+    for name in FIVE.iter().filter(|name| **name != "carol") {
+        cluster.start(name);
+    }
+    cluster.wait_until_ready();
+    let (written, refused) = write_until_full(&cluster, &["alice", "erin"], 700, 64);
+    let without = |keys: &BTreeSet<String>| {
+        let away = |key: &&String| !cluster.replicas(key).contains(&"carol".to_owned());
+        keys.iter().filter(away).count()
+    };
+    assert_eq!(without(&refused), 0, "carol alone is full");
+    assert!(without(&written) > 0);
+    assert_holds(&cluster, &written);
+    let carol = Wire::to(&cluster, "carol").status("bytes");
+    assert!(carol >= MIB as u64 * 9 / 10, "{carol}");
+
+    // Clients that coordinate themselves and ask once each know of it, too.
+    let key = cluster.key_on(&["bob", "carol", "dave"]);
+    cluster.wait_until_equal();
+    let full = cluster.kv54(["set", &key, &"x".repeat(5_000)]).exits(3);
+    full.says(&["set failed", "full:", "carol keeps"]);
+    cluster.kill("carol");
+    cluster.start_behind("carol", "small.toml", &at_carol);
+    cluster.wait_until_ready();
+    assert_holds(&cluster, &written);
+}
+
+/// Has writers at these nodes set keys of so many bytes, `depth` at a time, until each was refused
+/// often; meanwhile no node may keep more than a quarter above its limit. The keys that were
+/// written, and those that were refused.
+fn write_until_full(
+    cluster: &Cluster,
+    via: &[&str],
+    bytes: usize,
+    depth: u32,
+) -> (BTreeSet<String>, BTreeSet<String>) {
+    let write = |writer: usize| {
+        let mut wire = Wire::to(cluster, via[writer % via.len()]);
+        let (mut written, mut refused) = (BTreeSet::new(), BTreeSet::new());
+        for first in (0_u32..).step_by(depth as usize) {
+            if refused.len() > 50 {
+                return (written, refused);
+            }
+            let key = |n: u32| format!("key{writer}-{n}");
+            let set = |n| request(n, "set", [key(n).into(), bin(&vec![0; bytes])]);
+            wire.send(&(first..first + depth).map(set).collect::<Vec<_>>().concat());
+            for (n, answer) in wire.answers(depth as usize) {
+                match answer {
+                    Ok(_) => written.insert(key(n)),
+                    Err(error) if error.starts_with("full: ") => refused.insert(key(n)),
+                    Err(error) => panic!("{}: {error}", key(n)),
+                };
+            }
+        }
+        unreachable!()
+    };
+    let (mut written, mut refused) = (BTreeSet::new(), BTreeSet::new());
+    thread::scope(|scope| {
+        let writers: Vec<_> = (0..6).map(|n| scope.spawn(move || write(n))).collect();
+        while writers.iter().any(|writer| !writer.is_finished()) {
+            assert_bounded(cluster);
+        }
+        for writer in writers {
+            let (done, not) = writer.join().unwrap();
+            written.extend(done);
+            refused.extend(not);
+        }
+    });
+    cluster.wait_until_equal();
+    assert_bounded(cluster);
+    (written, refused)
+}
+
+fn assert_bounded(cluster: &Cluster) {
+    for node in cluster.kv54(["status", "--json"]).json()["nodes"]
+        .as_array()
+        .unwrap()
+    {
+        let [bytes, limit] = ["bytes", "memory"].map(|field| node[field].as_u64().unwrap());
+        assert!(bytes <= limit + limit / 4, "{node}");
+    }
+}
+
+/// Every node answers for every key.
+fn assert_holds(cluster: &Cluster, keys: &BTreeSet<String>) {
+    let mut values = BTreeMap::new();
+    for name in &cluster.names {
+        let mut wire = Wire::to(cluster, name);
+        for key in keys {
+            let value = wire.does("get", [key.as_str().into()]);
+            assert_eq!(
+                values.entry(key).or_insert_with(|| value.clone()),
+                &value,
+                "{key}"
+            );
+            assert!(!value.is_nil(), "{name} says that {key} is absent");
+        }
+    }
+}

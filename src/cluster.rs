@@ -39,7 +39,7 @@ impl Cluster {
     }
 
     /// The places of the nodes that keep a part: its owner and the next two.
-    pub fn replicas(&self, part: usize) -> impl Iterator<Item = usize> + Clone + use<> {
+    pub fn replicas(&self, part: usize) -> impl Iterator<Item = usize> + use<> {
         let nodes = self.nodes.len();
         (0..self.copies()).map(move |next| (part + next) % nodes)
     }

@@ -121,9 +121,7 @@ impl Store {
                 Some(old) => bytes.saturating_sub(old.value.size()),
                 None => bytes + key.len() + OVERHEAD,
             };
-            let others = self.cluster.replicas(number);
-            let others = others.filter(|place| *place != self.place);
-            let allowed = kept.memory.allow(key, added, others);
+            let allowed = kept.memory.allow(key, added, self.others(number));
             allowed.map_err(|(place, usage)| self.full(place, usage, added))?;
         }
         Ok(Entry { stamp, value })
@@ -161,12 +159,10 @@ impl Store {
         }
         let freed = old.map_or(0, |old| old.value.size());
         let added = size(entry.value) + old.map_or(key.len() + OVERHEAD, |_| 0);
-        let bytes = memory.own.bytes + added - freed;
-        if planted(Bug::FullReplicaRefusesToStore) && bytes > memory.own.limit {
+        if planted(Bug::FullReplicaRefusesToStore) && !memory.own.has_room(added) {
             return Err(self.full(None, memory.own, added));
         }
-        memory.own.bytes = bytes;
-        memory.arrived(key);
+        memory.keep(key, added, freed, self.others(number));
         part.put(index, key, entry);
         Ok(())
     }
@@ -206,8 +202,7 @@ impl Store {
     pub fn shared(&self) -> BTreeMap<usize, Vec<usize>> {
         let mut shared = BTreeMap::<_, Vec<_>>::new();
         for part in lock(&self.kept).parts.keys() {
-            let others = self.cluster.replicas(*part);
-            for node in others.filter(|node| *node != self.place) {
+            for node in self.others(*part) {
                 shared.entry(node).or_default().push(*part);
             }
         }
@@ -277,6 +272,12 @@ impl Store {
     /// This node's name.
     pub fn name(&self) -> &str {
         self.cluster.name(self.place)
+    }
+
+    /// The places of a part's other replicas.
+    fn others(&self, part: usize) -> impl Iterator<Item = usize> {
+        let replicas = self.cluster.replicas(part);
+        replicas.filter(|place| *place != self.place)
     }
 
     fn names<'a>(&self, places: impl IntoIterator<Item = &'a usize>) -> Vec<&str> {

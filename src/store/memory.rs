@@ -17,7 +17,7 @@ pub(super) struct Usage {
 }
 
 impl Usage {
-    fn has_room(self, added: usize) -> bool {
+    pub(super) fn has_room(self, added: usize) -> bool {
         self.bytes.saturating_add(added) <= self.limit
     }
 }
@@ -25,7 +25,7 @@ impl Usage {
 /// The memory of a node, and as much as it knows of its neighbours' memory.
 pub(super) struct Memory {
     pub(super) own: Usage,
-    others: BTreeMap<usize, Usage>, // when last seen, and what sets were allowed to add since then
+    others: BTreeMap<usize, Usage>, // when last seen, and what came here since then
     allowed: HashMap<Key, (Instant, usize)>, // sets that have not written yet: since when, how much
     coming: usize,                  // the sum of those
     refused: usize,                 // what the last set that was refused would have added
@@ -50,7 +50,7 @@ impl Memory {
         &mut self,
         key: &[u8],
         added: usize,
-        others: impl Iterator<Item = usize> + Clone,
+        others: impl Iterator<Item = usize>,
     ) -> Result<(), (Option<usize>, Usage)> {
         if added == 0 {
             return Ok(());
@@ -59,21 +59,16 @@ impl Memory {
             self.refused = added;
             return Err((None, self.own));
         }
-        for place in others.clone() {
+        for place in others {
             match self.others.get(&place) {
                 Some(usage) if !usage.has_room(added) => return Err((Some(place), *usage)),
                 _ => {}
             }
         }
-        for place in others {
-            let usage = self.others.entry(place);
-            usage.and_modify(|usage| usage.bytes = usage.bytes.saturating_add(added));
-        }
         // With half of the memory free, sets on their way are not worth the counting.
         if self.own.bytes > self.own.limit / 2 {
-            self.arrived(key); // a set of the same key that came before this one
-            self.allowed.insert(key.into(), (Instant::now(), added));
-            self.coming += added;
+            let before = self.allowed.insert(key.into(), (Instant::now(), added));
+            self.coming = self.coming + added - before.map_or(0, |(_, added)| added);
         }
         Ok(())
     }
@@ -91,10 +86,21 @@ impl Memory {
         fits(self.coming)
     }
 
-    /// Notes that an entry of this key is kept now.
-    pub(super) fn arrived(&mut self, key: &[u8]) {
+    /// Counts an entry of this key that is kept now, here and soon at the part's other nodes.
+    pub(super) fn keep(
+        &mut self,
+        key: &[u8],
+        added: usize,
+        freed: usize,
+        others: impl Iterator<Item = usize>,
+    ) {
         let coming = self.allowed.remove(key);
         self.coming -= coming.map_or(0, |(_, added)| added);
+        self.own.bytes = self.own.bytes + added - freed;
+        for place in others {
+            let theirs = self.others.entry(place);
+            theirs.and_modify(|usage| usage.bytes = (usage.bytes + added).saturating_sub(freed));
+        }
     }
 
     /// Notes what another node says of itself.

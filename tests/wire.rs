@@ -4,6 +4,7 @@
 mod common;
 
 use std::io::Read as _;
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -702,6 +703,61 @@ fn a_request_that_comes_with_a_large_answer_is_not_forgotten() {
             answered = timeout(PATIENCE, talk) => answered.unwrap(),
         }
     });
+}
+
+/// A message of many values costs its walks, not only its bytes.
+#[test]
+fn many_values_use_up_the_turns_of_their_connection() {
+    let (asked, limits) = (
+        Order::default(),
+        Limits {
+            connections: 2,
+            ..Limits::default()
+        },
+    );
+    let (mut heavy, far) = tokio::io::duplex(1 << 20);
+    let (mut light, other) = tokio::io::duplex(1 << 20);
+    let incoming = [far, other].map(|far| Ok(connected(Box::new(far))));
+    let talk = async {
+        let nils = request(1, "heavy", [Value::Array(vec![NIL; 65_000])]);
+        heavy.write_all(&nils.repeat(15)).await.unwrap();
+        light
+            .write_all(&request(1, "light", []).repeat(20_000))
+            .await
+            .unwrap();
+        light.read_exact(&mut vec![0; 20_000 * 9]).await.unwrap();
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.unwrap().block_on(async {
+        tokio::select! {
+            () = serve(stream::iter(incoming), &asked, &limits, CancellationToken::new()) => panic!("it serves on"),
+            answered = timeout(PATIENCE, talk) => answered.unwrap(),
+        }
+    });
+    let heavy = asked
+        .0
+        .lock()
+        .unwrap()
+        .iter()
+        .filter(|method| *method == "heavy")
+        .count();
+    assert!(
+        (1..8).contains(&heavy),
+        "{heavy} of 15 while 20,000 others were answered"
+    );
+}
+
+/// Notes in which order it is asked.
+#[derive(Default)]
+struct Order(Mutex<Vec<String>>);
+
+impl Service for Order {
+    async fn answer(&self, method: &str, _: &[&[u8]]) -> Result<Answer, Error> {
+        self.0.lock().unwrap().push(method.to_owned());
+        Ok(().into())
+    }
 }
 
 /// Answers `large` with a megabyte, once it is told to.

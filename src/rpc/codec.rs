@@ -44,6 +44,17 @@ pub struct Malformed {
     pub error: Error,
 }
 
+impl Malformed {
+    /// A message whose end cannot be found, by what was seen of it.
+    pub fn lost(seen: &[u8], error: Error) -> Self {
+        Malformed {
+            id: msgid(seen),
+            recoverable: false,
+            error,
+        }
+    }
+}
+
 /// Finds where the messages in a stream of bytes end: how far into one MessagePack value the bytes
 /// seen so far reach.
 #[derive(Debug, Default)]
@@ -52,23 +63,25 @@ pub struct Codec {
     skip: usize,                // bytes of a string or number still to pass over
     values: usize,              // values announced in arrays and maps
     open: SmallVec<[usize; 4]>, // values still to come in each open array or map
+    /// The values that were in the message found last.
+    pub last_values: usize,
 }
 
 impl Codec {
     /// The length in bytes of the message that `input` begins with; `None` if its end is still to
     /// come. Bytes that were looked at are not looked at again: `input` may only have grown by then.
     pub fn next(&mut self, input: &[u8]) -> Result<Option<usize>, Malformed> {
-        let lost = |seen: &[u8], error| Malformed {
-            id: msgid(seen),
-            recoverable: false,
-            error,
-        };
+        let lost = Malformed::lost;
         if let Some(0x00..=0x8f | 0xa0..=0xdb | 0xde..) = input.first() {
             return Err(lost(input, Error::bad_request("not MessagePack-RPC")));
         }
         match self.advance(input, MESSAGE) {
             Ok(false) => Ok(None),
-            Ok(true) => Ok(Some(std::mem::take(self).at)),
+            Ok(true) => {
+                let whole = std::mem::take(self);
+                self.last_values = whole.values;
+                Ok(Some(whole.at))
+            }
             Err(error) => {
                 // Only the bytes before the bad one count: the error must not depend on how the
                 // network cut the stream.
@@ -333,25 +346,24 @@ impl Codec {
                 *left -= 1;
             }
             self.skip = size;
+            within(self.at + size, limits.bytes, "bytes")?;
             if let Some(children) = children {
                 self.values += children;
                 self.open.push(children);
+                within(self.values, limits.values, "values")?;
+                within(self.open.len(), limits.depth, "levels of nesting")?;
             }
-            self.check(limits)?;
         }
     }
+}
 
-    /// Refuses what the headers seen so far announce, if it is too much.
-    fn check(&self, limits: Bounds) -> Result<(), Error> {
-        let within = |found: usize, most: usize, of: &str| match found <= most {
-            true => Ok(()),
-            false => Err(Error::too_large(format!(
-                "{found} {of}, at most {most} are taken"
-            ))),
-        };
-        within(self.at + self.skip, limits.bytes, "bytes")?;
-        within(self.values, limits.values, "values")?;
-        within(self.open.len(), limits.depth, "levels of nesting")
+/// Refuses what a header announces, if it is too much.
+fn within(found: usize, most: usize, of: &str) -> Result<(), Error> {
+    match found <= most {
+        true => Ok(()),
+        false => Err(Error::too_large(format!(
+            "{found} {of}, at most {most} are taken"
+        ))),
     }
 }
 

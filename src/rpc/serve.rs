@@ -37,6 +37,8 @@ const UNKNOWN_ANSWER: usize = 64 << 10;
 const TURN: usize = 96 << 10;
 /// What a request counts for in a turn beside its bytes.
 const REQUEST: usize = 64;
+/// What a value in it counts for beside its bytes: it is walked over from two to five times.
+const VALUE: usize = 8;
 /// What a request in flight takes beside its bytes: its future, and its questions to other nodes.
 const FUTURE: usize = 2 << 10;
 /// A message longer than this takes its buffer along, so that none of its size stays behind.
@@ -216,7 +218,7 @@ impl<S: Service> Session<'_, S> {
             self.timer = None;
             // The message itself, and once more as it goes to other nodes.
             let weight = 2 * message.len();
-            self.turn.0 += weight + REQUEST;
+            self.turn.0 += weight + REQUEST + VALUE * self.codec.last_values;
             let answer = answer(self.service, message, weight + FUTURE);
             if let Some(reply) = self.in_flight.start(answer, weight + FUTURE, context) {
                 self.reply(reply);

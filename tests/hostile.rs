@@ -12,7 +12,7 @@
 
 mod common;
 
-use std::io::{BufReader, ErrorKind, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -20,7 +20,7 @@ use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use common::wire::{MIB, NIL, Wire, array, bin, entry, request, says, stamp};
+use common::wire::{MIB, NIL, Outcome, PATIENCE, Wire, array, bin, entry, request, says, stamp};
 use common::{Cluster, Hiccups};
 use kv54::rpc::codec::encode;
 use msgpack_rpc::Value;
@@ -184,37 +184,61 @@ fn thousands_of_unfinished_messages() {
 
 #[test]
 fn messages_that_drip() {
-    attack(
-        Bounds {
-            alone: false,
-            ..SMALL
-        },
-        |cluster| {
-            at_once(50, || {
-                let (start, hiccups) = (Instant::now(), Hiccups::watch());
-                let mut stream = stranger(cluster);
-                stream
-                    .set_read_timeout(Some(Duration::from_secs(1)))
-                    .unwrap();
-                for byte in request(
-                    7,
-                    "set",
-                    ["tea".into(), "a value that takes its time".into()],
-                ) {
-                    if stream.write_all(&[byte]).is_err() || matches!(stream.read(&mut [0]), Ok(0))
-                    {
-                        break;
-                    }
-                }
-                let took = start.elapsed();
-                assert!(took >= Duration::from_secs(9), "closed after {took:?}");
-                assert!(
-                    took < Duration::from_secs(13) + hiccups.sum(),
-                    "closed after {took:?}"
-                );
-            });
-        },
-    );
+    let shared = Bounds {
+        alone: false,
+        ..SMALL
+    };
+    attack(shared, |cluster| {
+        at_once(50, || {
+            let (start, hiccups) = (Instant::now(), Hiccups::watch());
+            let mut wire = Wire::to(cluster, "alice");
+            let set = request(7, "set", ["tea".into(), "green, in its own time".into()]);
+            let heard = drips(&mut wire, &set, 1, Duration::from_secs(1));
+            let took = start.elapsed();
+            says(heard, &["unavailable: ", "too slowly"]);
+            wire.is_closed();
+            assert!(took >= Duration::from_secs(9), "closed after {took:?}");
+            let most = Duration::from_secs(13) + hiccups.sum();
+            assert!(took < most, "closed after {took:?}");
+        });
+        assert_eq!(
+            Wire::to(cluster, "alice").does("get", ["tea".into()]),
+            NIL,
+            "a set that was cut off has written nothing"
+        );
+    });
+}
+
+/// A slow link is no attack: a message may take longer than 10 s as long as it goes on.
+#[test]
+fn a_value_from_a_slow_link() {
+    let shared = Bounds {
+        alone: false,
+        ..SMALL
+    };
+    attack(shared, |cluster| {
+        let value = bin(&vec![7; 25 << 10]);
+        let set = request(7, "set", ["tea".into(), value.clone()]);
+        let mut wire = Wire::to(cluster, "alice");
+        let (start, pause) = (Instant::now(), Duration::from_millis(100));
+        assert_eq!(drips(&mut wire, &set, 200, pause), Ok(NIL));
+        assert!(start.elapsed() > Duration::from_secs(12));
+        assert_eq!(wire.does("get", ["tea".into()]), value);
+    });
+}
+
+/// Sends a request so many bytes at a time, with a pause between them, until it is answered.
+fn drips(wire: &mut Wire, request: &[u8], at_once: usize, pause: Duration) -> Outcome {
+    wire.stream.get_ref().set_read_timeout(Some(pause)).unwrap();
+    for piece in request.chunks(at_once) {
+        wire.send(piece);
+        if wire.stream.fill_buf().is_ok() {
+            break;
+        }
+    }
+    let patience = Some(PATIENCE);
+    wire.stream.get_ref().set_read_timeout(patience).unwrap();
+    wire.answer().unwrap().1
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What a person types: `serve` runs nodes, the others ask them.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,7 +15,7 @@ use tokio::runtime::Builder;
 
 use crate::client::Client;
 use crate::cluster::Cluster;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, escaped, is_control, plain};
 use crate::node;
 use crate::replicas::Replicas;
 use crate::rpc::tls;
@@ -55,7 +55,7 @@ pub struct Cli {
 #[derive(Args)]
 struct Options {
     /// The cluster's file, the same on every host
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", hide_env_values = true)]
     #[arg(env = "KV54_CONFIG", default_value = "cluster.toml")]
     config: PathBuf,
     /// How long an operation is tried again [default: 5s; status --wait: no limit]. With --via,
@@ -63,7 +63,7 @@ struct Options {
     #[arg(long, global = true, value_name = "TIME", value_parser = timeout)]
     timeout: Option<Duration>,
     /// What nodes log: off, error, warn, info or debug
-    #[arg(long, global = true, value_name = "LEVEL")]
+    #[arg(long, global = true, value_name = "LEVEL", hide_env_values = true)]
     #[arg(env = "KV54_LOG", default_value = "info")]
     log: log::LevelFilter,
     /// Answer with one line of JSON; an error stays one line of text on standard error
@@ -158,7 +158,7 @@ impl Options {
     /// Prints a result: as one line of JSON if `--json` is given, else as text.
     fn print(&self, json: &Json, text: impl AsRef<[u8]>) -> Outcome {
         match self.json {
-            true => print(format!("{json}\n")),
+            true => print(text::json_line(json) + "\n"),
             false => print(text),
         }
     }
@@ -168,6 +168,12 @@ fn timeout(text: &str) -> Result<Duration, Box<dyn std::error::Error + Send + Sy
     match humantime::parse_duration(text)? {
         time if time <= Duration::from_secs(24 * 60 * 60) => Ok(time),
         _ => Err("at most one day".into()),
+    }
+}
+
+impl Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&plain(&self.why))
     }
 }
 
@@ -225,6 +231,14 @@ fn write(bytes: &[u8]) -> io::Result<()> {
     let mut out = io::stdout();
     let written = out.write_all(bytes).and_then(|()| out.flush());
     written.map_err(|error| io::Error::new(error.kind(), format!("standard output: {error}")))
+}
+
+/// A user's own bytes: a pipe takes them as they are, and a terminal shows them without obeying.
+fn shown(bytes: Vec<u8>) -> Vec<u8> {
+    match io::stdout().is_terminal() {
+        true => escaped(&bytes, |c| is_control(c) && c != '\n' && c != '\t').into_bytes(),
+        false => bytes,
+    }
 }
 
 /// Says something beside the result, on standard error.

@@ -1,7 +1,7 @@
 //! What can go wrong, in the words of the wire: an error travels as one string
 //! whose first word says which of these it is.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use strum::{EnumString, IntoStaticStr};
 
@@ -50,6 +50,33 @@ pub(crate) fn beginning(text: &str) -> String {
     text.chars().take(MAX_QUOTE).collect()
 }
 
+/// Whether a terminal obeys this character: a control, a break of lines, a turn of the direction.
+pub(crate) fn is_control(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// One line of text that a terminal only shows. What others wrote passes here before people read it.
+pub fn plain(text: impl AsRef<[u8]>) -> String {
+    escaped(text.as_ref(), is_control)
+}
+
+/// Bytes as text. These characters are written as Rust does, `\n` or `\u{1b}`, and a byte that is not UTF-8 as `\xff`.
+pub(crate) fn escaped(bytes: &[u8], special: impl Fn(char) -> bool) -> String {
+    let mut shown = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match special(c) {
+                true => shown.extend(c.escape_default()),
+                false => shown.push(c),
+            }
+        }
+        for byte in chunk.invalid() {
+            let _ = write!(shown, "\\x{byte:02x}"); // writing to memory cannot fail
+        }
+    }
+    shown
+}
+
 /// An error of kv54, printed and sent as `kind: why`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
@@ -79,8 +106,8 @@ impl Error {
     /// The error that this text from the wire stands for, as one line of plain text. What a first word that this
     /// version does not know means for a write is unknown.
     pub fn parse(text: &str) -> Self {
-        let plain = |c: char| if c.is_control() { ' ' } else { c };
-        let text: String = text.chars().take(MAX_TEXT).map(plain).collect();
+        let text: String = text.chars().take(MAX_TEXT).collect();
+        let text = plain(text);
         let (word, why) = text.split_once(": ").unwrap_or(("", &text));
         match word.parse() {
             Ok(kind) => Error::new(kind, why),

@@ -10,7 +10,7 @@ fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(code) => code,
         Err(failure) => {
-            let _ = writeln!(anstream::stderr(), "kv54: {}", failure.why);
+            let _ = writeln!(anstream::stderr(), "kv54: {failure}");
             ExitCode::from(failure.code)
         }
     }

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use msgpack_rpc::Value;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Error;
+use crate::error::{Error, plain};
 use crate::rpc::Answer;
-use crate::rpc::codec::Encoded;
+use crate::rpc::codec::{self, Encoded};
 
 /// What a node answers to `status`.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -43,15 +44,10 @@ pub struct Status {
 }
 
 impl Status {
-    /// Reads a node's answer.
+    /// Reads a node's answer, and makes every text in it plain.
     pub fn read(bytes: &[u8]) -> Result<Self, Error> {
-        let read = rmp_serde::from_slice(bytes).map_err(|error| error.to_string());
-        let status: Self = read.map_err(Error::bad_request)?;
-        let texts = status.name.clone() + &status.state + &status.waiting_for.concat();
-        if texts.contains(char::is_control) {
-            return Err(Error::bad_request("a status with control characters")); // a terminal obeys them
-        }
-        Ok(status)
+        let status = codec::encode(&all_plain(codec::decode(bytes)?));
+        rmp_serde::from_slice(&status).map_err(|error| Error::bad_request(error.to_string()))
     }
 
     /// What there is to say beside the state: how far it has come, and that it is full.
@@ -66,6 +62,19 @@ impl Status {
     pub fn waiting(&self) -> String {
         let (progress, names) = (self.progress, self.waiting_for.join(", "));
         format!("{progress} %, waiting for {names}")
+    }
+}
+
+/// The same with every text in it as one plain line.
+fn all_plain(value: Value) -> Value {
+    let both = |(key, value)| (all_plain(key), all_plain(value));
+    match value {
+        Value::Array(items) => items.into_iter().map(all_plain).collect(),
+        Value::Map(pairs) => Value::Map(pairs.into_iter().map(both).collect()),
+        value => match value.as_slice() {
+            Some(text) => plain(text).into(),
+            None => value,
+        },
     }
 }
 

@@ -809,6 +809,68 @@ fn a_neighbour_that_lies_to_a_joining_node() {
     assert!(!log.contains("panicked"), "{log}");
 }
 
+#[test]
+fn a_neighbour_whose_words_are_meant_for_a_terminal() {
+    let mut cluster = Cluster::of(&["alice", "bob"]);
+    let forged = "ready\nn09 ready\r\u{1b}]0;x\u{7}\u{9b}2J\u{202e}\nkv54: all is well";
+    let status = |text: Value, ring: u32| {
+        let some = array([text.clone()]);
+        let map = Value::Map(vec![(text.clone(), text.clone())]);
+        let fields = [
+            ("name", text.clone()),
+            ("version", text.clone()),
+            ("state", text),
+            ("waiting_for", some),
+            ("digests", map),
+            ("ring", ring.into()),
+        ];
+        let status = Value::Map(fields.map(|(name, value)| (name.into(), value)).into());
+        answers(move |id| response(id, NIL, status.clone()))
+    };
+    let ring = cluster.ring().fingerprint("bob");
+    for lie in [
+        status(forged.into(), ring),
+        status(bin(forged.as_bytes()), ring),
+        status(forged.into(), 0),
+        answers(move |id| response(id, forged.into(), NIL)),
+        answers(move |id| response(id, format!("full: {forged}").into(), NIL)),
+    ] {
+        let _liars = Liars::at(&cluster, &["bob"], &lie);
+        for command in [
+            "status",
+            "status --json",
+            "where tea",
+            "get tea",
+            "set tea green",
+            "get tea --via bob",
+            "set tea green --via bob",
+        ] {
+            let command = format!("{command} --timeout 100ms");
+            let said = cluster.kv54(command.split(' '));
+            let all = format!("{}{}", said.text(), said.err);
+            let moved = all.contains(|c: char| c != '\n' && (c.is_control() || c == '\u{202e}'));
+            assert!(!moved, "{command}: {said:?}");
+            let forged = |line: &str| line.starts_with("n09") || line.starts_with("kv54: all");
+            assert!(!all.lines().any(forged), "{command}: {said:?}");
+        }
+        if cluster.running_nodes().count() == 0 {
+            cluster.start("alice");
+        }
+        let bob = cluster
+            .kv54(["status"])
+            .text()
+            .lines()
+            .nth(2)
+            .map(String::from);
+        assert!(bob.unwrap().starts_with("bob"));
+    }
+    let log = cluster.node("alice").log();
+    assert!(
+        log.iter().all(|line| line.starts_with("alice: ")),
+        "{log:?}"
+    );
+}
+
 /// What a node that lies does with a connection.
 type Lie = Arc<dyn Fn(TcpStream) + Send + Sync>;
 

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, de::Error};
 use toml::Spanned;
 
 use super::{Cluster, Node};
+use crate::error::plain;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -108,8 +109,7 @@ impl Cluster {
         let ring = file.and_then(|file| ring(file, path));
         ring.map_err(|(at, what)| {
             let line = lines_before(text, at) + 1;
-            let said = format!("{}:{line}: {what}", path.display());
-            io::Error::other(said.replace(char::is_control, "\u{fffd}")) // a terminal would obey them
+            io::Error::other(plain(format!("{}:{line}: {what}", path.display())))
         })
     }
 }

@@ -11,7 +11,7 @@ use futures::stream::{self, StreamExt as _};
 use tokio::task::{spawn, spawn_blocking};
 use tokio::time::{Instant, sleep};
 
-use super::{Failure, Options, Outcome, line, remark, write};
+use super::{Failure, Options, Outcome, line, remark, shown, write};
 use crate::client::Client;
 use crate::entry::Stamp;
 use crate::error::{Error, Kind};
@@ -147,7 +147,7 @@ impl Exporter {
             let lines = lines.map_err(Failure::usage)??;
             self.printed += lines.len();
             // Unlike a single answer, an export is not done if its reader has gone.
-            let written = spawn_blocking(move || write(&lines.concat())).await;
+            let written = spawn_blocking(move || write(&shown(lines.concat()))).await;
             written.map_err(Failure::usage)??;
         }
         Ok(())

@@ -10,7 +10,7 @@ use msgpack_rpc::Value;
 use serde_json::Value as Json;
 
 use super::target::Target;
-use super::{Failure, Options, Outcome, standard_input, status, text};
+use super::{Failure, Options, Outcome, shown, standard_input, status, text};
 use crate::cluster::MAX_VALUE;
 use crate::entry::Packed;
 use crate::error::Error;
@@ -36,6 +36,10 @@ pub(super) struct Set {
 }
 
 /// Print a value.
+///
+/// On a terminal, characters that it would obey are shown escaped, as `\u{1b}`, but for line breaks and tabs; a pipe or
+/// a file has the value's own bytes. A line `key<TAB>value` is one line everywhere: in it line breaks, tabs and
+/// backslashes are escaped too, as `\n`, `\t` and `\\`, and bytes that are not UTF-8 as `\xff`. --json is exact.
 #[derive(Args)]
 #[command(after_help = "Examples:
   kv54 get tea
@@ -45,7 +49,7 @@ pub(super) struct Get {
     /// The key; several are answered by lines `key<TAB>value`, or by a list with --json
     #[arg(required = true, value_name = "KEY", allow_negative_numbers = true)]
     keys: Vec<OsString>,
-    /// Print exactly the value's bytes, without a newline; of one key only
+    /// Print exactly the value's bytes, without a newline, on a terminal too; of one key only
     #[arg(long, conflicts_with = "json")]
     raw: bool,
     #[command(flatten)]
@@ -133,13 +137,13 @@ fn objects(pairs: &[(Value, Value)]) -> Json {
 fn lines(pairs: &[(Value, Value)], raw: bool) -> Vec<u8> {
     let mut lines = Vec::new();
     for (key, value) in pairs.iter().filter(|(_, value)| !value.is_nil()) {
-        if pairs.len() > 1 {
-            lines.extend(text::printed(key));
-            lines.push(b'\t');
-        }
-        lines.extend(text::printed(value));
-        if !raw {
-            lines.push(b'\n');
+        match pairs.len() {
+            1 if raw => lines = text::printed(value),
+            1 => lines = [shown(text::printed(value)), b"\n".to_vec()].concat(),
+            _ => {
+                let [key, value] = [key, value].map(text::in_a_line);
+                lines.extend(format!("{key}\t{value}\n").bytes());
+            }
         }
     }
     lines

@@ -35,7 +35,7 @@ pub(super) fn json(key: &[u8], value: &Packed) -> Result<Vec<u8>, Error> {
         false => ("value_msgpack".to_owned(), BASE64.encode(&**value).into()),
     };
     let line = Json::from_iter([text::field("key", &text::typed(key.to_vec())), value]);
-    Ok(format!("{line}\n").into_bytes())
+    Ok((text::json_line(&line) + "\n").into_bytes())
 }
 
 /// `SET key value` in the protocol of Redis. A value that is no string goes as `get` prints it.

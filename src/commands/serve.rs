@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Failure, Options, Outcome, block_on};
 use crate::cluster::Cluster;
+use crate::error::plain;
 use crate::node;
 
 /// How many files a node needs beside its guests' connections: to its peers, and its own.
@@ -116,7 +117,8 @@ impl log::Log for Log {
             log::Level::Debug | log::Level::Trace => "debug: ",
         };
         // Each line is one write. Where the log cannot be written, the node goes on.
-        let _ = io::stderr().write_all(format!("{name}: {level}{}\n", record.args()).as_bytes());
+        let said = plain(record.args().to_string());
+        let _ = io::stderr().write_all(format!("{name}: {level}{said}\n").as_bytes());
     }
 
     fn flush(&self) {}

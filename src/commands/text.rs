@@ -10,7 +10,7 @@ use msgpack_rpc::Value;
 use serde_json::{Value as Json, json};
 
 use crate::cluster::Node;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, escaped, is_control};
 
 /// Bytes that a person typed, as a value: str where they are UTF-8, else bin.
 pub(super) fn typed(bytes: Vec<u8>) -> Value {
@@ -21,7 +21,25 @@ pub(super) fn typed(bytes: Vec<u8>) -> Value {
 pub(super) fn printed(value: &Value) -> Vec<u8> {
     match value.as_slice() {
         Some(bytes) => bytes.to_vec(),
-        None => json(value).to_string().into_bytes(),
+        None => json_line(&json(value)).into_bytes(),
+    }
+}
+
+/// A key or a value as a field of a line. Nothing in it ends the field or the line.
+pub(super) fn in_a_line(value: &Value) -> String {
+    escaped(&printed(value), |c| c == '\\' || is_control(c))
+}
+
+/// JSON as one line. A character that a terminal obeys can only stand in a string, which may have
+/// it as `\u009b`.
+pub(super) fn json_line(json: &Json) -> String {
+    let plain = |c| match is_control(c) {
+        true => format!("\\u{:04x}", u32::from(c)),
+        false => String::from(c),
+    };
+    match json.to_string() {
+        text if text.contains(is_control) => text.chars().map(plain).collect(),
+        text => text,
     }
 }
 

@@ -1,7 +1,8 @@
 //! What a person types: `serve` runs nodes, the others ask them.
 
 use std::fmt::{self, Display};
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, BufReader, IsTerminal as _, Stdin, Write as _};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value as Json;
+use socket2::SockRef;
 use tokio::runtime::Builder;
 
 use crate::client::Client;
@@ -69,6 +71,9 @@ struct Options {
     /// Answer with one line of JSON; an error stays one line of text on standard error
     #[arg(long, global = true)]
     json: bool,
+    /// Whether standard input and standard output were closed when the process began.
+    #[arg(skip)]
+    closed: [bool; 2],
 }
 
 #[derive(Subcommand)]
@@ -103,9 +108,13 @@ pub struct Failure {
 
 type Outcome = Result<ExitCode, Failure>;
 
-/// Runs one command.
-pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
+/// Runs one command. Standard input and standard output may have been `closed` when the process began.
+pub fn run(mut cli: Cli, closed: [bool; 2]) -> Result<ExitCode, Failure> {
+    cli.options.closed = closed;
     let Cli { options, command } = cli;
+    if let ([_, true], false) = (closed, matches!(command, Command::Serve(_))) {
+        return Err(Failure::usage("standard output is closed"));
+    }
     block_on(async {
         match command {
             Command::Serve(serve) => serve.run(&options).await,
@@ -229,8 +238,15 @@ fn print(bytes: impl AsRef<[u8]>) -> Outcome {
 /// Writes to standard output, byte for byte.
 fn write(bytes: &[u8]) -> io::Result<()> {
     let mut out = io::stdout();
+    block(&out)?;
     let written = out.write_all(bytes).and_then(|()| out.flush());
     written.map_err(|error| io::Error::new(error.kind(), format!("standard output: {error}")))
+}
+
+/// Takes back that a pipe is non-blocking, as shells do: the program that made it so shares it, and
+/// here is nothing to do but to wait for it.
+fn block(pipe: &impl AsFd) -> io::Result<()> {
+    SockRef::from(pipe).set_nonblocking(false) // this flag is the same for pipes
 }
 
 /// A user's own bytes: a pipe takes them as they are, and a terminal shows them without obeying.
@@ -254,9 +270,13 @@ fn bar(template: &str, length: Option<u64>) -> ProgressBar {
 }
 
 /// Opens standard input. A person at a terminal is told that the command waits there for `what`.
-fn standard_input(what: &str) -> io::StdinLock<'static> {
+fn standard_input(what: &str, options: &Options) -> Result<BufReader<Stdin>, Failure> {
+    if let [true, _] = options.closed {
+        return Err(Failure::usage("standard input is closed"));
+    }
     if io::stdin().is_terminal() {
         remark(format!("{what} what you type now, until Ctrl-D"));
     }
-    io::stdin().lock()
+    block(&io::stdin())?;
+    Ok(BufReader::new(io::stdin()))
 }

@@ -54,9 +54,10 @@ struct Position {
 impl Import {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         let client = options.client()?;
+        let input = standard_input("the lines are", options)?;
         // A thread of its own reads: a read may wait, and the answers must not wait for that.
         let (batches, coming) = channel(2);
-        thread::spawn(move || read(standard_input("the lines are"), self.from, &batches));
+        thread::spawn(move || read(input, self.from, &batches));
         let imported = set_all(&client, coming).await;
         client.replicas.settle().await;
         let lines = imported?;
@@ -135,17 +136,21 @@ fn next(input: &mut impl BufRead, from: u64, at: &mut Position) -> Result<Option
     let most = line::MAX_LINE;
     loop {
         let mut text = Vec::new();
-        let read = input.take(most as u64 + 1).read_until(b'\n', &mut text);
         at.number += 1;
-        at.end += read.map_err(|error| Failure::from(error).of("standard input"))? as u64;
-        if text.is_empty() {
+        let read = match at.number < from {
+            true => input.skip_until(b'\n'), // however long it is
+            false => input.take(most as u64 + 1).read_until(b'\n', &mut text),
+        };
+        let read = read.map_err(|error| Failure::from(error).of("standard input"))?;
+        at.end += read as u64;
+        if read == 0 {
             return Ok(None);
         }
         if text.len() > most {
             let why = format!("too-large: at most {most} bytes are taken");
             return Err(Failure::usage(why));
         }
-        if at.number >= from && !text.trim_ascii().is_empty() {
+        if !text.trim_ascii().is_empty() {
             let (at, (key, value)) = (*at, line::read(&text)?);
             return Ok(Some(Line { at, key, value }));
         }

@@ -80,7 +80,7 @@ impl Set {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         let value = match self.value {
             Some(value) if value != "-" => value.into_encoded_bytes(),
-            _ => value_from_stdin()?,
+            _ => value_from_stdin(options)?,
         };
         let value = Packed::of(text::typed(value));
         self.via.write(self.key, Some(value), options).await
@@ -150,13 +150,15 @@ fn lines(pairs: &[(Value, Value)], raw: bool) -> Vec<u8> {
 }
 
 /// Reads a value from standard input, byte for byte.
-fn value_from_stdin() -> Result<Vec<u8>, Failure> {
+fn value_from_stdin(options: &Options) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     // One byte over the limit is read too: what is too large is refused, not cut.
-    let mut input = standard_input("the value is").take(MAX_VALUE as u64 + 1);
+    let mut input = standard_input("the value is", options)?.take(MAX_VALUE as u64 + 1);
     let read = input.read_to_end(&mut bytes);
-    read.map_err(|error| Failure::from(error).of("standard input"))?;
-    Ok(bytes)
+    match read.map_err(|error| Failure::from(error).of("standard input"))? {
+        ..=MAX_VALUE => Ok(bytes),
+        _ => Err(Error::too_large(format!("standard input has over {MAX_VALUE} bytes")).into()),
+    }
 }
 
 impl Via {

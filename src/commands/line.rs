@@ -53,7 +53,11 @@ pub(super) fn resp(key: &[u8], value: &Packed) -> Result<Vec<u8>, Error> {
 
 /// Reads a line like those that [`json`] makes: its key and its value.
 pub(super) fn read(line: &[u8]) -> Result<(Vec<u8>, Packed), Failure> {
-    let line: Line = serde_json::from_slice(line.trim_ascii_end()).map_err(|error| {
+    let line = line.trim_ascii();
+    if line.first() == Some(&b'[') {
+        return Err(Failure::usage("a line is an object, not an array")); // serde would read its items as the fields
+    }
+    let line: Line = serde_json::from_slice(line).map_err(|error| {
         // It names a line too, but it was given only one.
         let why = error.to_string();
         Failure::usage(why.replace(" at line 1 column ", " at column "))

@@ -37,6 +37,8 @@ pub struct Status {
     pub full: bool,
     /// How many entries it holds of each part, by the part's owner: keys and tombstones.
     pub entries: BTreeMap<String, usize>,
+    /// How many of these are tombstones, by the part's owner.
+    pub deleted: BTreeMap<String, usize>,
     /// A digest of each part, by its owner: equal where two nodes hold the same.
     pub digests: BTreeMap<String, String>,
     /// Seconds since the node started.

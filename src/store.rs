@@ -262,6 +262,7 @@ impl Store {
             memory: kept.memory.own.limit,
             full: kept.memory.is_full(),
             entries: owned().map(|(of, part)| (of, part.entries.len())).collect(),
+            deleted: owned().map(|(of, part)| (of, part.tombstones)).collect(),
             digests: owned()
                 .map(|(of, part)| (of, format!("{:016x}", part.digest)))
                 .collect(),

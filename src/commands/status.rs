@@ -40,7 +40,11 @@ impl Show {
             let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
             if !self.wait || ready || late {
                 let table = text::table(["node", "address", "state", "keys", "bytes", ""], rows);
-                options.print(&json!({ "nodes": nodes }), table)?;
+                let (keys, tombstones) = distinct(&nodes, &cluster).unzip();
+                let [keys, tombstones] = [keys, tombstones].map(Json::from);
+                let sum = format!("keys without their copies: {keys}, tombstones: {tombstones}\n");
+                let json = json!({ "nodes": nodes, "keys": keys, "tombstones": tombstones });
+                options.print(&json, table + &sum.replace("null", "?"))?;
                 return Ok(ExitCode::from(if ready { 0 } else { 3 }));
             }
             sleep(Duration::from_millis(100)).await;
@@ -65,6 +69,20 @@ pub(super) async fn summary(options: &Options) -> Result<String, Failure> {
         _ => format!("{} are {state}", text::and(names)),
     });
     Ok(said.collect::<Vec<_>>().join(", "))
+}
+
+/// The keys and the tombstones of the ring, each counted once: at the first ready replica of its
+/// part. `None` where a part has none.
+fn distinct(nodes: &[Json], cluster: &Cluster) -> Option<(u64, u64)> {
+    (0..nodes.len()).try_fold((0_u64, 0_u64), |(keys, tombstones), part| {
+        let mut replicas = cluster.replicas(part).filter_map(|place| nodes.get(place));
+        let node = replicas.find(|node| node["state"] == "ready")?;
+        let count = |field| node.get(field)?.get(cluster.name(part))?.as_u64();
+        let (entries, deleted) = (count("entries")?, count("deleted")?);
+        let alive = entries.saturating_sub(deleted); // a stranger's word may be anything
+        let tombstones = tombstones.saturating_add(deleted);
+        Some((keys.saturating_add(alive), tombstones))
+    })
 }
 
 fn peers(cluster: &Cluster, patience: Duration) -> Result<Vec<Peer>, Failure> {
@@ -100,7 +118,7 @@ fn line(node: &Node, ring: u32, status: &Result<Status, Error>) -> (Json, [Strin
             "keys": status.keys, "tombstones": status.tombstones, "bytes": status.bytes,
             "memory": status.memory, "full": status.full, "version": status.version, "waiting_for": status.waiting_for,
             "progress": status.progress, "ring": status.ring, "entries": status.entries,
-            "digests": status.digests, "uptime_s": status.uptime_s,
+            "deleted": status.deleted, "digests": status.digests, "uptime_s": status.uptime_s,
         }),
         Err(_) => json!({
             "name": name, "address": address, "state": state,

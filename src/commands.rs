@@ -1,5 +1,7 @@
 //! What a person types: `serve` runs nodes, the others ask them.
 
+use std::env;
+use std::ffi::OsString;
 use std::fmt::{self, Display};
 use std::io::{self, BufReader, IsTerminal as _, Stdin, Write as _};
 use std::os::fd::AsFd;
@@ -8,8 +10,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand};
-use clap_complete::Shell;
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value as Json;
 use socket2::SockRef;
@@ -23,10 +25,12 @@ use crate::replicas::Replicas;
 use crate::rpc::tls;
 
 mod bench;
+mod completions;
 mod export;
 mod import;
 mod keys;
 mod line;
+mod list;
 mod locate;
 mod serve;
 mod status;
@@ -58,16 +62,12 @@ pub struct Cli {
 struct Options {
     /// The cluster's file, the same on every host
     #[arg(long, global = true, value_name = "FILE", hide_env_values = true)]
-    #[arg(env = "KV54_CONFIG", default_value = "cluster.toml")]
+    #[arg(env = unless_empty("KV54_CONFIG"), default_value = "cluster.toml")]
     config: PathBuf,
     /// How long an operation is tried again [default: 5s; status --wait: no limit]. With --via,
     /// how long the answer is waited for: the node itself goes on trying for 5s
     #[arg(long, global = true, value_name = "TIME", value_parser = timeout)]
     timeout: Option<Duration>,
-    /// What nodes log: off, error, warn, info or debug
-    #[arg(long, global = true, value_name = "LEVEL", hide_env_values = true)]
-    #[arg(env = "KV54_LOG", default_value = "info")]
-    log: log::LevelFilter,
     /// Answer with one line of JSON; an error stays one line of text on standard error
     #[arg(long, global = true)]
     json: bool,
@@ -84,18 +84,12 @@ enum Command {
     #[command(alias = "del")]
     Delete(keys::Delete),
     Where(locate::Where),
+    Keys(list::Keys),
     Status(status::Show),
     Bench(bench::Bench),
     Export(export::Export),
     Import(import::Import),
-    /// Print what makes a shell complete commands and options
-    #[command(after_help = "Examples:
-  source <(kv54 completions bash)
-  kv54 completions fish > ~/.config/fish/completions/kv54.fish")]
-    Completions {
-        /// The shell
-        shell: Shell,
-    },
+    Completions(completions::Completions),
 }
 
 /// Why a command failed.
@@ -107,6 +101,21 @@ pub struct Failure {
 }
 
 type Outcome = Result<ExitCode, Failure>;
+
+impl Cli {
+    /// Reads the arguments. Help is printed, and ends the process; what is wrong is one line.
+    pub fn read() -> Result<Self, Failure> {
+        Cli::try_parse().map_err(|error| {
+            let said = error.to_string();
+            let Some(said) = said.strip_prefix("error: ") else {
+                error.exit() // it is help that was asked for
+            };
+            let lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
+            let lines = lines.filter(|line| !line.starts_with("For more information"));
+            Failure::usage(lines.collect::<Vec<_>>().join("; ").replace(":; ", ": "))
+        })
+    }
+}
 
 /// Runs one command. Standard input and standard output may have been `closed` when the process began.
 pub fn run(mut cli: Cli, closed: [bool; 2]) -> Result<ExitCode, Failure> {
@@ -122,15 +131,12 @@ pub fn run(mut cli: Cli, closed: [bool; 2]) -> Result<ExitCode, Failure> {
             Command::Get(get) => get.run(&options).await,
             Command::Delete(delete) => delete.run(&options).await,
             Command::Where(locate) => locate.run(&options).await,
+            Command::Keys(list) => list.run(&options).await,
             Command::Status(show) => show.run(&options).await,
             Command::Bench(bench) => bench.run(&options).await,
             Command::Export(export) => export.run(&options).await,
             Command::Import(import) => import.run(&options).await,
-            Command::Completions { shell } => {
-                let mut script = Vec::new();
-                clap_complete::generate(shell, &mut Cli::command(), "kv54", &mut script);
-                print(script)
-            }
+            Command::Completions(completions) => completions.run(&options),
         }
     })
 }
@@ -171,6 +177,20 @@ impl Options {
             false => print(text),
         }
     }
+}
+
+/// The name of this variable, for clap; one that is set and empty counts as not set.
+fn unless_empty(name: &'static str) -> Option<&'static str> {
+    let value = env::var_os(name)?;
+    (!value.is_empty()).then_some(name)
+}
+
+/// Reads a key that a person typed.
+fn typed_key() -> impl TypedValueParser<Value = OsString> {
+    OsStringValueParser::new().try_map(|key| match key.is_empty() {
+        true => Err("the key is empty; is a variable of the shell not set?"),
+        false => Ok(key),
+    })
 }
 
 fn timeout(text: &str) -> Result<Duration, Box<dyn std::error::Error + Send + Sync>> {

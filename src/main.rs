@@ -4,7 +4,6 @@ use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use kv54::commands::{Cli, run};
 
 /// Whether standard input and standard output are closed. Before `main`, the runtime opens /dev/null
@@ -16,7 +15,7 @@ static CLOSED: [bool; 2] = [
 ];
 
 fn main() -> ExitCode {
-    match run(Cli::parse(), *CLOSED) {
+    match Cli::read().and_then(|cli| run(cli, *CLOSED)) {
         Ok(code) => code,
         Err(failure) => {
             let _ = writeln!(anstream::stderr(), "kv54: {failure}");

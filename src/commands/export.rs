@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{Failure, Options, Outcome, line, remark, shown, write};
 use crate::client::Client;
-use crate::entry::Stamp;
+use crate::entry::{Packed, Stamp};
 use crate::error::{Error, Kind};
 use crate::join::{Scan, entries};
 use crate::rpc::codec::encode_bytes;
@@ -45,10 +45,14 @@ pub(super) struct Export {
 /// A key that was listed: it is remembered, and waits for its value.
 type Key = Arc<[u8]>;
 
+/// The line of a key and its value.
+pub(super) type Line = fn(&[u8], &Packed) -> Result<Vec<u8>, Error>;
+
 /// An export, and how far it is.
 struct Exporter {
     client: Arc<Client>,
-    resp: bool,
+    prefix: Vec<u8>, // how the keys begin that are wanted
+    line: Line,
     known: HashSet<Key>,  // the keys of one part that were listed
     pages: Vec<Vec<Key>>, // those that are to be printed
     printed: usize,
@@ -56,24 +60,35 @@ struct Exporter {
 
 impl Export {
     pub(super) async fn run(self, options: &Options) -> Outcome {
-        let client = Arc::new(options.client()?);
-        let parts = client.replicas.cluster.nodes().len();
-        let mut exporter = Exporter {
-            client,
-            resp: self.resp,
-            known: HashSet::new(),
-            pages: Vec::new(),
-            printed: 0,
-        };
-        for part in 0..parts {
-            let done = exporter.export(part, options.timeout()).await;
-            done.map_err(|failure| failure.of("the export is not complete"))?;
-        }
-        let printed = exporter.printed;
+        let line = if self.resp { line::resp } else { line::json };
+        let printed = print_all(options, Vec::new(), line).await;
+        let printed = printed.map_err(|failure| failure.of("the export is not complete"))?;
         let s = if printed == 1 { "" } else { "s" };
         remark(format!("{printed} key{s} exported"));
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Prints the line of every key that begins with `prefix`; how many there were.
+pub(super) async fn print_all(
+    options: &Options,
+    prefix: Vec<u8>,
+    line: Line,
+) -> Result<usize, Failure> {
+    let client = Arc::new(options.client()?);
+    let parts = client.replicas.cluster.nodes().len();
+    let mut exporter = Exporter {
+        client,
+        prefix,
+        line,
+        known: HashSet::new(),
+        pages: Vec::new(),
+        printed: 0,
+    };
+    for part in 0..parts {
+        exporter.export(part, options.timeout()).await?;
+    }
+    Ok(exporter.printed)
 }
 
 impl Exporter {
@@ -129,7 +144,10 @@ impl Exporter {
         replicas.ask(place, "load", &load).await?;
         scan.cursor = Some(0);
         while let Some(page) = scan.page().await? {
-            let keys = entries(&page)?.into_iter().map(|(key, _)| Key::from(key));
+            let keys = entries(&page)?.into_iter().map(|(key, _)| key);
+            let keys = keys
+                .filter(|key| key.starts_with(&self.prefix))
+                .map(Key::from);
             let new = keys.filter(|key| self.known.insert(key.clone()));
             self.pages.push(new.collect());
         }
@@ -139,8 +157,8 @@ impl Exporter {
     /// Reads and prints what was listed.
     async fn print(&mut self) -> Result<(), Failure> {
         // The values are read in tasks of their own: they go on while the output waits.
-        let (client, resp) = (self.client.clone(), self.resp);
-        let read = |keys| spawn(read(client.clone(), keys, resp));
+        let (client, line) = (self.client.clone(), self.line);
+        let read = |keys| spawn(read(client.clone(), keys, line));
         let tasks = std::mem::take(&mut self.pages).into_iter().map(read);
         let mut tasks = stream::iter(tasks).buffered(PAGES);
         while let Some(lines) = tasks.next().await {
@@ -155,9 +173,8 @@ impl Exporter {
 }
 
 /// The lines of these keys, without those that are absent.
-async fn read(client: Arc<Client>, keys: Vec<Key>, resp: bool) -> Result<Vec<Vec<u8>>, Error> {
+async fn read(client: Arc<Client>, keys: Vec<Key>, line: Line) -> Result<Vec<Vec<u8>>, Error> {
     let values = join_all(keys.iter().map(|key| client.get(key))).await;
-    let line = if resp { line::resp } else { line::json };
     let mut lines = Vec::new();
     for (key, value) in keys.iter().zip(values) {
         let value = value.map_err(Error::of_read)?;

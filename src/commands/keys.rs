@@ -1,22 +1,24 @@
 //! `set`, `get` and `delete`: keys and values.
 
 use std::ffi::OsString;
-use std::io::Read as _;
+use std::io::{self, IsTerminal as _, Read as _};
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use msgpack_rpc::Value;
 use serde_json::Value as Json;
 
 use super::target::Target;
-use super::{Failure, Options, Outcome, shown, standard_input, status, text};
+use super::{
+    Failure, Options, Outcome, line, remark, shown, standard_input, status, text, typed_key,
+};
 use crate::cluster::MAX_VALUE;
 use crate::entry::Packed;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::rpc::{Peer, tls};
 
-/// How many keys of one `get` are asked for at once.
+/// How many keys of one `get` or `delete` are asked for at once.
 const AT_ONCE: usize = 16;
 
 /// Write a value.
@@ -24,13 +26,18 @@ const AT_ONCE: usize = 16;
 #[command(after_help = "Examples:
   kv54 set tea green
   kv54 set photo < photo.jpg
-  printf %s green | kv54 set tea     (echo would add a newline, which is kept)")]
+  printf %s green | kv54 set tea     (echo would add a newline, which is kept)
+  kv54 set flag:new-ui --value-json false")]
 pub(super) struct Set {
-    #[arg(allow_negative_numbers = true)]
+    /// The key
+    #[arg(allow_negative_numbers = true, value_parser = typed_key())]
     key: OsString,
     /// The value; without it, or with `-`, standard input byte for byte, a newline at its end too
     #[arg(allow_negative_numbers = true)]
     value: Option<OsString>,
+    /// The value is JSON: false is no text but a boolean, 5 a number, [1] an array
+    #[arg(long)]
+    value_json: bool,
     #[command(flatten)]
     via: Via,
 }
@@ -48,6 +55,7 @@ pub(super) struct Set {
 pub(super) struct Get {
     /// The key; several are answered by lines `key<TAB>value`, or by a list with --json
     #[arg(required = true, value_name = "KEY", allow_negative_numbers = true)]
+    #[arg(value_parser = typed_key())]
     keys: Vec<OsString>,
     /// Print exactly the value's bytes, without a newline, on a terminal too; of one key only
     #[arg(long, conflicts_with = "json")]
@@ -56,14 +64,16 @@ pub(super) struct Get {
     via: Via,
 }
 
-/// Delete a key.
+/// Delete keys.
 #[derive(Args)]
 #[command(after_help = "Examples:
   kv54 delete tea
-  kv54 del tea")]
+  kv54 del tea milk honey")]
 pub(super) struct Delete {
-    #[arg(allow_negative_numbers = true)]
-    key: OsString,
+    /// The key, or several
+    #[arg(required = true, value_name = "KEY", allow_negative_numbers = true)]
+    #[arg(value_parser = typed_key())]
+    keys: Vec<OsString>,
     #[command(flatten)]
     via: Via,
 }
@@ -72,7 +82,7 @@ pub(super) struct Delete {
 struct Via {
     /// Ask this node's own get, set or delete, as clients in other languages do; a --timeout
     /// only says how long its answer is waited for
-    #[arg(long = "via", value_name = "NAME")]
+    #[arg(long = "via", value_name = "NAME", value_hint = ValueHint::Hostname)]
     node: Option<String>,
 }
 
@@ -82,14 +92,17 @@ impl Set {
             Some(value) if value != "-" => value.into_encoded_bytes(),
             _ => value_from_stdin(options)?,
         };
-        let value = Packed::of(text::typed(value));
-        self.via.write(self.key, Some(value), options).await
+        let value = match self.value_json {
+            true => from_json(&value)?,
+            false => Packed::of(text::typed(value)),
+        };
+        self.via.write(vec![self.key], Some(value), options).await
     }
 }
 
 impl Delete {
     pub(super) async fn run(self, options: &Options) -> Outcome {
-        self.via.write(self.key, None, options).await
+        self.via.write(self.keys, None, options).await
     }
 }
 
@@ -109,7 +122,18 @@ impl Get {
             Ok(pairs) => pairs,
             Err(error) => return Err(explained(Error::of_read(error), options).await),
         };
-        options.print(&objects(&pairs), lines(&pairs, self.raw))?;
+        let object = |(key, value): &(Value, Value)| {
+            Json::from_iter([text::field("key", key), text::field("value", value)])
+        };
+        options.print(
+            &one_or_list(pairs.iter().map(object)),
+            lines(&pairs, self.raw),
+        )?;
+        if io::stdout().is_terminal() && !options.json {
+            let is_text = |value: &Value| value.is_nil() || value.as_slice().is_some();
+            let typed = pairs.iter().filter(|(_, value)| !is_text(value));
+            typed.for_each(|(key, _)| remark(format!("{key} is JSON, no text")));
+        }
         let absent = pairs.iter().filter(|(_, value)| value.is_nil());
         let absent: Vec<String> = absent.map(|(key, _)| key.to_string()).collect();
         let why = match absent.len() {
@@ -122,14 +146,11 @@ impl Get {
     }
 }
 
-/// The pairs as JSON: an object, or a list of them if several were asked for.
-fn objects(pairs: &[(Value, Value)]) -> Json {
-    let object = |(key, value): &(Value, Value)| {
-        Json::from_iter([text::field("key", key), text::field("value", value)])
-    };
-    match pairs {
-        [only] => object(only),
-        several => several.iter().map(object).collect(),
+/// These as JSON: an object, or a list of them if several keys were named.
+fn one_or_list(objects: impl Iterator<Item = Json>) -> Json {
+    match &objects.collect::<Vec<Json>>()[..] {
+        [only] => only.clone(),
+        several => several.into(),
     }
 }
 
@@ -161,6 +182,18 @@ fn value_from_stdin(options: &Options) -> Result<Vec<u8>, Failure> {
     }
 }
 
+/// The value that this JSON is.
+fn from_json(text: &[u8]) -> Result<Packed, Failure> {
+    if text.len() > MAX_VALUE {
+        return Err(Error::too_large(format!("JSON of over {MAX_VALUE} bytes")).into());
+    }
+    let json: Json = serde_json::from_slice(text).map_err(|error| {
+        let hint = r#"a string of JSON stands in quotes of its own, as in '"green"'"#;
+        Failure::usage(error).of("the value is no JSON").with(hint)
+    })?;
+    line::checked(&rmp_serde::to_vec(&json).map_err(Failure::usage)?)
+}
+
 impl Via {
     /// Where the questions go.
     fn target(&self, options: &Options) -> Result<Target, Failure> {
@@ -177,25 +210,38 @@ impl Via {
         Ok(Target::Node(name.clone(), peer))
     }
 
-    /// Sets a key, or deletes it if there is no value, and says what came of it: it is done, it
+    /// Sets keys, or deletes them if there is no value, and says what came of it: it is done, it
     /// failed, or its outcome is unknown.
-    async fn write(&self, key: OsString, value: Option<Packed>, options: &Options) -> Outcome {
+    async fn write(
+        &self,
+        keys: Vec<OsString>,
+        value: Option<Packed>,
+        options: &Options,
+    ) -> Outcome {
         let method = if value.is_some() { "set" } else { "delete" };
-        let (target, key) = (self.target(options)?, key.into_encoded_bytes());
-        let written = target.write(&key, value.as_deref()).await;
+        let target = self.target(options)?;
+        let keys: Vec<Vec<u8>> = keys.into_iter().map(OsString::into_encoded_bytes).collect();
+        let writes = stream::iter(&keys).map(|key| target.write(key, value.as_deref()));
+        let written: Vec<_> = writes.buffered(AT_ONCE).collect().await;
         if let Target::Majority(client) = target {
             client.replicas.settle().await;
         }
-        let Err(error) = written else {
-            let key = text::field("key", &text::typed(key));
-            return options.print(&Json::from_iter([key]), "ok\n");
+        let (all, done) = (keys.len(), written.iter().flatten().count());
+        let errors = written.into_iter().filter_map(Result::err);
+        // What may have happened is said before what has not.
+        let Some(error) = errors.min_by_key(|error| error.kind != Kind::UnknownOutcome) else {
+            let object = |key| Json::from_iter([text::field("key", &text::typed(key))]);
+            return options.print(&one_or_list(keys.into_iter().map(object)), "ok\n");
         };
         let Failure { code, why } = explained(error, options).await;
         let why = match why.strip_prefix("unknown-outcome: ") {
             Some(why) => format!("{method} has an unknown outcome: {why}"),
             None => format!("{method} failed: {why}"),
         };
-        Err(Failure { code, why })
+        Err(match all {
+            1 => Failure { code, why },
+            _ => Failure { code, why }.with(format!("{done} of {all} keys are deleted")),
+        })
     }
 }
 

@@ -83,11 +83,14 @@ fn base64(text: &str) -> Result<Vec<u8>, Failure> {
     BASE64.decode(text).map_err(Failure::usage)
 }
 
-fn checked(value: &[u8]) -> Result<Packed, Failure> {
+/// A value that may be written.
+pub(super) fn checked(value: &[u8]) -> Result<Packed, Failure> {
     check_value(value)?;
     let value = Packed::from(value);
     match value.is_nil() {
-        true => Err(Failure::usage("nil is an absent key")),
+        true => Err(Failure::usage(
+            "nil is an absent key: kv54 delete makes one",
+        )),
         false => Ok(value),
     }
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use futures::future::join_all;
 use serde_json::{Value as Json, json};
 
-use super::{Options, Outcome, text};
+use super::{Options, Outcome, text, typed_key};
 use crate::client::Client;
 use crate::cluster::Node;
 use crate::entry::{Stamp, loaded};
@@ -19,7 +19,8 @@ use crate::rpc::codec::encode_bytes;
   kv54 where tea
   kv54 where tea --json")]
 pub(super) struct Where {
-    #[arg(allow_negative_numbers = true)]
+    /// The key
+    #[arg(allow_negative_numbers = true, value_parser = typed_key())]
     key: OsString,
 }
 

@@ -5,14 +5,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 use futures::stream::FuturesUnordered;
 use futures::{StreamExt as _, TryFutureExt as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::{Failure, Options, Outcome, block_on};
+use super::{Failure, Options, Outcome, block_on, unless_empty};
 use crate::cluster::Cluster;
 use crate::error::plain;
 use crate::node;
@@ -28,7 +28,7 @@ const OTHER_FILES: u64 = 64;
   kv54 serve alice --listen 0.0.0.0:5401")]
 pub(super) struct Serve {
     /// The node's name in the file [default: this machine's host name]
-    #[arg(conflicts_with = "all")]
+    #[arg(conflicts_with = "all", value_hint = ValueHint::Hostname)]
     name: Option<String>,
     /// Run every node of the file in this one process
     #[arg(long)]
@@ -36,11 +36,15 @@ pub(super) struct Serve {
     /// Listen here, not on the address in the file, which the others dial
     #[arg(long, value_name = "ADDRESS", conflicts_with = "all")]
     listen: Option<String>,
+    /// What the nodes log: off, error, warn, info or debug
+    #[arg(long, value_name = "LEVEL", hide_env_values = true)]
+    #[arg(env = unless_empty("KV54_LOG"), default_value = "info")]
+    log: log::LevelFilter,
 }
 
 impl Serve {
     pub(super) async fn run(self, options: &Options) -> Outcome {
-        let _ = log::set_logger(&Log).map(|()| log::set_max_level(options.log));
+        let _ = log::set_logger(&Log).map(|()| log::set_max_level(self.log));
         let cluster = options.cluster()?;
         let places = match self.all {
             true => (0..cluster.nodes().len()).collect(),

@@ -1,0 +1,49 @@
+//! `keys`: the names of all keys, or of those that begin alike.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::Value as Json;
+
+use super::{Options, Outcome, export, text};
+
+/// Print the name of every key, one a line, in no order.
+///
+/// A deleted key is left out. Each key is read as an export reads it, and the exit code is that of
+/// an export. With --json, a line is `{"key": …}`, or `{"key_base64": …}` for what is not UTF-8.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  kv54 keys | sort
+  kv54 keys --prefix user: | wc -l
+  kv54 keys --json | jq -r .key")]
+pub(super) struct Keys {
+    /// Only the keys that begin with this
+    #[arg(long, value_name = "TEXT")]
+    prefix: Option<OsString>,
+}
+
+impl Keys {
+    pub(super) async fn run(self, options: &Options) -> Outcome {
+        let line: export::Line = match options.json {
+            true => |key, _| {
+                let field = text::field("key", &text::typed(key.to_vec()));
+                Ok(format!("{}\n", Json::from_iter([field])).into_bytes())
+            },
+            false => |key, _| Ok((escaped(key) + "\n").into_bytes()),
+        };
+        let prefix = self.prefix.unwrap_or_default().into_encoded_bytes();
+        let printed = export::print_all(options, prefix, line).await;
+        printed.map_err(|failure| failure.of("the list is not complete"))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A key in one line.
+fn escaped(key: &[u8]) -> String {
+    let plain = |c: char| match c.is_control() {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    };
+    String::from_utf8_lossy(key).chars().map(plain).collect()
+}

@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Cluster, Said};
+use common::{Cluster, Node, Said};
 use kv54::cluster;
 
 #[test]
@@ -84,6 +84,45 @@ fn a_bad_address_is_quoted() {
             3,
             &["nodes.alice", &format!("{address:?}")],
         );
+    }
+}
+
+#[test]
+fn an_address_that_nobody_can_dial_points_to_the_option_that_listens_there() {
+    let cluster = Cluster::of(&["alice"]);
+    for host in ["0.0.0.0", "[::]", "[0:0::0]", "[::ffff:0.0.0.0]"] {
+        let file = format!("[nodes]\nalice = \"{host}:5401\"\n");
+        refuses(&cluster, &file, 2, &["nodes.alice", host, "--listen"]);
+    }
+}
+
+#[test]
+fn a_value_without_its_quotes_is_shown_with_them() {
+    let cluster = Cluster::of(&["alice"]);
+    for (broken, whole) in [
+        ("bob = 127.0.0.1:5402", r#"bob = "127.0.0.1:5402""#),
+        ("bob = 127.0.0.1:5402 # home", r#"bob = "127.0.0.1:5402""#),
+        ("bob=host-1:5402", r#"bob = "host-1:5402""#),
+        ("bob = [::1]:5402", r#"bob = "[::1]:5402""#),
+        ("bob = localhost", r#"bob = "localhost""#),
+    ] {
+        let file = format!("{ALICE}{broken}\n");
+        let said = refuses(&cluster, &file, 3, &["bob: quotes are missing: ", whole]);
+        assert!(!said.err.contains("float"), "{said:?}");
+    }
+    let limit = |line: &str| format!("{ALICE}[limits]\n{line}\n");
+    let window = ["window: quotes are missing: window = \"500ms\""];
+    refuses(&cluster, &limit("window = 500ms"), 4, &window);
+    // Where more is wrong, or something else, quotes are not what is missing.
+    for (broken, why) in [
+        ("bob = 5402", "string"),
+        ("bob = \"127.0.0.1:5402", "bob"),
+        ("bob = ", "bob"),
+        ("bob = { a = 1:2 }", "bob"),
+        ("alice = \"127.0.0.1:5402\"", "alice"),
+    ] {
+        let said = refuses(&cluster, &format!("{ALICE}{broken}\n"), 3, &[why]);
+        assert!(!said.err.contains("quotes are missing"), "{said:?}");
     }
 }
 
@@ -281,13 +320,35 @@ fn the_file_is_cluster_toml_unless_the_environment_or_the_command_names_another(
     named(variable, None).says(&["kv54: environment.toml:1: "]);
     named(None, option).says(&["kv54: command.toml:1: "]);
     named(variable, option).says(&["kv54: command.toml:1: "]);
+    // Set and empty is as good as not set.
+    named(Some(""), None).says(&["kv54: cluster.toml:1: "]);
+}
+
+#[test]
+fn an_empty_level_of_the_log_is_the_usual_one() {
+    let cluster = Cluster::of(&["alice"]);
+    let serve = |level| {
+        Node::spawn(
+            cluster
+                .command()
+                .args(["serve", "alice"])
+                .env("KV54_LOG", level),
+        )
+    };
+    serve("").wait_for("alice: listening on");
+    let mut command = cluster.command();
+    let said = command
+        .args(["serve", "alice"])
+        .env("KV54_LOG", "loud")
+        .output()
+        .unwrap();
+    assert_eq!(said.status.code(), Some(2));
 }
 
 #[test]
 fn an_address_is_ipv4_or_bracketed_ipv6_or_a_host_name() {
     for host in [
         "127.0.0.1",
-        "0.0.0.0",
         "[::1]",
         "[2001:db8::5401]",
         "[::ffff:127.0.0.1]",

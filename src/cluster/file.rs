@@ -125,8 +125,21 @@ fn misread(text: &str, mut error: toml::de::Error) -> Wrong {
         Some((_, field)) => field,
         None => line.split_once('=').map_or("", |(field, _)| field.trim()),
     };
+    if let Some(quoted) = quoted(line) {
+        return (at, format!("{field}: quotes are missing: {quoted}"));
+    }
     let what = format!("{field}: {}", error.message());
     (at, what.trim_start_matches(": ").to_owned())
+}
+
+/// The line with its value in quotes, if it lacks nothing else: `alice = 127.0.0.1:5401`.
+fn quoted(line: &str) -> Option<String> {
+    let (field, value) = line.split('#').next()?.split_once('=')?;
+    let quoted = format!("{} = \"{}\"", field.trim(), value.trim());
+    let begins = |c: char| c.is_alphanumeric() || c == '[';
+    let is_toml = |line: &str| line.parse::<toml::Table>().is_ok();
+    let lacks_quotes = value.trim().starts_with(begins) && !is_toml(line) && is_toml(&quoted);
+    lacks_quotes.then_some(quoted)
 }
 
 fn lines_before(text: &str, at: usize) -> usize {
@@ -200,8 +213,13 @@ fn check_address(address: &str) -> Result<(), &'static str> {
     // Digits and dots alone look like IPv4, so they must be.
     let digits = host.chars().all(|c| c.is_ascii_digit() || c == '.');
     let is_name = !digits && host.len() <= 253 && host.split('.').all(is_name);
-    match is_name || address.parse::<SocketAddr>().is_ok() {
-        true => Ok(()),
-        false => Err(": a host is an IPv4 address, an IPv6 address in brackets, or a name"),
+    match address.parse::<SocketAddr>() {
+        Ok(socket) if socket.ip().to_canonical().is_unspecified() => {
+            Err(": nodes dial this address, and 0.0.0.0 and [::] are for kv54 serve --listen alone")
+        }
+        Err(_) if !is_name => {
+            Err(": a host is an IPv4 address, an IPv6 address in brackets, or a name")
+        }
+        _ => Ok(()),
     }
 }

@@ -101,6 +101,39 @@ fn every_client_sets_gets_and_outlives_a_node() {
     }
 }
 
+/// The ten lines of `docs/wire.md` that go on to the next node where one is silent or gone.
+#[test]
+#[ignore = "tests/foreign/run installs the clients and runs this"]
+fn the_client_of_the_docs_goes_on_to_the_next_node() {
+    let cluster = Cluster::five();
+    let wire = std::fs::read_to_string("docs/wire.md").unwrap();
+    let blocks = wire.split("```python\n").skip(1);
+    let blocks = blocks.map(|block| block.split("```").next().unwrap());
+    let mut client = blocks.last().unwrap().replace("timeout=6", "timeout=1");
+    for (at, name) in (5401..).zip(["alice", "bob", "carol"]) {
+        client = client.replace(&at.to_string(), &port(&cluster, name));
+    }
+    assert_eq!(client.lines().filter(|line| !line.is_empty()).count(), 14);
+    let says = |story: &str| {
+        let script = cluster.dir.join("client.py");
+        std::fs::write(&script, format!("{client}\n{story}\n")).unwrap();
+        let python = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../foreign/pynvim/bin/python");
+        let output = Command::new(python).arg(script).output().unwrap();
+        String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+    };
+    let story = "ask('set', 'tea', 'green'); print(ask('get', 'tea'))";
+    assert_eq!(says(story), "green\n");
+    cluster.signal("alice", "STOP");
+    assert_eq!(says(story), "green\n", "alice is silent");
+    let refused = says("ask('steep', 'tea')");
+    assert!(refused.contains("no-such-method: "), "{refused}");
+    for name in ["alice", "bob", "carol"] {
+        cluster.signal(name, "KILL");
+    }
+    let nobody = says(story);
+    assert!(nobody.contains("no node answers"), "{nobody}");
+}
+
 /// Runs a client's script to its end.
 fn run(name: &str, args: &[&str]) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

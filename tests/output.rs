@@ -88,6 +88,25 @@ fn an_error_is_one_plain_line_whatever_it_quotes() {
         assert!(is_plain(&said), "{args:?}: {said:?}");
         said.says(&[]);
     }
+    for usage in [
+        &[forged][..],
+        &["get", "tea", &format!("--{forged}")],
+        &["get", "tea", "--timeout", forged],
+        &["bench", forged],
+    ] {
+        // To a pipe, escape sequences are left out anyway.
+        let usage: Vec<String> = usage.iter().map(|word| format!("'{word}'")).collect();
+        if let Some(shown) = on_a_terminal(&cluster, &usage.join(" ")) {
+            let shown = String::from_utf8(shown).unwrap();
+            let forged = shown.lines().any(|line| line.starts_with("kv54: all"));
+            let obeyed =
+                shown.contains("x\u{1b}[31m") || shown.contains(['\r', '\u{9b}', '\u{202e}']);
+            assert!(
+                !forged && !obeyed && shown.contains("all is well"),
+                "{shown:?}"
+            );
+        }
+    }
     let status = |variable: &str| {
         let mut status = cluster.command();
         status.args(["status", "--help"]).env(variable, forged);

@@ -28,22 +28,13 @@ impl Keys {
         let line: export::Line = match options.json {
             true => |key, _| {
                 let field = text::field("key", &text::typed(key.to_vec()));
-                Ok(format!("{}\n", Json::from_iter([field])).into_bytes())
+                Ok((text::json_line(&Json::from_iter([field])) + "\n").into_bytes())
             },
-            false => |key, _| Ok((escaped(key) + "\n").into_bytes()),
+            false => |key, _| Ok((text::in_a_line(&text::typed(key.to_vec())) + "\n").into_bytes()),
         };
         let prefix = self.prefix.unwrap_or_default().into_encoded_bytes();
         let printed = export::print_all(options, prefix, line).await;
         printed.map_err(|failure| failure.of("the list is not complete"))?;
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// A key in one line.
-fn escaped(key: &[u8]) -> String {
-    let plain = |c: char| match c.is_control() {
-        true => c.escape_default().to_string(),
-        false => c.to_string(),
-    };
-    String::from_utf8_lossy(key).chars().map(plain).collect()
 }

@@ -2,6 +2,8 @@
 //! key, and the next two nodes have copies. `cluster.toml`, the same file on every host, lists
 //! the nodes; [`Cluster::read`] reads it.
 
+use bytesize::ByteSize;
+
 mod file;
 
 pub use file::{Files, Limits};
@@ -62,6 +64,24 @@ impl Cluster {
         let [key, value] = [MAX_KEY, MAX_VALUE].map(|limit| limit.to_string());
         let lines: Vec<&str> = names.chain([&*window, &*key, &*value, name]).collect();
         crc32fast::hash(lines.join("\n").as_bytes())
+    }
+
+    /// The ring in words: what must be the same on every host.
+    pub fn ring(&self) -> String {
+        let (names, window) = (self.names().join(" "), self.limits.window);
+        format!("{names}, window {window:?}")
+    }
+
+    /// What may change while a node runs, each in words: the addresses, and two of the limits.
+    pub fn changeable(&self) -> Vec<String> {
+        let (memory, most) = (ByteSize(self.limits.memory as u64), self.limits.connections);
+        let limits = [
+            format!("memory is {memory}"),
+            format!("connections are {most}"),
+        ];
+        let nodes = self.nodes.iter();
+        let nodes = nodes.map(|node| format!("{} is at {}", node.name, node.address));
+        nodes.chain(limits).collect()
     }
 
     /// The nodes in ring order.

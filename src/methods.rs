@@ -14,6 +14,9 @@ pub const METHODS: &str = "\
 | `status` | none | a map: how this node is |
 ";
 
+/// What nodes ask each other.
+pub const AMONG_NODES: [&str; 4] = ["load", "store", "scan", "status"];
+
 impl Error {
     /// The error of a method that does not exist, or does not take so many parameters.
     pub fn not_a_request(method: &str, params: usize) -> Self {

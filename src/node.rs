@@ -1,14 +1,15 @@
 //! A node's life: it is put together, binds its address, joins and serves until it is stopped.
 //! Other programs start nodes in the same way on networks of their own (`examples/tour.rs`).
 
+use std::future::ready;
 use std::io;
-use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
-use futures::stream::Stream;
+use futures::stream::{FuturesUnordered, Stream, StreamExt as _};
 use tokio::net::{TcpListener, lookup_host};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -39,63 +40,96 @@ impl Node {
     {
         let (node, mut joining) = (self.clone(), JoinSet::new()); // dropping the set aborts its tasks
         joining.spawn(async move { join(&node.store, &node.client.replicas).await });
-        let limits = &self.store.cluster.limits;
-        rpc::serve(incoming, &**self, limits, stop).await;
+        rpc::serve(incoming, &**self, || self.store.limits(), stop).await;
+    }
+
+    /// Takes from each newer file of its ring what can change while it runs.
+    async fn follow(&self, mut file: watch::Receiver<Arc<Cluster>>) {
+        let (started, own) = (&self.store.cluster, self.store.place);
+        let mut known = started.changeable();
+        while file.changed().await.is_ok() {
+            let newer = file.borrow_and_update().clone();
+            self.store.limit(newer.limits);
+            self.client.replicas.move_to(&newer);
+            let mut changes = newer.changeable();
+            changes.retain(|line| !known.contains(line));
+            match changes[..] {
+                [] => log::info!("cluster.toml is read again: nothing has changed"),
+                _ => log::info!("cluster.toml is read again: {}", changes.join(", ")),
+            }
+            known = newer.changeable();
+            let address = |file: &Cluster| file.nodes().get(own).map(|node| node.address.clone());
+            if address(started) != address(&newer) || started.tls != newer.tls {
+                log::warn!("its own address and [tls] are taken at its next start");
+            }
+        }
     }
 }
 
-/// Runs the node at this place of the ring until `stop`. Its address stays bound until the process ends. It listens on `listen` instead of the
-/// address in the file where that is given.
+/// Runs the node at this place of the ring until `stop`. It goes by the newest `file`. It listens on
+/// `listen` instead of its address there where that is given.
 pub async fn run(
-    cluster: Arc<Cluster>,
+    mut file: watch::Receiver<Arc<Cluster>>,
     place: usize,
     listen: Option<String>,
     stop: CancellationToken,
 ) -> io::Result<()> {
+    let cluster = file.borrow_and_update().clone();
     let dial = tls::dial(&cluster)?;
     let guard = tls::guard(&cluster, cluster.name(place))?;
+    let bound = stop.run_until_cancelled(bind(&cluster, place, listen.as_deref()));
+    let Some(bound) = bound.await else {
+        return Ok(()); // a name was still being looked up
+    };
     // Bound until the process ends: no successor starts while this node still answers.
-    let listener: &TcpListener = Box::leak(Box::new(bind(&cluster, place, listen).await?));
+    let listener: &TcpListener = Box::leak(Box::new(bound?));
     let address = listener.local_addr()?;
-    log::info!("listening on {address}");
-    if cluster.tls.is_none() && !address.ip().is_loopback() {
-        log::warn!(
-            "{address} is open to everybody who can reach it; [tls] in cluster.toml closes it"
-        );
+    let hidden = listen.is_none() && address.ip().is_loopback();
+    let node = Node::new(Arc::new(Store::new(cluster.clone(), place)), TIMEOUT, &dial);
+    let life = async {
+        log::info!("listening on {address}");
+        if cluster.tls.is_none() && !address.ip().is_loopback() {
+            log::warn!(
+                "{address} is open to everybody who can reach it; [tls] in cluster.toml closes it"
+            );
+        }
+        let (following, incoming) = (node.clone(), rpc::incoming(listener, guard));
+        tokio::spawn(async move { following.follow(file).await });
+        // Spawned: the runtime polls a task in turn with those of the peers, but its main future
+        // only after a look at the network.
+        tokio::spawn(async move { node.live(incoming, stop).await }).await?;
+        log::info!("stopped");
+        Ok(())
+    };
+    tokio::select! {
+        biased; // addresses that are no names are looked at before anybody is answered
+        Some(error) = out_of_reach(&cluster, place), if hidden => Err(error),
+        ended = life => ended,
     }
-    let node = Node::new(Arc::new(Store::new(cluster, place)), TIMEOUT, &dial);
-    let incoming = rpc::incoming(listener, guard);
-    // Spawned: the runtime polls a task in turn with those of the peers, but its main future only
-    // after a look at the network.
-    tokio::spawn(async move { node.live(incoming, stop).await }).await?;
-    log::info!("stopped");
-    Ok(())
 }
 
-async fn bind(cluster: &Cluster, place: usize, listen: Option<String>) -> io::Result<TcpListener> {
+async fn bind(cluster: &Cluster, place: usize, listen: Option<&str>) -> io::Result<TcpListener> {
     let Some(cluster::Node { name, address }) = cluster.nodes().get(place) else {
         return Err(io::Error::other("no such node"));
     };
-    let on = listen.as_ref().unwrap_or(address);
-    let failed = |error: io::Error| io::Error::other(format!("{name}: {on}: {error}"));
-    let found: Vec<SocketAddr> = lookup_host(on).await.map_err(failed)?.collect();
-    if listen.is_none() && found.iter().all(|address| address.ip().is_loopback()) {
-        if let Some(other) = off_loopback(cluster).await {
-            return Err(io::Error::other(format!(
-                "{name}: {on} is loopback on this machine, where {other} cannot reach it; \
-                 --listen 0.0.0.0:PORT listens on the network",
-            )));
-        }
-    }
-    TcpListener::bind(&*found).await.map_err(failed)
+    let on = listen.unwrap_or(address);
+    let bound = TcpListener::bind(on).await;
+    bound.map_err(|error| io::Error::other(format!("{name}: {on}: {error}")))
 }
 
-/// The first node of the file that is not on this machine's loopback.
-async fn off_loopback(cluster: &Cluster) -> Option<&str> {
-    let nodes = cluster.nodes();
-    let found = join_all(nodes.iter().map(|node| lookup_host(&node.address))).await;
-    nodes.iter().zip(found).find_map(|(node, found)| {
-        let off = found.ok()?.any(|address| !address.ip().is_loopback());
-        off.then_some(&*node.name)
-    })
+/// What is wrong with listening on loopback, once a node is found that is not there.
+async fn out_of_reach(cluster: &Cluster, place: usize) -> Option<io::Error> {
+    let own = cluster.nodes().get(place)?;
+    let lookups = cluster.nodes().iter().map(|node| async move {
+        let mut found = lookup_host(&node.address).await.ok()?;
+        let off = found.any(|address| !address.ip().is_loopback());
+        off.then_some(&node.name)
+    });
+    let looked_up = lookups.collect::<FuturesUnordered<_>>();
+    let other = pin!(looked_up.filter_map(ready)).next().await?;
+    Some(io::Error::other(format!(
+        "{}: {} is loopback on this machine, where {other} cannot reach it; \
+         --listen 0.0.0.0:PORT listens on the network",
+        own.name, own.address,
+    )))
 }

@@ -102,6 +102,13 @@ impl Replicas {
         }
     }
 
+    /// Asks each node at the address that it has in this file of the same ring.
+    pub fn move_to(&self, cluster: &Cluster) {
+        for ((peer, _), node) in self.nodes.iter().zip(cluster.nodes()) {
+            peer.move_to(&node.address);
+        }
+    }
+
     /// Begins an operation on a key.
     pub fn of<'a>(&'a self, key: &'a [u8]) -> Result<Operation<'a>, Error> {
         check_key(key)?;

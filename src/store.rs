@@ -11,7 +11,7 @@ use indexmap::IndexMap;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Limits};
 use crate::entry::{Entry, Loaded, Packed, Stamp, check_key, check_value, size};
 use crate::error::{Error, Kind};
 use crate::rpc::codec::{self, Encoded, quoted};
@@ -37,6 +37,7 @@ pub struct Store {
     pub started: Instant,
     start_id: u64,
     fingerprint: u32, // what a call from another node must name
+    limits: Mutex<Limits>,
     kept: Mutex<Kept>,
 }
 
@@ -75,6 +76,7 @@ impl Store {
         let memory = Memory::new(cluster.limits.memory, cluster.limits.window);
         Store {
             fingerprint: cluster.fingerprint(cluster.name(place)),
+            limits: Mutex::new(cluster.limits),
             cluster,
             place,
             started: Instant::now(),
@@ -83,17 +85,27 @@ impl Store {
         }
     }
 
+    /// The limits of this node now; those in `cluster` are the ones that it started with.
+    pub fn limits(&self) -> Limits {
+        *lock(&self.limits)
+    }
+
+    /// Keeps to these limits from now on. What is kept stays.
+    pub fn limit(&self, limits: Limits) {
+        *lock(&self.limits) = limits;
+        lock(&self.kept).memory.own.limit = limits.memory;
+    }
+
     /// This store, for an asker that names its `ring` by the fingerprint.
     pub fn on(&self, ring: &[u8]) -> Result<&Self, Error> {
         if codec::number(ring) == Some(self.fingerprint.into()) {
             return Ok(self);
         }
         let why = format!(
-            "{}'s ring is {} ({}, window {:?}), yours is {}: use the same cluster.toml",
+            "{}'s ring is {} ({}), yours is {}: use the same cluster.toml",
             self.name(),
             self.fingerprint,
-            self.cluster.names().join(" "),
-            self.cluster.limits.window,
+            self.cluster.ring(),
             quoted(ring),
         );
         Err(Error::new(Kind::WrongRing, why))

@@ -3,10 +3,13 @@
 
 mod common;
 
+use std::net::TcpStream;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use common::{Cluster, FIVE, Hiccups, block_on};
+use common::wire::Wire;
+use common::{Cluster, FIVE, Hiccups, Node, block_on};
 use futures::future::join_all;
 use kv54::cluster::Limits;
 use kv54::entry::{Packed, Stamp, loaded};
@@ -410,6 +413,305 @@ fn a_ring_of_one_two_or_three_is_a_ring() {
     }
 }
 
+#[test]
+fn a_dead_host_gets_another_address_and_no_node_is_restarted_for_it() {
+    let mut cluster = Cluster::five();
+    let keys: Vec<String> = (0..20).map(|n| format!("key{n}")).collect();
+    for key in &keys {
+        cluster.kv54(["set", key, "before"]).exits(0);
+    }
+    cluster.kill("erin");
+    let elsewhere = format!("127.0.0.1:{}", cluster.spare_port(0));
+    cluster.edit(&cluster.address("erin"), &elsewhere);
+    cluster.reload(&format!(
+        "cluster.toml is read again: erin is at {elsewhere}"
+    ));
+    cluster.start("erin");
+    cluster.node("erin").wait_for("ready with");
+    cluster.wait_until_ready();
+    // Now another one may be missing: erin is one of two that are left of its keys.
+    cluster.kill("alice");
+    for via in ["bob", "carol", "dave", "erin"] {
+        for key in &keys {
+            let got = cluster.kv54(["get", key, "--via", via]).exits(0);
+            assert_eq!(got.text(), "before\n", "{key} at {via}");
+        }
+    }
+    for key in &keys {
+        cluster
+            .kv54(["set", key, "after", "--via", "carol"])
+            .exits(0);
+        assert_eq!(cluster.kv54(["get", key]).exits(0).text(), "after\n");
+    }
+    cluster.start("alice");
+    cluster.node("alice").wait_for("ready with");
+}
+
+#[test]
+fn traffic_does_not_notice_that_every_node_reads_its_file_again() {
+    let mut cluster = Cluster::of(&FIVE);
+    for name in FIVE {
+        let everywhere = cluster.address(name).replace("127.0.0.1", "0.0.0.0");
+        cluster.start_behind(name, "cluster.toml", &everywhere);
+    }
+    cluster.wait_until_ready();
+    let guests: Vec<Peer> = (cluster.ring().nodes().iter())
+        .map(|node| Peer::new(node, Duration::from_secs(10), tcp()))
+        .collect();
+    std::thread::scope(|scope| {
+        let reloads = scope.spawn(|| {
+            for turn in 1..10 {
+                let [old, new] = [turn, turn + 1].map(|host| format!("127.0.0.{host}:"));
+                cluster.edit(&old, &new);
+                cluster.reload(&format!("erin is at {new}"));
+            }
+        });
+        let traffic = (0..10).map(|number| {
+            let (guest, reloads) = (&guests[number % 5], &reloads);
+            async move {
+                let key = encode(&format!("key{number}").into());
+                let mut count = 0_u64;
+                while !reloads.is_finished() {
+                    count += 1;
+                    let value = encode(&count.into());
+                    guest.call("set", &[&key, &value]).await.1.unwrap();
+                    let got = guest.call("get", &[&key]).await.1.unwrap();
+                    assert_eq!(*got, *value, "key{number}");
+                }
+                count
+            }
+        });
+        let counts = block_on(join_all(traffic));
+        println!("sets and gets while the file was read nine times: {counts:?}");
+    });
+}
+
+#[test]
+fn a_node_that_has_moved_is_asked_at_its_new_address_though_the_old_one_answers() {
+    struct Host(&'static str);
+
+    impl Service for Host {
+        async fn answer(&self, _: &str, _: &[&[u8]]) -> Result<Answer, Error> {
+            Ok(Packed::of(self.0).into())
+        }
+    }
+
+    let cluster = Cluster::of(&["alice", "bob"]);
+    let (old, new) = (cluster.address("alice"), cluster.address("bob"));
+    let ring = cluster.ring();
+    let who = async |peer: &Peer| {
+        peer.call("who", &[])
+            .await
+            .1
+            .map(|name| decode(&name).unwrap())
+    };
+    block_on(async {
+        let asked = async {
+            let peer = Peer::new(&ring.nodes()[0], Duration::from_secs(5), tcp());
+            while who(&peer).await.is_err() {} // they may not listen yet
+            assert_eq!(who(&peer).await.unwrap(), "old".into());
+            peer.move_to(&old);
+            assert_eq!(who(&peer).await.unwrap(), "old".into(), "it has not moved");
+            peer.move_to(&new);
+            // A question that was asked on the old connection ends with it.
+            let answer = who(&peer).await.or(who(&peer).await);
+            assert_eq!(answer.unwrap(), "new".into());
+        };
+        tokio::select! {
+            () = asked => {}
+            end = rpc::listen(&old, &Host("old")) => panic!("{end:?}"),
+            end = rpc::listen(&new, &Host("new")) => panic!("{end:?}"),
+        }
+    });
+}
+
+#[test]
+fn a_node_ends_with_its_terminal() {
+    let cluster = Cluster::of(&["alice"]);
+    let mut terminal = Command::new("script");
+    let serve = format!("exec {} serve alice 2> log", env!("CARGO_BIN_EXE_kv54"));
+    terminal
+        .current_dir(&cluster.dir)
+        .args(["--quiet", "--command", &serve, "/dev/null"]);
+    let terminal = Node::spawn(&mut terminal);
+    let log = || std::fs::read_to_string(cluster.dir.join("log")).unwrap_or_default();
+    let wait_for = |text| {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !log().contains(text) {
+            assert!(
+                Instant::now() < deadline,
+                "no {text:?} in the log: {}",
+                log()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    wait_for("ready with");
+    drop(terminal);
+    wait_for("stopped");
+}
+
+#[test]
+fn limits_are_raised_while_a_node_runs_and_keeps_its_memory() {
+    let limits = "memory = \"1MiB\"\nconnections = 2";
+    let mut cluster = Cluster::with_limits(&["alice"], limits);
+    cluster.start("alice");
+    let value = vec![b'x'; 300_000];
+    for key in ["one", "two", "three"] {
+        cluster.kv54_with(["set", key], &value).exits(0);
+    }
+    let full = cluster.kv54_with(["set", "four"], &value).exits(3);
+    full.says(&["full:"]);
+    cluster.edit("1MiB", "2MiB");
+    cluster.reload("cluster.toml is read again: memory is 2.0 MiB");
+    cluster.kv54_with(["set", "four"], &value).exits(0);
+    assert!(cluster.kv54(["get", "one", "--raw"]).exits(0).out == value);
+
+    let mut two = [(); 2].map(|()| Wire::to(&cluster, "alice"));
+    assert!(two.each_mut().map(Wire::greets).iter().all(Option::is_some));
+    Wire::to(&cluster, "alice").is_closed();
+    cluster.edit("connections = 2", "connections = 3");
+    cluster.reload("cluster.toml is read again: connections are 3");
+    assert!(Wire::to(&cluster, "alice").greets().is_some());
+    assert!(two.each_mut().map(Wire::greets).iter().all(Option::is_some));
+    cluster.reload("cluster.toml is read again: nothing has changed");
+}
+
+#[test]
+fn a_file_that_a_running_node_cannot_take_changes_nothing() {
+    let mut cluster = Cluster::running(&["alice", "bob"]);
+    cluster.kv54(["set", "tea", "green"]).exits(0);
+    let good = std::fs::read_to_string(cluster.dir.join("cluster.toml")).unwrap();
+    let carol = good.replace("[nodes]", "[nodes]\ncarol = \"127.0.0.1:1\"");
+    let slow = good.replace("[limits]", "[limits]\nwindow = \"2s\"");
+    let broken = good.replace("[limits]", "memory\n[limits]");
+    for (file, says) in [
+        (carol, "alice bob carol, window 1s"),
+        (
+            slow,
+            "another ring (alice bob, window 2s) than the running one (alice bob, window 1s)",
+        ),
+        (broken, "cluster.toml:5: "),
+        (String::new(), "cluster.toml:1: missing field `nodes`"),
+    ] {
+        cluster.file("cluster.toml", &file);
+        cluster.reload(says);
+        for (name, node) in cluster.running_nodes() {
+            let line = node.wait_for(says);
+            assert!(
+                line.starts_with("kv54: error: cluster.toml:"),
+                "{name}: {line}"
+            );
+            assert!(line.ends_with("; nothing is changed"), "{name}: {line}");
+        }
+    }
+    std::fs::remove_file(cluster.dir.join("cluster.toml")).unwrap();
+    cluster.reload("cluster.toml: No such file or directory");
+    cluster.file("cluster.toml", &good);
+    assert_eq!(
+        cluster.kv54(["get", "tea", "--via", "bob"]).exits(0).text(),
+        "green\n"
+    );
+    // A node cannot leave the port that it listens on.
+    let elsewhere = format!("127.0.0.1:{}", cluster.spare_port(0));
+    let old = cluster.address("alice");
+    cluster.edit(&old, &elsewhere);
+    cluster.reload(&format!("alice is at {elsewhere}"));
+    let says = "alice: warning: its own address and [tls] are taken at its next start";
+    cluster.node("alice").wait_for(says);
+    cluster.restart("alice");
+    assert_eq!(
+        cluster
+            .kv54(["get", "tea", "--via", "alice"])
+            .exits(0)
+            .text(),
+        "green\n"
+    );
+}
+
+#[test]
+fn all_nodes_of_one_process_read_the_file_again() {
+    let cluster = Cluster::with_limits(&["alice", "bob"], "memory = \"1MiB\"");
+    let all = cluster.spawn(["serve", "--all"]);
+    cluster.wait_until_ready();
+    let value = vec![b'x'; 1_000_000];
+    cluster.kv54_with(["set", "one"], &value).exits(0);
+    cluster.kv54_with(["set", "two"], &value).exits(3);
+    cluster.edit("1MiB", "3MiB");
+    all.signal("HUP");
+    for name in ["alice", "bob"] {
+        all.wait_for(&format!(
+            "{name}: cluster.toml is read again: memory is 3.0 MiB"
+        ));
+    }
+    cluster.kv54_with(["set", "two"], &value).exits(0);
+}
+
+#[test]
+fn idle_clients_beyond_the_open_files_keep_no_node_out() {
+    let mut cluster = Cluster::of(&FIVE);
+    cluster.start_under("-n 64", "alice");
+    let says = "64 open files are allowed: a node takes 32 connections, not 1024; \
+                ulimit -n 1056 is enough for all";
+    cluster
+        .node("alice")
+        .wait_for(&format!("kv54: warning: {says}"));
+    let idle: Vec<TcpStream> = (0..100)
+        .map(|_| TcpStream::connect(cluster.address("alice")).unwrap())
+        .collect();
+    cluster
+        .node("alice")
+        .wait_for("connections are refused: 32 are open");
+    for name in &FIVE[1..] {
+        cluster.start(name);
+    }
+    for name in FIVE {
+        cluster.node(name).wait_for("ready with");
+    }
+    // Alice is one of two that are left of some keys.
+    cluster.kill("erin");
+    for n in 0..20 {
+        let key = format!("key{n}");
+        cluster
+            .kv54(["set", &key, "green", "--via", "bob"])
+            .exits(0);
+        let got = cluster.kv54(["get", &key, "--via", "carol"]).exits(0);
+        assert_eq!(got.text(), "green\n", "{key}");
+    }
+    // A client is told why it is not let in, and a node that restarts is let in.
+    let why = "all connections for clients are taken";
+    cluster
+        .kv54(["get", "key1", "--via", "alice"])
+        .exits(3)
+        .says(&["unavailable: ", why]);
+    cluster.start("erin");
+    cluster.node("erin").wait_for("ready with");
+    let lines = cluster.node("alice").log();
+    assert!(
+        !lines
+            .iter()
+            .any(|line| line.contains("could not be accepted")),
+        "{lines:?}"
+    );
+    drop(idle);
+    cluster.kv54(["get", "key1", "--via", "alice"]).exits(0);
+}
+
+#[test]
+fn a_soft_limit_on_open_files_is_raised_in_silence() {
+    let mut cluster = Cluster::of(&["alice"]);
+    cluster.start_under("-S -n 64", "alice");
+    let guests: Vec<Wire> = (0..100).map(|_| Wire::to(&cluster, "alice")).collect();
+    for mut guest in guests {
+        assert!(guest.greets().is_some());
+    }
+    let warned = cluster.node("alice").log();
+    assert!(
+        !warned.iter().any(|line| line.contains("warning")),
+        "{warned:?}"
+    );
+}
+
 /// Asks one node as another node would.
 async fn told(
     cluster: &Cluster,
@@ -440,5 +742,5 @@ async fn pretend(listener: tokio::net::TcpListener, stop: CancellationToken) {
     }
 
     let incoming = rpc::incoming(&listener, |stream, _| rpc::connected(stream));
-    rpc::serve(incoming, &Pretender, &Limits::default(), stop).await;
+    rpc::serve(incoming, &Pretender, Limits::default, stop).await;
 }

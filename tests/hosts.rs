@@ -133,16 +133,17 @@ fn a_dead_host_is_replaced_by_a_new_one_without_a_lost_key() {
         network.kv54(host, &["set", key, key]).exits(0);
     }
 
-    // Another machine with another name gets the place of erin: an edited file.
+    // Another machine with another name gets the place of erin: an edited file, and nobody restarts.
     network.destroy("erin");
     network.add_host("faye", 16);
     network.edit_file("erin = \"erin:5401\"", "erin = \"faye:5401\"");
     network.start("faye", &["serve", "erin"]);
     network.wait_until_ready_on(&["faye"]);
     for name in ["alice", "bob", "carol", "dave"] {
-        network.stop(name);
-        network.start(name, &["serve", name]);
-        network.wait_until_ready_on(&["faye"]);
+        network.node(name).signal("HUP");
+        network
+            .node(name)
+            .wait_for("read again: erin is at faye:5401");
     }
     network.wait_until_ready_on(&["alice", "bob", "carol", "dave", "faye"]);
     for key in &many {
@@ -161,6 +162,57 @@ fn a_dead_host_is_replaced_by_a_new_one_without_a_lost_key() {
     for key in &many {
         network.all_get(&["alice", "bob", "dave"], key, key);
     }
+}
+
+#[test]
+#[ignore = "needs root and network namespaces"]
+fn a_name_server_that_never_answers_delays_neither_a_start_nor_an_end() {
+    let Some(mut network) = Network::of_five() else {
+        return;
+    };
+    network.lose_name_server("alice");
+    let soon = Duration::from_secs(2); // an answer is waited for longer
+    for own in ["127.0.0.1", "alice.example"] {
+        let unknown = FIVE[1..]
+            .iter()
+            .map(|name| format!("{name} = \"{name}.example:5401\"\n"));
+        let others: String = unknown.collect();
+        network.file = format!("[nodes]\nalice = \"{own}:5401\"\n{others}");
+        network.tell_everybody();
+        let start = Instant::now();
+        let mut node = Node::spawn(&mut network.command("alice", &["serve"]));
+        if own == "127.0.0.1" {
+            node.wait_for("listening on 127.0.0.1:5401");
+            assert!(start.elapsed() < soon, "after {:?}", start.elapsed());
+        }
+        network.wait_for_lookup_on("alice");
+        let start = Instant::now();
+        node.signal("TERM");
+        assert_eq!(node.wait(), 0, "{own}: {:?}", node.log());
+        assert!(
+            start.elapsed() < soon,
+            "{own}: {:?}: {:?}",
+            start.elapsed(),
+            node.log()
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs root and network namespaces"]
+fn a_node_on_loopback_ends_when_a_name_turns_out_to_be_elsewhere() {
+    let Some(mut network) = Network::of_five() else {
+        return;
+    };
+    network.file = network.file.replace("\"alice:", "\"127.0.0.1:");
+    network.tell_everybody();
+    let said = network.kv54("alice", &["serve"]).exits(2);
+    let last = said.err.lines().last().unwrap();
+    let why = "kv54: alice: 127.0.0.1:5401 is loopback on this machine, where ";
+    assert!(
+        last.starts_with(why) && last.contains("--listen"),
+        "{said:?}"
+    );
 }
 
 /// A switch, the hosts on it, and what all of them are told.
@@ -304,11 +356,33 @@ impl Network {
         self.wait_until_ready_on(&FIVE);
     }
 
-    /// SIGTERM, and the end of the process.
-    fn stop(&mut self, host: &str) {
-        let mut node = self.host_mut(host).node.take().unwrap();
-        node.signal("TERM");
-        assert_eq!(node.wait(), 0, "{host}: {:?}", node.log());
+    /// From now on this host asks a name server that never answers.
+    fn lose_name_server(&self, host: &str) {
+        let (directory, pid) = (directory(host), self.host(host).keeper.pid());
+        std::fs::write(directory.join("resolv"), "nameserver 10.54.0.99\n").unwrap();
+        // The switch takes what is sent to this machine, which is not there.
+        sh(&format!(
+            "nsenter --target {pid} --net --mount --wd sh -ec '
+                 ip neighbour add 10.54.0.99 lladdr 02:00:00:00:00:63 dev eth0
+                 mount --bind resolv /etc/resolv.conf'"
+        ));
+    }
+
+    /// Waits until a question to a name server is on its way from this host.
+    fn wait_for_lookup_on(&self, host: &str) {
+        let sockets = format!("/proc/{}/net/udp", self.host(host).keeper.pid());
+        let start = Instant::now();
+        while !std::fs::read_to_string(&sockets)
+            .unwrap()
+            .contains(":0035 ")
+        {
+            assert!(start.elapsed() < LONG, "{host} looks up no name");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn node(&self, host: &str) -> &Node {
+        self.host(host).node.as_ref().unwrap()
     }
 
     /// Waits until every node is ready in the eyes of each of these hosts.

@@ -296,7 +296,7 @@ fn an_answer_arrives_to_its_last_byte_on_the_narrowest_network() {
     block_on(async {
         tokio::select! {
             answered = timeout(PATIENCE, question) => answered.unwrap(),
-            () = serve(incoming, &Talker, &limits, CancellationToken::new()) => panic!("it stopped"),
+            () = serve(incoming, &Talker, || limits, CancellationToken::new()) => panic!("it stopped"),
         }
     });
 }

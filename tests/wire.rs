@@ -669,7 +669,7 @@ fn what_a_slow_reader_has_read_is_no_longer_held_for_it() {
         .build();
     let read = runtime.unwrap().block_on(async {
         tokio::select! {
-            () = serve(incoming, &Large, &limits, CancellationToken::new()) => panic!("it serves until it is told to stop"),
+            () = serve(incoming, &Large, || limits, CancellationToken::new()) => panic!("it serves until it is told to stop"),
             read = timeout(PATIENCE, talk) => read.unwrap(),
         }
     });
@@ -699,7 +699,7 @@ fn a_request_that_comes_with_a_large_answer_is_not_forgotten() {
             assert!(answers == expected);
         };
         tokio::select! {
-            () = serve(stream::iter([far]), &held, &limits, CancellationToken::new()) => panic!("it serves on"),
+            () = serve(stream::iter([far]), &held, || limits, CancellationToken::new()) => panic!("it serves on"),
             answered = timeout(PATIENCE, talk) => answered.unwrap(),
         }
     });

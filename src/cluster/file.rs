@@ -24,7 +24,7 @@ struct File {
 }
 
 /// The table `[limits]`: a field that is not there has its default.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// The time in which a majority must have answered; the same on every host.
@@ -36,6 +36,10 @@ pub struct Limits {
     /// Connections that a node accepts at once.
     #[serde(deserialize_with = "connections")]
     pub connections: usize,
+    /// Connections beyond these, on which other nodes are let in and clients are not: two for each
+    /// other node. It is not in the file.
+    #[serde(skip)]
+    pub reserve: usize,
     /// Unfinished input, requests in flight and unsent answers of all connections, in bytes. At this
     /// limit the connection that holds the most of them is closed. It is not in the file.
     #[serde(skip)]
@@ -48,6 +52,7 @@ impl Default for Limits {
             window: Duration::from_secs(1),
             memory: 1 << 30,
             connections: 1024,
+            reserve: 0,
             buffers: 256 << 20,
         }
     }
@@ -79,7 +84,7 @@ fn within<T: PartialOrd, E: Error>(range: RangeInclusive<T>, it: T, why: &str) -
 }
 
 /// The table `[tls]`: the same paths on every host, where each has files of its own.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive] // a build that cannot encrypt has none: reading the file refuses them
 pub struct Files {
@@ -157,7 +162,8 @@ fn ring(file: File, path: &Path) -> Result<Cluster, Wrong> {
         let certified = nodes.iter().try_for_each(|node| certifiable(&node.name));
         certified.map_err(|why| (table.span().start, format!("tls: {why}")))?;
     }
-    let (limits, mut tls) = (file.limits, file.tls.map(Spanned::into_inner));
+    let (mut limits, mut tls) = (file.limits, file.tls.map(Spanned::into_inner));
+    limits.reserve = 2 * (nodes.len() - 1);
     if let Some(Files { ca, cert, key }) = &mut tls {
         for file in [ca, cert, key] {
             *file = path.with_file_name(&*file);

@@ -1,6 +1,6 @@
 //! `serve`: runs a node, or every node of the file, each in a thread of its own.
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
@@ -8,17 +8,18 @@ use std::thread;
 use clap::{Args, ValueHint};
 use futures::stream::FuturesUnordered;
 use futures::{StreamExt as _, TryFutureExt as _};
+use rlimit::Resource;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Failure, Options, Outcome, block_on, unless_empty};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Limits};
 use crate::error::plain;
 use crate::node;
 
-/// How many files a node needs beside its guests' connections: to its peers, and its own.
-const OTHER_FILES: u64 = 64;
+/// How many files a node needs beside its connections: its own, and those of the process.
+const OWN_FILES: usize = 16;
 
 /// Run a node, or all of them.
 #[derive(Args)]
@@ -45,39 +46,44 @@ pub(super) struct Serve {
 impl Serve {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         let _ = log::set_logger(&Log).map(|()| log::set_max_level(self.log));
-        let cluster = options.cluster()?;
+        let mut cluster = options.cluster()?;
         let places = match self.all {
             true => (0..cluster.nodes().len()).collect(),
             false => vec![self.place(&cluster, options)?],
         };
-        let files = places.len() as u64 * (cluster.limits.connections as u64 + OTHER_FILES);
-        match rlimit::increase_nofile_limit(files) {
-            Ok(limit) if limit >= files => {}
-            other => log::warn!("{files} open files are wanted, the limit is {other:?}"),
-        }
-        self.run_all(&cluster, &places).await
+        fit(&mut Arc::make_mut(&mut cluster).limits, places.len());
+        self.run_all(options, cluster, &places).await
     }
 
-    /// Runs each node in a thread of its own, until a signal comes or a node ends.
-    async fn run_all(&self, cluster: &Arc<Cluster>, places: &[usize]) -> Outcome {
+    /// Runs each node in a thread of its own, until a signal ends them or a node ends.
+    async fn run_all(&self, options: &Options, cluster: Arc<Cluster>, places: &[usize]) -> Outcome {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let at_terminal = io::stdin().is_terminal();
+        let file = watch::Sender::new(cluster);
         let stop = CancellationToken::new();
         let mut ends = FuturesUnordered::new();
         for &place in places {
-            let name = cluster.name(place).to_owned();
-            let (cluster, listen, stop) = (cluster.clone(), self.listen.clone(), stop.clone());
+            let name = file.borrow().name(place).to_owned();
+            let (file, listen, stop) = (file.subscribe(), self.listen.clone(), stop.clone());
             let (end, ended) = oneshot::channel();
-            let life = async move { Ok(node::run(cluster, place, listen, stop).await?) };
+            let life = async move { Ok(node::run(file, place, listen, stop).await?) };
             let run = move || end.send(block_on(life));
             thread::Builder::new().name(name).spawn(run)?;
             let panicked = |_| Err(Failure::usage("a node has panicked"));
             ends.push(ended.unwrap_or_else(panicked));
         }
-        let mut outcome = tokio::select! {
-            _ = terminate.recv() => Ok(()),
-            _ = interrupt.recv() => Ok(()),
-            Some(end) = ends.next() => end,
+        let mut outcome = loop {
+            tokio::select! {
+                _ = terminate.recv() => break Ok(()),
+                _ = interrupt.recv() => break Ok(()),
+                _ = hangup.recv() => match at_terminal && !io::stdin().is_terminal() {
+                    true => break Ok(()), // the terminal was closed
+                    false => reload(options, places.len(), &file),
+                },
+                Some(end) = ends.next() => break end,
+            }
         };
         stop.cancel(); // where one node of --all has ended, the others end too
         while let Some(end) = ends.next().await {
@@ -100,6 +106,41 @@ impl Serve {
             let hint = "it is this machine's name, and kv54 serve NAME runs another";
             options.no_node(cluster, short).with(hint)
         })
+    }
+}
+
+/// Reads the file again, for so many nodes. A wrong one changes nothing.
+fn reload(options: &Options, nodes: usize, file: &watch::Sender<Arc<Cluster>>) {
+    let mut new = match Cluster::read(&options.config) {
+        Ok(new) => new,
+        Err(error) => return log::error!("{error}; nothing is changed"),
+    };
+    let [running, other] = [file.borrow().ring(), new.ring()];
+    if running != other {
+        let path = options.config.display();
+        return log::error!(
+            "{path}: another ring ({other}) than the running one ({running}); nothing is changed"
+        );
+    }
+    fit(&mut new.limits, nodes);
+    file.send_replace(Arc::new(new));
+}
+
+/// Lowers `connections` to what the limit on open files leaves for each of so many nodes.
+fn fit(limits: &mut Limits, nodes: usize) {
+    // Other nodes connect within the reserve, and are dialled as often.
+    let others = OWN_FILES + 2 * limits.reserve;
+    let enough = nodes * (limits.connections + others);
+    let allowed = rlimit::increase_nofile_limit(enough as u64);
+    let allowed = allowed.or_else(|_| Resource::NOFILE.get_soft());
+    let allowed = allowed.map_or(enough, |files| usize::try_from(files).unwrap_or(enough));
+    let most = (allowed / nodes).saturating_sub(others).max(1);
+    if most < limits.connections {
+        let wanted = std::mem::replace(&mut limits.connections, most);
+        log::warn!(
+            "{allowed} open files are allowed: a node takes {most} connections, not {wanted}; \
+             ulimit -n {enough} is enough for all"
+        );
     }
 }
 

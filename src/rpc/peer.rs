@@ -42,12 +42,13 @@ const TLS_ALERT: [u8; 2] = [21, 3];
 pub struct Peer(Arc<Shared>);
 
 struct Shared {
-    node: Node,
+    node: Mutex<Node>,
     dial: Dial,
     patience: Duration,
     state: Mutex<State>,
     to_write: Notify,
     to_watch: Notify,
+    to_move: Notify,
 }
 
 #[derive(Default)]
@@ -80,13 +81,21 @@ impl Peer {
     /// connection that leaves a question unanswered for that long is given up.
     pub fn new(node: &Node, patience: Duration, dial: Dial) -> Self {
         Peer(Arc::new(Shared {
-            node: node.clone(),
+            node: Mutex::new(node.clone()),
             dial,
             patience,
             state: Mutex::default(),
             to_write: Notify::new(),
             to_watch: Notify::new(),
+            to_move: Notify::new(),
         }))
+    }
+
+    /// The node has this address from now on. A connection to another one ends, and the questions
+    /// on it with it; the next question dials the new address.
+    pub fn move_to(&self, address: &str) {
+        address.clone_into(&mut lock(&self.0.node).address);
+        self.0.to_move.notify_one();
     }
 
     /// Asks. The question is on its way when this returns; the answer, or an error, comes
@@ -159,7 +168,7 @@ impl Shared {
     }
 
     fn trouble(&self, kind: Kind, why: impl std::fmt::Display) -> Error {
-        Error::new(kind, format!("{}: {why}", self.node.address))
+        Error::new(kind, format!("{}: {why}", lock(&self.node).address))
     }
 
     /// Dials, reads, writes and watches the clock until something breaks.
@@ -170,15 +179,25 @@ impl Shared {
             redial: None,
             why: gone,
         };
+        let node = lock(&self.node).clone();
         (end.redial, end.why) = tokio::select! {
             biased;
-            broken = self.converse() => broken,
+            broken = self.converse(&node) => broken,
             silent = self.watch() => (None, silent),
+            moved = self.leave(&node.address) => (None, moved),
         };
     }
 
-    async fn converse(&self) -> (Option<Duration>, io::Error) {
-        let dialled = timeout(self.patience, (self.dial)(&self.node)).await;
+    /// Returns once the node has another address than this one.
+    async fn leave(&self, address: &str) -> io::Error {
+        while lock(&self.node).address == address {
+            self.to_move.notified().await;
+        }
+        io::Error::other("cluster.toml names this address now")
+    }
+
+    async fn converse(&self, node: &Node) -> (Option<Duration>, io::Error) {
+        let dialled = timeout(self.patience, (self.dial)(node)).await;
         let (from, to) = match dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(stream) => tokio::io::split(stream),
             Err(error) => return (Some(REDIAL), error),

@@ -24,6 +24,7 @@ use super::codec::{Codec, Malformed, Request, write_response};
 use super::{Answer, Connecting, Connection, Rarely, Service};
 use crate::cluster::Limits;
 use crate::error::{Error, Kind};
+use crate::methods::AMONG_NODES;
 
 /// Requests in flight on one connection; the next one waits in the socket.
 const MAX_IN_FLIGHT: usize = 1024;
@@ -49,17 +50,23 @@ const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 const PROGRESS: usize = 16 << 10;
 /// The time that requests in flight have when the node stops.
 const STOP_GRACE: Duration = Duration::from_secs(2);
+/// The time in which a connection of the reserve must ask what only nodes ask.
+const TRIAL: Duration = Duration::from_secs(1);
 /// The time that the peer of a closed connection has to read the last answers.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
 /// Answers every request on every connection until `stop`, then finishes what is in flight. Of the
-/// limits, those of connections and buffers count here.
-pub async fn serve<L, S>(mut incoming: L, service: &S, limits: &Limits, stop: CancellationToken)
-where
+/// limits, those of connections and buffers count here. The former may change at any time.
+pub async fn serve<L, S>(
+    mut incoming: L,
+    service: &S,
+    limits: impl Fn() -> Limits,
+    stop: CancellationToken,
+) where
     L: Stream<Item = io::Result<Connecting>> + Unpin,
     S: Service,
 {
-    let buffers = Buffers::new(limits.buffers);
+    let buffers = Buffers::new(limits().buffers);
     let mut connections = FuturesUnordered::new();
     let refused = Rarely::default();
     let mut stopped = pin!(stop.cancelled());
@@ -69,13 +76,17 @@ where
             () = &mut stopped => break,
             Some(()) = connections.next() => {}
             Some(accepted) = incoming.next() => match accepted {
-                Ok(connecting) if connections.len() < limits.connections => {
-                    connections.push(connection(connecting, service, &buffers, stop.clone()));
+                Ok(connecting) => {
+                    let Limits { connections: most, reserve, .. } = limits();
+                    let full = connections.len() >= most;
+                    if full {
+                        refused.warn(&format!("connections are refused: {most} are open"));
+                    }
+                    if connections.len() < most + reserve {
+                        connections.push(connection(connecting, service, &buffers, full, stop.clone()));
+                    }
                 }
-                Ok(_) => {
-                    refused.warn(&format!("connections are refused: {} are open", limits.connections));
-                }
-                Err(error) => log::warn!("a connection could not be accepted: {error}"),
+                Err(error) => refused.warn(&format!("a connection could not be accepted: {error}")),
             },
             else => break,
         }
@@ -90,9 +101,12 @@ async fn connection<S: Service>(
     connecting: Connecting,
     service: &S,
     buffers: &Buffers,
+    on_trial: bool,
     stop: CancellationToken,
 ) {
-    let Some(Ok(stream)) = stop.run_until_cancelled(connecting).await else {
+    let patience = if on_trial { TRIAL } else { Duration::MAX };
+    let made = timeout(patience, stop.run_until_cancelled(connecting));
+    let Ok(Some(Ok(stream))) = made.await else {
         return;
     };
     let mut session = Session {
@@ -100,6 +114,7 @@ async fn connection<S: Service>(
         service,
         codec: Codec::default(),
         input: BytesMut::new(),
+        on_trial,
         ended: false,
         in_flight: InFlight {
             estimate: UNKNOWN_ANSWER,
@@ -111,9 +126,10 @@ async fn connection<S: Service>(
         due: 0,
         share: buffers.join(),
     };
-    let mut stopped = pin!(stop.cancelled());
+    let (mut stopped, mut trial) = (pin!(stop.cancelled()), pin!(sleep(TRIAL)));
     let end = future::poll_fn(|context| {
-        session.ended |= stopped.as_mut().poll(context).is_ready();
+        session.ended |= stopped.as_mut().poll(context).is_ready()
+            || session.on_trial && trial.as_mut().poll(context).is_ready();
         session.poll(context)
     });
     // An error means that the peer has gone: there is no one to tell.
@@ -137,7 +153,8 @@ struct Session<'a, S> {
     service: &'a S,
     codec: Codec,
     input: BytesMut,
-    ended: bool, // nothing more is read
+    on_trial: bool, // only the first request shows whether this is another node
+    ended: bool,    // nothing more is read
     in_flight: InFlight<'a>,
     output: Output,
     turn: Turn,
@@ -220,6 +237,10 @@ impl<S: Service> Session<'_, S> {
                 Err(malformed) => return self.reply(malformed.into()),
             };
             self.timer = None;
+            if let (true, Err(refused)) = (self.on_trial, of_a_node(&message)) {
+                return self.reply(refused.into());
+            }
+            self.on_trial = false;
             // The message itself, and once more as it goes to other nodes.
             let weight = 2 * message.len();
             self.turn.0 += weight + REQUEST + VALUE * self.codec.last_values;
@@ -294,6 +315,19 @@ impl From<Malformed> for Reply {
             recoverable: malformed.recoverable,
             result: Err(malformed.error),
         }
+    }
+}
+
+/// Refuses what a client asks on a connection that is kept for the other nodes.
+fn of_a_node(message: &[u8]) -> Result<(), Malformed> {
+    let Request { id, method, .. } = Request::read(message)?;
+    match AMONG_NODES.contains(&method) {
+        true => Ok(()),
+        false => Err(Malformed {
+            id,
+            recoverable: false,
+            error: Error::new(Kind::Unavailable, "all connections for clients are taken"),
+        }),
     }
 }
 

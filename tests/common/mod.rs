@@ -168,6 +168,35 @@ impl Cluster {
         self.nodes.push((name.to_owned(), node));
     }
 
+    /// Starts a node in a shell that has set this limit of its own, as `ulimit` takes it.
+    pub fn start_under(&mut self, ulimit: &str, name: &str) {
+        let kv54 = self.command();
+        let mut shell = Command::new("sh");
+        let script = format!("ulimit {ulimit}; exec \"$0\" serve {name}");
+        shell.args(["-c", &script]).arg(kv54.get_program());
+        shell.current_dir(&self.dir).env_remove("KV54_LOG");
+        let node = Node::spawn(&mut shell);
+        node.wait_for("listening on");
+        self.nodes.push((name.to_owned(), node));
+    }
+
+    /// Every node that runs reads its file again, and has said this of it.
+    pub fn reload(&self, says: &str) {
+        for (_, node) in &self.nodes {
+            node.signal("HUP");
+        }
+        for (_, node) in &self.nodes {
+            node.wait_for(says);
+        }
+    }
+
+    /// Changes something in `cluster.toml`.
+    pub fn edit(&self, old: &str, new: &str) {
+        let text = std::fs::read_to_string(self.dir.join("cluster.toml")).unwrap();
+        assert!(text.contains(old), "no {old:?} in {text}");
+        self.file("cluster.toml", &text.replace(old, new));
+    }
+
     /// SIGTERM, and the end of the process.
     pub fn stop(&mut self, name: &str) {
         self.signal(name, "TERM");

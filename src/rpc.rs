@@ -142,14 +142,14 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
         .set_tcp_keepalive(&TcpKeepalive::new().with_time(every).with_interval(every))
 }
 
-/// Warns once a second at most. A line for each refused peer would be one more way to flood a node.
+/// Warns every 5 s at most. A line for each refused peer would be one more way to flood a node.
 #[derive(Default)]
 struct Rarely(Mutex<Option<Instant>>);
 
 impl Rarely {
     fn warn(&self, line: &str) {
         let (mut last, now) = (lock(&self.0), Instant::now());
-        if last.is_some_and(|last| now - last < Duration::from_secs(1)) {
+        if last.is_some_and(|last| now - last < Duration::from_secs(5)) {
             return log::debug!("{line}");
         }
         *last = Some(now);

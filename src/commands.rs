@@ -48,7 +48,7 @@ mod text;
 
 Exit codes:
   0  done (status: every node is ready)
-  1  the key is absent (get)
+  1  the key is absent (get); every node is ready, but writes may be gone (status)
   2  wrong usage or configuration; wrong-ring, too-large, bad-request
   3  no majority, unreachable, timed out or full (status: some node is not ready)")]
 pub struct Cli {

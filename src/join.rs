@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::doubt::{look, look_around};
 use crate::entry::{Entry, entry, key};
 use crate::error::{Error, Kind};
 use crate::replicas::Replicas;
@@ -29,10 +30,16 @@ pub async fn join(store: &Store, replicas: &Replicas) {
     let shared = store.shared();
     // A write that was answered with the help of this node's former memory was begun before
     // it stopped. Two windows later every replica that was told of it has it, or it was given up.
-    if !shared.is_empty() && !planted(Bug::NoWaitBeforeJoining) {
-        sleep_until(store.started + 2 * replicas.cluster.limits.window).await;
-    }
+    let wait = match planted(Bug::NoWaitBeforeJoining) {
+        false => 2 * replicas.cluster.limits.window,
+        true => Duration::ZERO,
+    };
     let followed = shared.iter().map(async |(place, parts)| {
+        // Meanwhile it sees which neighbours have entries: they may lose them before it reads them.
+        while store.started.elapsed() < wait {
+            let _ = look(store, replicas, *place).await;
+            sleep_until((Instant::now() + RETRY).min(store.started + wait)).await;
+        }
         catch_up(store, replicas, *place, parts).await;
         compare(store, replicas, *place, parts).await;
     });
@@ -48,7 +55,11 @@ async fn report(store: &Store) {
         if status.state == "ready" {
             let keys = status.keys;
             let (s, took) = (if keys == 1 { "" } else { "s" }, store.started.elapsed());
-            return log::info!("ready with {keys} key{s} after {took:.1?}");
+            let nowhere = match store.parts_with_entries()[..] {
+                [] => ": no neighbour had any, as at a first start",
+                _ => "",
+            };
+            return log::info!("ready with {keys} key{s} after {took:.1?}{nowhere}");
         }
         if told.elapsed() >= REPORT {
             log::info!("joining, {}", status.waiting());
@@ -70,6 +81,7 @@ async fn catch_up(store: &Store, replicas: &Replicas, place: usize, parts: &[usi
                 sleep(RETRY).await;
             }
         }
+        look_around(store, replicas, part).await;
         store.mark_read(part, place);
     }
 }
@@ -79,7 +91,7 @@ async fn compare(store: &Store, replicas: &Replicas, place: usize, parts: &[usiz
     let mut looks = BTreeMap::new(); // the digests of each part, and how often they were the same
     loop {
         sleep(LOOK).await;
-        let Ok(theirs) = replicas.status(place).await else {
+        let Ok(theirs) = look(store, replicas, place).await else {
             continue;
         };
         store.note_memory(place, &theirs);
@@ -108,7 +120,7 @@ async fn compare(store: &Store, replicas: &Replicas, place: usize, parts: &[usiz
 
 /// Reads one part at a neighbour to its end, page by page.
 async fn read(store: &Store, replicas: &Replicas, place: usize, part: usize) -> Result<(), Error> {
-    let theirs = replicas.status(place).await?.entries;
+    let theirs = look(store, replicas, place).await?.entries;
     let owner = replicas.cluster.name(part);
     let of = theirs.get(owner).copied().unwrap_or(0);
     let (mut scan, mut quickest) = (Scan::new(replicas, place, part), Duration::MAX);

@@ -11,6 +11,7 @@
 //! | [`store`] | the newest entry of each key, in memory |
 //! | [`status`] | what a node says of itself |
 //! | [`join`] | catching up after a restart or a cut |
+//! | [`doubt`] | what a node cannot vouch for, when two memories were lost at once |
 //! | [`replicas`] | asking a key's replicas: whom first, how many, for how long |
 //! | [`rpc`] | MessagePack-RPC: codec, server loop, connections; [TLS](rpc::tls) is one kind of connection |
 //! | [`methods`] | what a node can be asked, in one table |
@@ -39,6 +40,7 @@
 pub mod client;
 pub mod cluster;
 pub mod commands;
+pub mod doubt;
 pub mod entry;
 pub mod error;
 pub mod join;

@@ -12,6 +12,7 @@ pub const METHODS: &str = "\
 | `store` | ring, key, [counter, writer, value] | nil, whether the entry was newer or not |
 | `scan` | ring, part, cursor | [start id, next cursor or nil, [[key, [counter, writer, value]] …]] |
 | `status` | none | a map: how this node is |
+| `acknowledge` | none | nil: the node forgets its doubts |
 ";
 
 /// What nodes ask each other.

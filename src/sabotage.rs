@@ -24,6 +24,8 @@ pub enum Bug {
     OldEntryReplacesNew,
     /// A replica without memory refuses what a majority may have answered for.
     FullReplicaRefusesToStore,
+    /// A node that sees two memories lost at once says nothing.
+    DoubtsNeverNoted,
 }
 
 /// Whether this bug is planted: never, but in a build with the feature `sabotage`, in the process

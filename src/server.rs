@@ -26,6 +26,7 @@ impl Service for Node {
             ("store", [ring, k, e]) => self.store.on(ring)?.store(key(k)?, entry(e)?)?.into(),
             ("scan", [ring, part, cursor]) => self.store.on(ring)?.scan(part, cursor)?,
             ("status", []) => self.store.status().into(),
+            ("acknowledge", []) => self.store.acknowledge().into(),
             _ => return Err(Error::not_a_request(method, params.len())),
         })
     }

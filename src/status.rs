@@ -21,6 +21,10 @@ pub struct Status {
     pub state: String,
     /// The nodes that it must hear from before it is ready.
     pub waiting_for: Vec<String>,
+    /// The parts for which its word does not count yet, by their owners.
+    pub not_ready: Vec<String>,
+    /// What it cannot vouch for: one line for each part, until somebody acknowledges it.
+    pub doubts: Vec<String>,
     /// How much it has heard of what it must hear, in percent.
     pub progress: usize,
     /// The fingerprint that `load`, `store` and `scan` to this node must carry.
@@ -58,6 +62,12 @@ impl Status {
         let full = format!("full: {} of {} bytes", self.bytes, self.memory);
         let remarks = waiting.into_iter().chain(self.full.then_some(full));
         remarks.collect::<Vec<_>>().join("; ")
+    }
+
+    /// Whether its word counts for the part of this owner. A node of an older version does not say
+    /// where it does not.
+    pub fn is_ready_for(&self, owner: &str) -> bool {
+        !self.not_ready.iter().any(|name| name == owner)
     }
 
     /// How far a joining node is: `45 %, waiting for bob`.

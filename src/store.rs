@@ -56,6 +56,8 @@ struct Part {
     digest: u64,
     // Its replicas that were not read to the end: how many entries were read, and of how many.
     missing: BTreeMap<usize, (usize, usize)>,
+    had_entries: bool,     // at another replica
+    doubt: Option<String>, // why this node cannot vouch for it
 }
 
 impl Store {
@@ -247,6 +249,44 @@ impl Store {
         }
     }
 
+    /// Whether this node's word counts for a part.
+    pub fn is_ready_for(&self, part: usize) -> bool {
+        let kept = lock(&self.kept);
+        let part = kept.parts.get(&part);
+        part.is_none_or(|part| part.missing.is_empty())
+    }
+
+    /// The parts of which this node or another one has, or had, an entry.
+    pub fn parts_with_entries(&self) -> Vec<usize> {
+        let kept = lock(&self.kept);
+        let known = |part: &Part| part.had_entries || !part.entries.is_empty();
+        let parts = kept.parts.iter().filter(|(_, part)| known(part));
+        parts.map(|(number, _)| *number).collect()
+    }
+
+    /// Notes of which parts another node has entries.
+    pub fn note_entries(&self, theirs: &Status) {
+        for (number, part) in &mut lock(&self.kept).parts {
+            let entries = theirs.entries.get(self.cluster.name(*number));
+            part.had_entries |= entries.is_some_and(|entries| *entries > 0);
+        }
+    }
+
+    /// Notes why this node cannot vouch for a part; false if it has a doubt about it already.
+    pub fn doubt(&self, part: usize, why: &str) -> bool {
+        let mut kept = lock(&self.kept);
+        let part = kept.part(part).ok();
+        let part = part.filter(|part| part.doubt.is_none() && !planted(Bug::DoubtsNeverNoted));
+        part.map(|part| part.doubt = Some(why.to_owned())).is_some()
+    }
+
+    /// Forgets all doubts: a person has read them.
+    pub fn acknowledge(&self) {
+        for part in lock(&self.kept).parts.values_mut() {
+            part.doubt = None;
+        }
+    }
+
     /// What there is to say about this node.
     pub fn status(&self) -> Status {
         let kept = lock(&self.kept);
@@ -266,6 +306,11 @@ impl Store {
                 _ => "joining".to_owned(),
             },
             waiting_for: waiting_for.into_iter().map(String::from).collect(),
+            not_ready: owned()
+                .filter(|(_, part)| !part.missing.is_empty())
+                .map(|(of, _)| of)
+                .collect(),
+            doubts: parts().filter_map(|part| part.doubt.clone()).collect(),
             progress: kept.progress(self.cluster.copies()),
             ring: self.fingerprint,
             keys: parts().map(|part| part.entries.len()).sum::<usize>() - tombstones,

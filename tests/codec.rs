@@ -264,6 +264,13 @@ fn no_text_of_another_node_commands_a_terminal() {
 }
 
 #[test]
+fn a_status_of_an_older_version_is_no_reason_for_a_doubt() {
+    let fields = vec![(Value::from("state"), Value::from("joining"))];
+    let status = Status::read(&encode(&Value::Map(fields))).unwrap();
+    assert!(status.is_ready_for("alice") && status.doubts.is_empty());
+}
+
+#[test]
 fn who_speaks_something_else_is_refused_at_the_first_byte() {
     let strangers: [&[u8]; 7] = [
         b"GET / HTTP/1.1\r\n",

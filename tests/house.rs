@@ -11,13 +11,14 @@ use kv54::methods::METHODS;
 const MAX_FUNCTION: usize = 40;
 
 /// The modules from the top to the bottom. Those in one line do not import each other.
-const FLOORS: [&[&str]; 16] = [
+const FLOORS: [&[&str]; 17] = [
     &["main"],
     &["commands"],
     &["beyond"],
     &["node"],
     &["server"],
     &["client", "join"],
+    &["doubt"],
     &["replicas"],
     &["store"],
     &["status"],

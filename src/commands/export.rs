@@ -64,7 +64,12 @@ impl Export {
         let printed = print_all(options, Vec::new(), line).await;
         let printed = printed.map_err(|failure| failure.of("the export is not complete"))?;
         let s = if printed == 1 { "" } else { "s" };
-        remark(format!("{printed} key{s} exported"));
+        let done = format!("{printed} key{s} exported");
+        if let Some(doubt) = exporter.doubt().await {
+            let why = format!("the export is not complete: {done}, but {doubt}");
+            return Err(Failure { code: 3, why });
+        }
+        remark(done);
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -92,6 +97,16 @@ pub(super) async fn print_all(
 }
 
 impl Exporter {
+    /// What a node cannot vouch for, if there is such a node.
+    async fn doubt(&self) -> Option<String> {
+        let replicas = &self.client.replicas;
+        let places = 0..replicas.cluster.nodes().len();
+        let said = join_all(places.map(|place| replicas.status(place))).await;
+        let mut said = said.into_iter().flatten();
+        let doubt = said.find_map(|status| status.doubts.into_iter().next());
+        doubt.map(|doubt| format!("{doubt}; kv54 status shows all"))
+    }
+
     /// Lists so many replicas of a part that every write that was answered is on one of them, and
     /// prints what each of them adds.
     async fn export(&mut self, part: usize, patience: Duration) -> Result<(), Failure> {

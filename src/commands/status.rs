@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use futures::future::join_all;
-use indexmap::IndexMap;
+use indexmap::{IndexMap, IndexSet};
 use serde_json::{Value as Json, json};
 use tokio::time::{Instant, sleep};
 
@@ -16,14 +16,26 @@ use crate::rpc::{Peer, tls};
 use crate::status::Status;
 
 /// Show how the nodes are.
+///
+/// Where two nodes were without their memory at the same time, writes may be gone. Nodes that have
+/// seen it say so below the table, until you acknowledge it.
 #[derive(Args)]
 #[command(after_help = "Examples:
   kv54 status
-  kv54 status --wait --timeout 60s")]
+  kv54 status --wait --timeout 60s
+  kv54 status --acknowledge
+
+Exit codes:
+  0  every node is ready
+  1  every node is ready, but writes may be gone: the lines below the table say which
+  3  some node is not ready")]
 pub(super) struct Show {
     /// Wait until every node is ready, for --timeout if it is given
     #[arg(long)]
     wait: bool,
+    /// Have all nodes forget what they say below the table: you have read it
+    #[arg(long)]
+    acknowledge: bool,
 }
 
 /// How long the nodes may take to say how they are, where that explains an error.
@@ -34,6 +46,9 @@ impl Show {
         let cluster = options.cluster()?;
         let peers = peers(&cluster, options.timeout().min(cluster.limits.window))?;
         let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
+        if self.acknowledge {
+            join_all(peers.iter().map(|peer| peer.call("acknowledge", &[]))).await;
+        }
         loop {
             let (nodes, rows): (Vec<Json>, _) = ask_all(&peers, &cluster).await;
             let ready = nodes.iter().all(|node| node["state"] == "ready");
@@ -44,12 +59,27 @@ impl Show {
                 let [keys, tombstones] = [keys, tombstones].map(Json::from);
                 let sum = format!("keys without their copies: {keys}, tombstones: {tombstones}\n");
                 let json = json!({ "nodes": nodes, "keys": keys, "tombstones": tombstones });
-                options.print(&json, table + &sum.replace("null", "?"))?;
-                return Ok(ExitCode::from(if ready { 0 } else { 3 }));
+                let doubts = doubts(&nodes);
+                options.print(&json, table + &sum.replace("null", "?") + &doubts)?;
+                return Ok(ExitCode::from(match (ready, doubts.is_empty()) {
+                    (true, true) => 0,
+                    (true, false) => 1,
+                    (false, _) => 3,
+                }));
             }
             sleep(Duration::from_millis(100)).await;
         }
     }
+}
+
+/// What the nodes cannot vouch for, each line once, and what to do about it.
+fn doubts(nodes: &[Json]) -> String {
+    let lists = nodes.iter().filter_map(|node| node["doubts"].as_array());
+    let mut lines: IndexSet<_> = lists.flatten().filter_map(Json::as_str).collect();
+    if !lines.is_empty() {
+        lines.insert("import a backup if these keys matter, then kv54 status --acknowledge");
+    }
+    lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
 /// How the nodes are, in half a sentence.
@@ -116,7 +146,8 @@ fn line(node: &Node, ring: u32, status: &Result<Status, Error>) -> (Json, [Strin
         Ok(status) => json!({
             "name": name, "address": address, "state": state,
             "keys": status.keys, "tombstones": status.tombstones, "bytes": status.bytes,
-            "memory": status.memory, "full": status.full, "version": status.version, "waiting_for": status.waiting_for,
+            "memory": status.memory, "full": status.full, "not_ready": status.not_ready,
+            "doubts": status.doubts, "version": status.version, "waiting_for": status.waiting_for,
             "progress": status.progress, "ring": status.ring, "entries": status.entries,
             "deleted": status.deleted, "digests": status.digests, "uptime_s": status.uptime_s,
         }),

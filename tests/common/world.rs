@@ -3,7 +3,7 @@
 #![allow(dead_code)]
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 use std::pin::pin;
@@ -37,6 +37,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const TROUBLE: Duration = Duration::from_secs(9);
 /// How long anything may take that is to happen at all.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a node that has started may take to hear how the others are.
+const HEARD: Duration = Duration::from_millis(500);
 /// How long copies may differ on a quiet network.
 const REPAIR: Duration = Duration::from_secs(10);
 const NAMES: [&str; 7] = ["alice", "bob", "carol", "dave", "erin", "frank", "grace"];
@@ -47,9 +49,12 @@ struct World {
     keys: Vec<String>,
     history: History,
     stores: RefCell<BTreeMap<usize, Arc<Store>>>,
-    pace: u64,    // the longest pause between a client's operations, in milliseconds
-    harsh: bool,  // more than one failure at a time
-    lonely: bool, // only the first client writes
+    pace: u64,       // the longest pause between a client's operations, in milliseconds
+    harsh: bool,     // more than one failure at a time
+    lonely: bool,    // only the first client writes
+    forgetful: bool, // replicas of one key lose their memories at once
+    doubts: RefCell<BTreeSet<String>>, // all that any node ever had
+    unseen: RefCell<BTreeSet<usize>>, // parts whose loss nobody can know of
     memory: Option<Vec<usize>>, // what each node may keep, in bytes, where that is little
     written: RefCell<Option<(String, u64)>>, // by the first client, at this moment
     calm: Cell<bool>,
@@ -146,8 +151,12 @@ pub fn run(seed: u64) -> Result<String, String> {
     if let Some(why) = world.wronged.take() {
         return Err(format!("seed {seed}, ring of {size}: {why}"));
     }
-    let told = world.history.check();
-    told.map_err(|why| format!("seed {seed}, ring of {size}: {why}"))?;
+    for store in world.stores.borrow().values() {
+        world.doubts.borrow_mut().extend(store.status().doubts);
+    }
+    world
+        .check()
+        .map_err(|why| format!("seed {seed}, ring of {size}: {why}"))?;
     trouble.report(seed)
 }
 
@@ -185,6 +194,8 @@ impl World {
         let little = !lonely && rng.u8(..4) == 0;
         let keys = if little { keys + 5 } else { keys };
         let memory = little.then(|| (0..size).map(|_| rng.usize(250..900)).collect());
+        // One run in eight: drawn from another number, so that the others stay what they are.
+        let forgetful = size >= 2 && Rng::with_seed(!seed).u8(..8) == 0;
         World {
             cluster: Arc::new(Cluster::parse("cluster.toml".as_ref(), &file).unwrap()),
             keys: (0..keys).map(|n| format!("key{n}-{seed}")).collect(),
@@ -194,6 +205,9 @@ impl World {
             lonely,
             history: History::default(),
             stores: RefCell::default(),
+            forgetful,
+            doubts: RefCell::default(),
+            unseen: RefCell::default(),
             written: RefCell::default(),
             calm: Cell::new(false),
             blameless: Cell::new(0),
@@ -224,6 +238,35 @@ impl World {
             true => Value::Array(vec![number.into(), "x".repeat(150).into()]),
             false => number.into(),
         })
+    }
+
+    /// Whether a node ever said that it cannot vouch for this key's part.
+    fn is_doubted(&self, key: &str) -> bool {
+        let owner = self.cluster.name(self.cluster.owner(key.as_bytes()));
+        let doubts = self.doubts.borrow();
+        doubts
+            .iter()
+            .any(|doubt| doubt.starts_with(&format!("{owner}'s keys: ")))
+    }
+
+    /// Whether a key was doubted and did show wrong answers.
+    fn was_rightly_doubted(&self) -> bool {
+        let told = self.history.check_but(|key| !self.is_doubted(key));
+        told.is_err()
+    }
+
+    /// Whether every answer was right, or else somebody said that it might not be.
+    fn check(&self) -> Result<(), String> {
+        if self.forgetful {
+            return self.history.check_but(|key| {
+                let part = self.cluster.owner(key.as_bytes());
+                self.is_doubted(key) || self.unseen.borrow().contains(&part)
+            });
+        }
+        self.history.check()?;
+        let doubts = self.doubts.borrow();
+        let alarm = doubts.first();
+        alarm.map_or(Ok(()), |doubt| Err(format!("a false alarm: {doubt}")))
     }
 }
 
@@ -439,11 +482,15 @@ impl Trouble<'_> {
         let (blameless, full) = (world.blameless.get(), world.full.get());
         let line = format!(
             "seed {seed}: ring of {size}{}, done {}, refused {}, unknown {}, blameless {blameless}, \
-             full {full}, crashes {crashes}, cuts {cuts}, slow {slow}, dead {dead}, fingerprint {}",
+             full {full}, crashes {crashes}, cuts {cuts}, slow {slow}, dead {dead}, forgetful {}, doubts {}, \
+             wrong {}, fingerprint {}",
             if world.harsh { " in harsh times" } else { "" },
             tally.done,
             tally.refused,
             tally.unknown,
+            u8::from(world.forgetful),
+            world.doubts.borrow().len(),
+            u8::from(world.forgetful && world.was_rightly_doubted()),
             world.history.fingerprint(),
         );
         // What a dying client leaves open, and what was asked of a failed node, is nobody's fault.
@@ -452,6 +499,7 @@ impl Trouble<'_> {
         let wanted = match size {
             1 => fair,
             2 => 10,
+            _ if world.forgetful => 10,
             _ if world.harsh => 30,
             _ => (fair * 99 / 100).max(30),
         };
@@ -512,6 +560,9 @@ impl Trouble<'_> {
         self.world.cluster.nodes().len() > 1
             && !self.ill.contains_key(&node)
             && self.ill.iter().all(|(other, (others, _))| {
+                if self.world.forgetful {
+                    return true;
+                }
                 let both_forget = ill == Ill::Down && matches!(others, Ill::Down | Ill::Joining);
                 !self.share(node, *other) || self.world.harsh && !both_forget
             })
@@ -522,6 +573,7 @@ impl Trouble<'_> {
         let client = client_name(self.rng.usize(..self.clients));
         let way = [Way::Out, Way::In, Way::Both][self.rng.usize(..3)];
         match self.rng.u8(..16) {
+            0..8 if self.world.forgetful => self.forget(node),
             4.. if self.world.lonely => self.desert(),
             0..4 => {
                 let longest = if self.rng.bool() { 20 } else { 1500 };
@@ -576,6 +628,46 @@ impl Trouble<'_> {
         }
     }
 
+    /// A node and its successor lose their memories, one after the other and perhaps at once, after
+    /// a time in which they were the only two that clients could reach. Perhaps the third follows.
+    fn forget(&mut self, node: usize) {
+        let size = self.world.cluster.nodes().len();
+        let [next, third] = [1, 2].map(|step| (node + step) % size);
+        let clients: Vec<String> = (0..self.clients).map(client_name).collect();
+        if third != node && self.rng.bool() {
+            self.cut(third, &clients, Way::Both, 300..1500);
+        }
+        let all = self.rng.u8(..3) == 0;
+        for node in [node, next, third]
+            .into_iter()
+            .take(if all { 3 } else { 2 })
+        {
+            let end = self.sim.elapsed() + self.milliseconds(0..1000);
+            while self.sim.elapsed() < end && self.sim.step().is_ok() {
+                self.recover();
+            }
+            self.crash(node, 300);
+        }
+    }
+
+    /// Notes the parts whose last memory goes with this node while nobody can have seen it: every
+    /// other replica is down, or was started so little before that it has not heard this node yet.
+    fn note_what_nobody_sees(&self, node: usize) {
+        let (cluster, now) = (&self.world.cluster, self.sim.elapsed());
+        let sees = |other: usize| match self.ill.get(&other) {
+            Some((Ill::Down, _)) => false,
+            Some((Ill::Joining, since)) => now - *since > HEARD,
+            _ => true,
+        };
+        for part in 0..cluster.nodes().len() {
+            let replicas: Vec<usize> = cluster.replicas(part).collect();
+            let mut others = replicas.iter().filter(|other| **other != node);
+            if replicas.contains(&node) && !others.any(|other| sees(*other)) {
+                self.world.unseen.borrow_mut().insert(part);
+            }
+        }
+    }
+
     /// Whether a node has the value that the first client is writing to the key at this moment.
     fn has_what_is_written(&self, node: usize, key: &str) -> bool {
         let (stores, written) = (self.world.stores.borrow(), self.world.written.borrow());
@@ -592,7 +684,13 @@ impl Trouble<'_> {
     fn crash(&mut self, node: usize, longest: u64) {
         if self.may_suffer(node, Ill::Down) {
             self.sim.crash(NAMES[node]);
-            self.world.stores.borrow_mut().remove(&node);
+            self.note_what_nobody_sees(node);
+            let store = self.world.stores.borrow_mut().remove(&node);
+            let doubts = store.map(|store| store.status().doubts);
+            self.world
+                .doubts
+                .borrow_mut()
+                .extend(doubts.unwrap_or_default());
             let until = self.sim.elapsed() + self.milliseconds(0..longest);
             self.ill.insert(node, (Ill::Down, until));
             self.crashes += 1;

@@ -26,7 +26,7 @@ impl Service for Node {
             ("store", [ring, k, e]) => self.store.on(ring)?.store(key(k)?, entry(e)?)?.into(),
             ("scan", [ring, part, cursor]) => self.store.on(ring)?.scan(part, cursor)?,
             ("status", []) => self.store.status().into(),
-            ("acknowledge", []) => self.store.acknowledge().into(),
+            ("acknowledge", []) => self.store.acknowledge(),
             _ => return Err(Error::not_a_request(method, params.len())),
         })
     }

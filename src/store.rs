@@ -281,10 +281,11 @@ impl Store {
     }
 
     /// Forgets all doubts: a person has read them.
-    pub fn acknowledge(&self) {
+    pub fn acknowledge(&self) -> Answer {
         for part in lock(&self.kept).parts.values_mut() {
             part.doubt = None;
         }
+        ().into()
     }
 
     /// What there is to say about this node.

@@ -79,7 +79,7 @@ fn doubts(nodes: &[Json]) -> String {
     if !lines.is_empty() {
         lines.insert("import a backup if these keys matter, then kv54 status --acknowledge");
     }
-    lines.iter().map(|line| format!("{line}\n")).collect()
+    lines.iter().flat_map(|line| [*line, "\n"]).collect()
 }
 
 /// How the nodes are, in half a sentence.

@@ -656,7 +656,7 @@ impl Trouble<'_> {
         let (cluster, now) = (&self.world.cluster, self.sim.elapsed());
         let sees = |other: usize| match self.ill.get(&other) {
             Some((Ill::Down, _)) => false,
-            Some((Ill::Joining, since)) => now - *since > HEARD,
+            Some((Ill::Joining, since)) => now > *since + HEARD,
             _ => true,
         };
         for part in 0..cluster.nodes().len() {

@@ -12,11 +12,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use futures::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
+use futures::stream::{self, BoxStream, FuturesUnordered, StreamExt as _, TryStreamExt as _};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, sleep};
+use tokio::net::{TcpListener, TcpStream, lookup_host};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::codec::{Encoded, NIL};
@@ -93,11 +93,31 @@ pub fn tcp() -> Dial {
     Arc::new(|node| {
         let address = node.address.clone();
         Box::pin(async move {
-            let stream = TcpStream::connect(address).await?;
+            let found: Vec<SocketAddr> = lookup_host(address).await?.collect();
+            let stream = insist(|| TcpStream::connect(&*found)).await?;
             tune(&stream)?;
             Ok(Box::new(stream) as Box<dyn Connection>)
         })
     })
+}
+
+/// Connects. The kernel sends a lost first packet again only after 1 s, then 2 s, then 4 s: a host
+/// that is reachable again would wait for so long. So another try begins every 200 ms beside those
+/// that are open, and the first to succeed or to fail ends them all.
+pub async fn insist<S, F>(connect: impl Fn() -> F) -> io::Result<S>
+where
+    F: Future<Output = io::Result<S>>,
+{
+    let every = Duration::from_millis(200);
+    let (mut tries, mut longest) = (FuturesUnordered::new(), Duration::MAX); // the first: for a slow link
+    loop {
+        tries.push(timeout(longest, connect()));
+        tokio::select! {
+            biased;
+            Some(Ok(done)) = tries.next() => return done,
+            () = sleep(every) => longest = 5 * every, // so at most six are open
+        }
+    }
 }
 
 /// Answers on a TCP address for as long as the process lives.

@@ -57,7 +57,7 @@ impl Status {
     }
 
     /// What there is to say beside the state: how far it has come, and that it is full.
-    pub fn remarks(&self) -> String {
+    pub fn notes(&self) -> String {
         let waiting = (!self.waiting_for.is_empty()).then(|| self.waiting());
         let full = format!("full: {} of {} bytes", self.bytes, self.memory);
         let remarks = waiting.into_iter().chain(self.full.then_some(full));

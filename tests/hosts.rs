@@ -11,10 +11,16 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{FIVE, Node, Said, wait_until_equal};
+use common::{FIVE, Node, Said, block_on, wait_until_equal};
+use futures::future::join_all;
+use kv54::client::Client;
+use kv54::entry::Packed;
+use kv54::replicas::Replicas;
+use kv54::rpc::tcp;
 
 /// Long enough for TCP to send again only after many seconds, if it were left alone.
 const LONG: Duration = Duration::from_secs(15);
@@ -213,6 +219,75 @@ fn a_node_on_loopback_ends_when_a_name_turns_out_to_be_elsewhere() {
         last.starts_with(why) && last.contains("--listen"),
         "{said:?}"
     );
+}
+
+#[test]
+#[ignore = "needs root and network namespaces"]
+fn a_host_that_is_reachable_again_is_asked_before_a_window_is_over() {
+    one_after_the_other_is_cut_off_for_a_while("1s");
+}
+
+#[test]
+#[ignore = "needs root and network namespaces"]
+fn so_it_is_where_a_window_is_far_longer_than_a_cut() {
+    one_after_the_other_is_cut_off_for_a_while("3s");
+}
+
+/// No operation waits for the host that is cut off, nor for the one that was, 300 ms after.
+fn one_after_the_other_is_cut_off_for_a_while(window: &str) {
+    let Some(mut network) = Network::of_five() else {
+        return;
+    };
+    network.edit_file(
+        "[nodes]",
+        &format!("[limits]\nwindow = \"{window}\"\n[nodes]"),
+    );
+    network.start_all();
+    sh("ip address add 10.54.0.1/24 dev switch");
+    // What one client asks of all parts, by a set and a get at a time.
+    let done = AtomicBool::new(false);
+    let longest = thread::scope(|scope| {
+        let asking = scope.spawn(|| longest_operation(&network, &done));
+        for (n, host) in FIVE.iter().cycle().take(17).enumerate() {
+            sever(host);
+            let cut = [1_300, 550, 1_700, 650][n % 4] + 10 * n as u64;
+            let [cut, calm] = [cut, 300].map(Duration::from_millis);
+            thread::sleep(cut); // a disturbance lasts, it is no event to wait for
+            heal();
+            thread::sleep(calm);
+        }
+        done.store(true, Relaxed);
+        asking.join().unwrap()
+    });
+    println!("the longest operation took {longest:.0?}");
+    assert!(longest < Duration::from_millis(700), "{longest:?}");
+}
+
+/// Sets and gets a key of every part until it is done; how long the longest of all took.
+fn longest_operation(network: &Network, done: &AtomicBool) -> Duration {
+    let mut file = network.file.clone();
+    for (name, number) in &network.addresses {
+        file = file.replace(&format!("{name}:"), &format!("10.54.0.{number}:"));
+    }
+    let ring = kv54::cluster::Cluster::parse("cluster.toml".as_ref(), &file).unwrap();
+    let replicas = Replicas::new(ring.into(), Duration::from_secs(5), &tcp());
+    let client = Client { replicas };
+    block_on(async {
+        let asked = keys().into_iter().map(async |key| {
+            let (key, mut longest) = (key.as_bytes(), Duration::ZERO);
+            while !done.load(Relaxed) {
+                let asked = Instant::now();
+                client.set(key, &Packed::of("green")).await.unwrap();
+                longest = longest.max(asked.elapsed());
+                let asked = Instant::now();
+                assert!(!client.get(key).await.unwrap().is_nil());
+                longest = longest.max(asked.elapsed());
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            longest
+        });
+        join_all(asked).await.into_iter().max().unwrap()
+    })
 }
 
 /// A switch, the hosts on it, and what all of them are told.
@@ -495,6 +570,25 @@ fn cut(from: &[&str], to: &[&str]) {
               add chain bridge cuts forward {{ type filter hook forward priority 0; }}
               add rule bridge cuts forward iifname {{ {from} }} oifname {{ {to} }} drop'"
     ));
+}
+
+/// What this host and all others send each other is lost, also what this process sends.
+fn sever(host: &str) {
+    let chain = |hook: &str, way: &str| {
+        format!(
+            "add chain bridge cuts {hook} {{ type filter hook {hook} priority 0; }}
+             add rule bridge cuts {hook} {way} {host} drop\n"
+        )
+    };
+    let [hears, says] = ["oifname", "iifname"];
+    let chains = [
+        ("forward", hears),
+        ("forward", says),
+        ("output", hears),
+        ("input", says),
+    ];
+    let chains = chains.map(|(hook, way)| chain(hook, way)).concat();
+    sh(&format!("nft 'add table bridge cuts\n{chains}'"));
 }
 
 fn heal() {

@@ -64,12 +64,7 @@ impl Export {
         let printed = print_all(options, Vec::new(), line).await;
         let printed = printed.map_err(|failure| failure.of("the export is not complete"))?;
         let s = if printed == 1 { "" } else { "s" };
-        let done = format!("{printed} key{s} exported");
-        if let Some(doubt) = exporter.doubt().await {
-            let why = format!("the export is not complete: {done}, but {doubt}");
-            return Err(Failure { code: 3, why });
-        }
-        remark(done);
+        remark(format!("{printed} key{s} exported"));
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -93,7 +88,15 @@ pub(super) async fn print_all(
     for part in 0..parts {
         exporter.export(part, options.timeout()).await?;
     }
-    Ok(exporter.printed)
+    let printed = exporter.printed;
+    match exporter.doubt().await {
+        None => Ok(printed),
+        Some(doubt) => {
+            let s = if printed == 1 { "" } else { "s" };
+            let why = format!("{printed} key{s} printed, but {doubt}");
+            Err(Failure { code: 3, why })
+        }
+    }
 }
 
 impl Exporter {

@@ -124,7 +124,7 @@ fn peers(cluster: &Cluster, patience: Duration) -> Result<Vec<Peer>, Failure> {
 /// All nodes, each as `--json` prints it and as a row of the table.
 async fn ask_all(peers: &[Peer], cluster: &Cluster) -> (Vec<Json>, Vec<[String; 6]>) {
     let lines = peers.iter().zip(cluster.nodes()).map(async |(peer, node)| {
-        let (_, answer) = peer.call("status", &[]).await;
+        let answer = peer.ask("status", &[]).await;
         let status = answer.and_then(|answer| Status::read(&answer));
         line(node, cluster.fingerprint(&node.name), &status)
     });
@@ -139,7 +139,7 @@ fn line(node: &Node, ring: u32, status: &Result<Status, Error>) -> (Json, [Strin
             let remark = format!("it is {name} of another ring: use the same cluster.toml");
             (Kind::WrongRing.word(), remark)
         }
-        Ok(status) => (&*status.state, status.remarks()),
+        Ok(status) => (&*status.state, status.notes()),
     };
     let Node { name, address } = node;
     let json = match status {

@@ -36,7 +36,7 @@ impl Target {
 
 /// Asks one node. Its errors begin with its name.
 async fn call(name: &str, peer: &Peer, method: &str, params: &[&[u8]]) -> Result<Packed, Error> {
-    let (_, answer) = peer.call(method, params).await;
+    let answer = peer.ask(method, params).await;
     let named = |error: Error| Error::new(error.kind, format!("{name}: {}", error.why));
     Ok(Packed::from(&*answer.map_err(named)?))
 }

@@ -1,9 +1,10 @@
 //! One connection to one node, shared by all that ask it something.
-//! It is made when the first question comes and made again after it broke.
+//! It is made when the first question comes, made again after it broke, and replaced by a fresh
+//! one where it has fallen silent and the fresh one can be made.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, pending, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -15,10 +16,10 @@ use futures::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Notify;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 use super::codec::{Codec, Encoded, MESSAGE, Response, quoted, string, write_request};
-use super::{Dial, lock};
+use super::{Connecting, Connection, Dial, lock};
 use crate::cluster::Node;
 use crate::error::{Error, Kind};
 
@@ -30,6 +31,9 @@ const SUSPICION: Duration = Duration::from_secs(1);
 const FULL: Duration = Duration::from_secs(1);
 /// How long a node that could not be dialled is not dialled again.
 const REDIAL: Duration = Duration::from_millis(50);
+/// A connection that is silent for this long, and for twice the time that its last answer took, may
+/// have lived through a cut: TCP sends again only after as long as the cut was. It is dialled afresh.
+const STALE: Duration = Duration::from_millis(250);
 /// Unsent questions, in bytes, that are sent at once. With less, a write waits one round for more.
 const BATCH: usize = 1 << 10;
 /// Unsent questions, in bytes; more are refused.
@@ -39,16 +43,21 @@ const TLS_ALERT: [u8; 2] = [21, 3];
 
 /// A node that can be asked. Cloning it gives another handle on the same connection.
 #[derive(Clone)]
-pub struct Peer(Arc<Shared>);
+pub struct Peer(Arc<Lines>);
 
-struct Shared {
-    node: Mutex<Node>,
+struct Lines {
+    newest: Mutex<Arc<Line>>,
+    apart: Mutex<Vec<Peer>>, // the same node on other connections
+}
+
+/// A connection, and the questions on it. One that was replaced is read until they are answered.
+struct Line {
+    node: Node,
     dial: Dial,
     patience: Duration,
     state: Mutex<State>,
     to_write: Notify,
     to_watch: Notify,
-    to_move: Notify,
 }
 
 #[derive(Default)]
@@ -59,6 +68,9 @@ struct State {
     questions: VecDeque<Question>, // by msgid; the oldest one is open
     suspect_until: Option<Instant>,
     full_until: Option<Instant>,
+    heard: Option<Instant>, // when bytes last arrived, or the dial ended
+    received: usize,        // bytes since somebody asked for it
+    took: Option<Duration>, // to the last answer
     down: Option<(Instant, Error)>, // not dialled before then, and why
 }
 
@@ -77,41 +89,60 @@ struct Slot {
 type Arrived = (Instant, Result<Encoded, Error>);
 
 impl Peer {
-    /// This node, as the file has it. A dial takes `patience` at most, and a
-    /// connection that leaves a question unanswered for that long is given up.
+    /// This node, as the file has it. A dial takes `patience` at most, and a connection from which
+    /// no byte came for that long while a question is open is given up.
     pub fn new(node: &Node, patience: Duration, dial: Dial) -> Self {
-        Peer(Arc::new(Shared {
-            node: Mutex::new(node.clone()),
-            dial,
-            patience,
-            state: Mutex::default(),
-            to_write: Notify::new(),
-            to_watch: Notify::new(),
-            to_move: Notify::new(),
+        Peer(Arc::new(Lines {
+            newest: Mutex::new(Line::new(node, patience, dial)),
+            apart: Mutex::default(),
         }))
     }
 
-    /// The node has this address from now on. A connection to another one ends, and the questions
-    /// on it with it; the next question dials the new address.
-    pub fn move_to(&self, address: &str) {
-        address.clone_into(&mut lock(&self.0.node).address);
-        self.0.to_move.notify_one();
+    /// The same node, asked on a connection of its own.
+    pub(crate) fn apart(&self, patience: Duration) -> Self {
+        let line = lock(&self.0.newest);
+        let apart = Peer::new(&line.node, patience, line.dial.clone());
+        lock(&self.0.apart).push(apart.clone());
+        apart
     }
 
-    /// Asks. The question is on its way when this returns; the answer, or an error, comes
-    /// within `patience` of it. Each of `params`, 15 at most, is a value as MessagePack.
+    /// The node has this address from now on. What was asked at another one is still answered there.
+    pub fn move_to(&self, address: &str) {
+        let mut line = lock(&self.0.newest);
+        if line.node.address != address {
+            let address = address.to_owned();
+            let name = line.node.name.clone();
+            let fresh = Line::new(&Node { name, address }, line.patience, line.dial.clone());
+            std::mem::replace(&mut *line, fresh).to_watch.notify_one();
+        }
+        for peer in &*lock(&self.0.apart) {
+            peer.move_to(address);
+        }
+    }
+
+    /// Asks. The question is on its way when this returns. The answer takes as long as bytes
+    /// arrive: an asker that cannot wait so long has a bound of its own. Each of `params`, 15 at most,
+    /// is a value as MessagePack.
     pub fn call(&self, method: &str, params: &[&[u8]]) -> Call {
         let count = u8::try_from(params.len()).unwrap_or(0x0f);
         self.call_in_pieces(method, count, params)
     }
 
+    /// Asks, and takes no answer that comes later than `patience`, however slowly bytes arrive.
+    pub async fn ask(&self, method: &str, params: &[&[u8]]) -> Result<Encoded, Error> {
+        let patience = lock(&self.0.newest).patience;
+        // Where no byte comes, the line ends first, and says so with the address.
+        self.call(method, params).within(patience + 2 * HEDGE).await
+    }
+
     /// The same with parameters that lie in any number of pieces.
     pub(crate) fn call_in_pieces(&self, method: &str, params: u8, pieces: &[&[u8]]) -> Call {
-        let mut state = lock(&self.0.state);
+        let line = lock(&self.0.newest);
+        let mut state = lock(&line.state);
         let now = Instant::now();
         let refused = match &state.down {
             Some((until, why)) if now < *until => Some(why.clone()),
-            _ => self.0.too_much(&state, pieces),
+            _ => line.too_much(&state, pieces),
         };
         if let Some(error) = refused {
             let slot = Arc::<Slot>::default();
@@ -119,10 +150,10 @@ impl Peer {
             return Call(slot);
         }
         if state.questions.is_empty() {
-            self.0.to_watch.notify_one();
+            line.to_watch.notify_one();
         }
         if state.outbox.is_empty() {
-            self.0.to_write.notify_one();
+            line.to_write.notify_one();
         }
         let place = u32::try_from(state.questions.len()).unwrap_or(u32::MAX);
         let id = state.first.wrapping_add(place);
@@ -130,7 +161,7 @@ impl Peer {
         let slot = Arc::<Slot>::default();
         state.questions.push_back(Some((now, Arc::clone(&slot))));
         if !std::mem::replace(&mut state.running, true) {
-            tokio::spawn(self.0.clone().run());
+            line.clone().start(self.clone(), None);
         }
         Call(slot)
     }
@@ -138,11 +169,10 @@ impl Peer {
     /// The turn of this node among those who are asked, the lowest first. The last one was late or
     /// out of reach a moment ago. The first one had no memory for a set, and may refuse the next.
     pub fn turn(&self, now: Instant) -> u8 {
-        let state = lock(&self.0.state);
-        match (
-            state.suspect_until > Some(now),
-            state.full_until > Some(now),
-        ) {
+        let line = lock(&self.0.newest);
+        let state = lock(&line.state);
+        let [late, full] = [state.suspect_until, state.full_until].map(|until| until > Some(now));
+        match (late, full) {
             (true, _) => 2,
             (false, false) => 1,
             (false, true) => 0,
@@ -151,11 +181,27 @@ impl Peer {
 
     /// Whether a question is still on its way.
     pub fn is_busy(&self) -> bool {
-        !lock(&self.0.state).questions.is_empty()
+        !lock(&lock(&self.0.newest).state).questions.is_empty()
+    }
+
+    /// How many bytes came since this was last asked.
+    pub fn take_received(&self) -> usize {
+        std::mem::take(&mut lock(&lock(&self.0.newest).state).received)
     }
 }
 
-impl Shared {
+impl Line {
+    fn new(node: &Node, patience: Duration, dial: Dial) -> Arc<Self> {
+        Arc::new(Line {
+            node: node.clone(),
+            dial,
+            patience,
+            state: Mutex::default(),
+            to_write: Notify::new(),
+            to_watch: Notify::new(),
+        })
+    }
+
     fn too_much(&self, state: &State, pieces: &[&[u8]]) -> Option<Error> {
         let size = 64 + pieces.iter().map(|piece| piece.len()).sum::<usize>();
         if size > MESSAGE.bytes {
@@ -168,40 +214,38 @@ impl Shared {
     }
 
     fn trouble(&self, kind: Kind, why: impl std::fmt::Display) -> Error {
-        Error::new(kind, format!("{}: {why}", lock(&self.node).address))
+        Error::new(kind, format!("{}: {why}", self.node.address))
     }
 
-    /// Dials, reads, writes and watches the clock until something breaks.
-    async fn run(self: Arc<Self>) {
+    fn start(self: Arc<Self>, peer: Peer, made: Option<Box<dyn Connection>>) {
+        tokio::spawn(self.run(peer, made));
+    }
+
+    /// Dials if need be, reads, writes and watches the clock until something breaks.
+    async fn run(self: Arc<Self>, peer: Peer, made: Option<Box<dyn Connection>>) {
         let gone = io::Error::other("the runtime that kept this connection is gone");
         let mut end = End {
-            peer: self.clone(),
+            line: self.clone(),
             redial: None,
             why: gone,
         };
-        let node = lock(&self.node).clone();
         (end.redial, end.why) = tokio::select! {
             biased;
-            broken = self.converse(&node) => broken,
-            silent = self.watch() => (None, silent),
-            moved = self.leave(&node.address) => (None, moved),
+            broken = self.converse(made) => broken,
+            silent = self.watch(&peer) => (None, silent),
         };
     }
 
-    /// Returns once the node has another address than this one.
-    async fn leave(&self, address: &str) -> io::Error {
-        while lock(&self.node).address == address {
-            self.to_move.notified().await;
-        }
-        io::Error::other("cluster.toml names this address now")
-    }
-
-    async fn converse(&self, node: &Node) -> (Option<Duration>, io::Error) {
-        let dialled = timeout(self.patience, (self.dial)(node)).await;
+    async fn converse(&self, made: Option<Box<dyn Connection>>) -> (Option<Duration>, io::Error) {
+        let dialled = match made {
+            Some(stream) => Ok(Ok(stream)),
+            None => timeout(self.patience, (self.dial)(&self.node)).await,
+        };
         let (from, to) = match dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(stream) => tokio::io::split(stream),
             Err(error) => return (Some(REDIAL), error),
         };
+        lock(&self.state).heard = Some(Instant::now());
         let Err(broken) = tokio::select! {
             biased;
             broken = self.read(from) => broken,
@@ -229,10 +273,14 @@ impl Shared {
         let (mut codec, mut input) = (Codec::default(), BytesMut::new());
         loop {
             input.reserve(input.len().clamp(16 << 10, 256 << 10));
-            if from.read_buf(&mut input).await? == 0 {
+            let count = from.read_buf(&mut input).await?;
+            if count == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             let arrived = Instant::now(); // after the bytes: the window must not count them early
+            let mut state = lock(&self.state);
+            (state.heard, state.received) = (Some(arrived), state.received + count);
+            drop(state);
             loop {
                 match codec.next(&input) {
                     Ok(Some(end)) => {
@@ -250,22 +298,54 @@ impl Shared {
         }
     }
 
-    /// Wakes askers whose answer is late, and returns once one is too late for this connection.
-    async fn watch(&self) -> io::Error {
+    /// Wakes askers whose answer is late, dials beside a silent connection, and returns once it was
+    /// silent for too long, or was replaced and has no questions left.
+    async fn watch(self: &Arc<Self>, peer: &Peer) -> io::Error {
+        let (mut beside, mut dial_from): (Option<Connecting>, _) = (None, Instant::now());
         loop {
             let now = Instant::now();
-            match self.wake_late(now) {
-                None => self.to_watch.notified().await,
-                Some(oldest) if now - oldest >= self.patience => {
-                    return io::ErrorKind::TimedOut.into();
+            let replaced = !Arc::ptr_eq(self, &lock(&peer.0.newest));
+            let Some((silent, stale)) = self.wake_late(now) else {
+                if replaced {
+                    return io::ErrorKind::ConnectionAborted.into();
                 }
-                Some(_) => sleep(HEDGE).await,
+                beside = None;
+                self.to_watch.notified().await;
+                continue;
+            };
+            if silent >= self.patience {
+                return io::ErrorKind::TimedOut.into();
+            }
+            if replaced || !stale {
+                beside = None;
+            } else if beside.is_none() && now >= dial_from {
+                beside = Some((self.dial)(&self.node));
+            }
+            let dialled = async {
+                match &mut beside {
+                    Some(dial) => dial.await,
+                    None => pending().await,
+                }
+            };
+            match timeout(HEDGE, dialled).await {
+                Err(_) => {}
+                Ok(Ok(stream)) => self.replace(peer, stream),
+                Ok(Err(_)) => (beside, dial_from) = (None, now + REDIAL),
             }
         }
     }
 
-    /// Wakes askers that have waited longer than [`HEDGE`]; says when the oldest question was asked.
-    fn wake_late(&self, now: Instant) -> Option<Instant> {
+    /// Asks what comes next on a fresh connection.
+    fn replace(&self, peer: &Peer, stream: Box<dyn Connection>) {
+        let fresh = Line::new(&self.node, self.patience, self.dial.clone());
+        lock(&fresh.state).running = true;
+        *lock(&peer.0.newest) = fresh.clone();
+        fresh.start(peer.clone(), Some(stream));
+    }
+
+    /// Wakes askers that have waited longer than [`HEDGE`]. Says how long the connection has been
+    /// silent while a question was open, and whether that is longer than it usually is.
+    fn wake_late(&self, now: Instant) -> Option<(Duration, bool)> {
         let mut state = lock(&self.state);
         let (oldest, _) = state.questions.front()?.as_ref()?;
         let oldest = *oldest;
@@ -275,7 +355,10 @@ impl Shared {
         let open = state.questions.iter().flatten();
         let late = open.take_while(|(asked, _)| now - *asked >= HEDGE);
         late.for_each(|(_, slot)| slot.asker.wake());
-        Some(oldest)
+        let silent = now - state.heard.map_or(oldest, |heard| heard.max(oldest));
+        // One that never answered is not stale: dialling once more would change nothing.
+        let unusual = |took: Duration| silent >= STALE.max(2 * took);
+        Some((silent, state.took.is_some_and(unusual)))
     }
 
     fn answered(&self, arrived: Instant, response: &Response<'_>) -> io::Result<()> {
@@ -288,7 +371,8 @@ impl Shared {
         let place = response.id.wrapping_sub(state.first) as usize;
         let question = state.questions.get_mut(place).and_then(Option::take);
         let unasked = || io::Error::other("an answer, and nothing was asked"); // or a second one
-        let (_, slot) = question.ok_or_else(unasked)?;
+        let (asked, slot) = question.ok_or_else(unasked)?;
+        state.took = Some(arrived - asked);
         while let Some(None) = state.questions.front() {
             state.questions.pop_front();
             state.first = state.first.wrapping_add(1);
@@ -306,7 +390,7 @@ impl Shared {
 /// The end of a connection: no question that was asked on it will be answered any more.
 /// The askers are told however the end comes, also when a runtime drops its tasks.
 struct End {
-    peer: Arc<Shared>,
+    line: Arc<Line>,
     redial: Option<Duration>, // the dial failed, so nothing was sent: when to dial again
     why: io::Error,
 }
@@ -318,8 +402,8 @@ impl Drop for End {
             Some(_) => Kind::Unavailable,
             None => Kind::UnknownOutcome,
         };
-        let why = self.peer.trouble(kind, explain(&self.why));
-        let mut state = lock(&self.peer.state);
+        let why = self.line.trouble(kind, explain(&self.why));
+        let mut state = lock(&self.line.state);
         let now = Instant::now();
         let open = std::mem::take(&mut state.questions);
         state.running = false;
@@ -336,6 +420,22 @@ impl Drop for End {
 /// A question on its way. Ready with the moment when the answer had arrived, and the
 /// answer. Wakes its task too when the answer is late.
 pub struct Call(Arc<Slot>);
+
+impl Call {
+    /// The answer, if it comes within this time. A late call wakes its task: no timer is needed.
+    pub async fn within(mut self, most: Duration) -> Result<Encoded, Error> {
+        let asked = Instant::now();
+        let poll = |context: &mut Context<'_>| match Pin::new(&mut self).poll(context) {
+            Poll::Ready((_, answer)) => Poll::Ready(answer),
+            Poll::Pending if asked.elapsed() < most => Poll::Pending,
+            Poll::Pending => {
+                let late = Error::new(Kind::UnknownOutcome, "no answer in time");
+                Poll::Ready(Err(late))
+            }
+        };
+        poll_fn(poll).await
+    }
+}
 
 impl Future for Call {
     type Output = Arrived;

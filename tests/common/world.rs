@@ -20,7 +20,7 @@ use kv54::entry::Packed;
 use kv54::error::{Error, Kind};
 use kv54::replicas::Replicas;
 use kv54::rpc::codec::{decode, encode};
-use kv54::rpc::{Connection, Dial, Peer, connected};
+use kv54::rpc::{Connection, Dial, Peer, connected, insist};
 use kv54::server::Node;
 use kv54::store::Store;
 use msgpack_rpc::Value;
@@ -274,7 +274,7 @@ fn dial() -> Dial {
     Arc::new(|node| {
         let address = node.address.clone();
         Box::pin(async move {
-            let stream = TcpStream::connect(address).await?;
+            let stream = insist(|| TcpStream::connect(address.clone())).await?;
             Ok(Box::new(stream) as Box<dyn Connection>)
         })
     })

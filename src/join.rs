@@ -15,18 +15,27 @@ use crate::error::{Error, Kind};
 use crate::replicas::Replicas;
 use crate::rpc::codec::{self, Encoded};
 use crate::sabotage::{Bug, planted};
-use crate::store::Store;
+use crate::store::{MAX_PAGE, Store};
 
 /// Between two looks at a neighbour's digests.
 const LOOK: Duration = Duration::from_secs(1);
 /// Before a reading is tried again that failed, or that was refused.
 const RETRY: Duration = Duration::from_millis(100);
 const RETRY_REFUSED: Duration = Duration::from_secs(5);
+/// How long a neighbour may be silent at least: with a short window, longer than between two packets.
+const SILENCE: Duration = Duration::from_secs(1);
+/// A page grows until it takes longer than this, or than twice the quickest.
+const QUICK: Duration = Duration::from_millis(50);
+/// The smallest page that is asked for.
+const MIN_PAGE: usize = 4 << 10;
 /// Between two log lines about a joining that takes long.
 const REPORT: Duration = Duration::from_secs(5);
 
 /// Reads from every neighbour what this node should hold, and goes on to compare. Never ends.
 pub async fn join(store: &Store, replicas: &Replicas) {
+    // No majority counts on what is read here: the window does not bound it.
+    let patience = replicas.cluster.limits.window.max(SILENCE);
+    let replicas = &replicas.apart(patience);
     let shared = store.shared();
     // A write that was answered with the help of this node's former memory was begun before
     // it stopped. Two windows later every replica that was told of it has it, or it was given up.
@@ -43,14 +52,20 @@ pub async fn join(store: &Store, replicas: &Replicas) {
         catch_up(store, replicas, *place, parts).await;
         compare(store, replicas, *place, parts).await;
     });
-    tokio::join!(join_all(followed), report(store));
+    tokio::join!(join_all(followed), report(store, replicas));
     std::future::pending::<()>().await;
 }
 
-/// Says how far it has come, when it is done and once in a while until then.
-async fn report(store: &Store) {
-    let mut told = store.started;
+/// Says how far it has come, when it is done and once in a while until then. Notes the rates.
+async fn report(store: &Store, replicas: &Replicas) {
+    let (mut told, mut counted) = (store.started, Instant::now());
     loop {
+        if counted.elapsed() >= LOOK {
+            counted = Instant::now();
+            for place in store.shared().into_keys() {
+                store.note_rate(place, replicas.take_received(place));
+            }
+        }
         let status = store.status();
         if status.state == "ready" {
             let keys = status.keys;
@@ -118,16 +133,40 @@ async fn compare(store: &Store, replicas: &Replicas, place: usize, parts: &[usiz
     }
 }
 
-/// Reads one part at a neighbour to its end, page by page.
+/// Reads one part at a neighbour to its end, and notes how that went.
 async fn read(store: &Store, replicas: &Replicas, place: usize, part: usize) -> Result<(), Error> {
+    let done = read_pages(store, replicas, place, part).await;
+    if let (Err(error), Some(node)) = (&done, replicas.cluster.nodes().get(place)) {
+        let why = match error.kind.is_refusal() {
+            true => error.kind.word().to_owned(), // the log has more
+            false => error.why.replace(&format!("{}: ", node.address), ""),
+        };
+        store.note_reading(place, Err(why));
+    }
+    done
+}
+
+async fn read_pages(
+    store: &Store,
+    replicas: &Replicas,
+    place: usize,
+    part: usize,
+) -> Result<(), Error> {
     let theirs = look(store, replicas, place).await?.entries;
+    store.note_reading(place, Ok(0));
     let owner = replicas.cluster.name(part);
     let of = theirs.get(owner).copied().unwrap_or(0);
     let (mut scan, mut quickest) = (Scan::new(replicas, place, part), Duration::MAX);
     loop {
         let asked = Instant::now();
-        let Some(page) = scan.page().await? else {
-            return Ok(());
+        let page = match scan.page().await {
+            Ok(Some(page)) => page,
+            Ok(None) => return Ok(()),
+            Err(error) if error.kind == Kind::UnknownOutcome => {
+                sleep(RETRY).await; // lost with its connection: what was read before is still read
+                continue;
+            }
+            Err(error) => return Err(error),
         };
         let took = asked.elapsed();
         for (key, entry) in entries(&page)? {
@@ -138,8 +177,9 @@ async fn read(store: &Store, replicas: &Replicas, place: usize, part: usize) -> 
         };
         store.note_progress(part, place, usize::try_from(read).unwrap_or(0), of);
         // A neighbour that takes far longer than it could is busy with its guests: they go first.
-        quickest = quickest.min(took);
-        if took > 4 * quickest {
+        let kilobytes = u32::try_from(page.len().max(MIN_PAGE) >> 10).unwrap_or(u32::MAX);
+        quickest = quickest.min(took / kilobytes);
+        if took / kilobytes > 4 * quickest {
             sleep(took).await;
         }
     }
@@ -152,6 +192,8 @@ pub struct Scan<'a> {
     place: usize,
     part: usize,
     start_id: Option<u64>,
+    most: usize, // bytes of the next page
+    quickest: Duration,
     /// Where the next page begins. From 0 again, it fails if the node has restarted meanwhile.
     pub cursor: Option<u64>,
 }
@@ -167,6 +209,8 @@ impl<'a> Scan<'a> {
             place,
             part,
             start_id: None,
+            most: MIN_PAGE,
+            quickest: Duration::MAX,
             cursor: Some(0),
         }
     }
@@ -176,11 +220,17 @@ impl<'a> Scan<'a> {
         let Some(cursor) = self.cursor else {
             return Ok(None);
         };
-        let [part, from] = [self.part as u64, cursor].map(|number| codec::encode_numbers([number]));
-        let answer = self
-            .replicas
-            .ask(self.place, "scan", &[&part, &from])
-            .await?;
+        let numbers = [self.part as u64, cursor, self.most as u64];
+        let [part, from, most] = numbers.map(|number| codec::encode_numbers([number]));
+        let (asked, params): (_, [&[u8]; 3]) = (Instant::now(), [&part, &from, &most]);
+        let answer = match self.replicas.ask(self.place, "scan", &params).await {
+            // A node of the former version takes no size.
+            Err(error) if error.kind == Kind::BadRequest => {
+                self.replicas.ask(self.place, "scan", &params[..2]).await?
+            }
+            answer => answer?,
+        };
+        self.adapt(asked.elapsed());
         let page = codec::items(&answer).ok_or_else(odd)?;
         let [start_id, next, _] = page[..] else {
             return Err(odd());
@@ -197,6 +247,17 @@ impl<'a> Scan<'a> {
         };
         drop(page);
         Ok(Some(answer))
+    }
+
+    /// Chooses the size of the next page: small on a slow link, large on one with a long way.
+    fn adapt(&mut self, took: Duration) {
+        self.quickest = self.quickest.min(took);
+        let usual = self.quickest.max(QUICK);
+        if took <= 2 * usual {
+            self.most = MAX_PAGE.min(2 * self.most);
+        } else if took > 4 * usual {
+            self.most = MIN_PAGE.max(self.most / 2);
+        }
     }
 }
 

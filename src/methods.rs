@@ -10,7 +10,7 @@ pub const METHODS: &str = "\
 | `delete` | key | nil, also where the key was absent |
 | `load` | ring, key, known stamp (optional) | [counter, writer, value]; [counter, writer] alone where the known stamp is as new |
 | `store` | ring, key, [counter, writer, value] | nil, whether the entry was newer or not |
-| `scan` | ring, part, cursor | [start id, next cursor or nil, [[key, [counter, writer, value]] …]] |
+| `scan` | ring, part, cursor, most bytes (optional) | [start id, next cursor or nil, [[key, [counter, writer, value]] …]] |
 | `status` | none | a map: how this node is |
 | `acknowledge` | none | nil: the node forgets its doubts |
 ";

@@ -109,6 +109,19 @@ impl Replicas {
         }
     }
 
+    /// The same nodes on connections of their own, where an answer may take as long as bytes arrive,
+    /// and the questions of operations do not wait behind it.
+    pub(crate) fn apart(&self, patience: Duration) -> Self {
+        let nodes = self.nodes.iter();
+        let apart = |(peer, ring): &(Peer, Encoded)| (peer.apart(patience), ring.clone());
+        Replicas {
+            own_store: None,
+            nodes: nodes.map(apart).collect(),
+            timeout: Duration::MAX,
+            cluster: self.cluster.clone(),
+        }
+    }
+
     /// Begins an operation on a key.
     pub fn of<'a>(&'a self, key: &'a [u8]) -> Result<Operation<'a>, Error> {
         check_key(key)?;
@@ -127,13 +140,18 @@ impl Replicas {
     pub async fn ask(&self, at: usize, method: &str, params: &[&[u8]]) -> Result<Encoded, Error> {
         let (peer, ring) = self.node(at)?;
         let params = [&[ring.as_slice()], params].concat();
-        peer.call(method, &params).await.1
+        peer.call(method, &params).within(self.timeout).await
     }
 
     /// Asks one node how it is.
     pub async fn status(&self, place: usize) -> Result<Status, Error> {
         let (peer, _) = self.node(place)?;
-        Status::read(&peer.call("status", &[]).await.1?)
+        Status::read(&peer.call("status", &[]).within(self.timeout).await?)
+    }
+
+    /// How many bytes of a node's answers came since this was last asked.
+    pub fn take_received(&self, place: usize) -> usize {
+        self.node(place).map_or(0, |(peer, _)| peer.take_received())
     }
 
     /// Waits until what was told in the background has arrived, for a moment at most.

@@ -24,7 +24,7 @@ impl Service for Node {
                 self.store.on(ring)?.load(key(k)?, stamp(known)?)?.into()
             }
             ("store", [ring, k, e]) => self.store.on(ring)?.store(key(k)?, entry(e)?)?.into(),
-            ("scan", [ring, part, cursor]) => self.store.on(ring)?.scan(part, cursor)?,
+            ("scan", [ring, part, page @ ..]) => self.store.on(ring)?.scan(part, page)?,
             ("status", []) => self.store.status().into(),
             ("acknowledge", []) => self.store.acknowledge(),
             _ => return Err(Error::not_a_request(method, params.len())),

@@ -25,6 +25,8 @@ pub struct Status {
     pub not_ready: Vec<String>,
     /// What it cannot vouch for: one line for each part, until somebody acknowledges it.
     pub doubts: Vec<String>,
+    /// How fast each of them is read, or why it cannot be.
+    pub remarks: BTreeMap<String, String>,
     /// How much it has heard of what it must hear, in percent.
     pub progress: usize,
     /// The fingerprint that `load`, `store` and `scan` to this node must carry.
@@ -70,9 +72,16 @@ impl Status {
         !self.not_ready.iter().any(|name| name == owner)
     }
 
-    /// How far a joining node is: `45 %, waiting for bob`.
+    /// How far a joining node is: `45 %, waiting for bob (5.9 kB/s)`.
     pub fn waiting(&self) -> String {
-        let (progress, names) = (self.progress, self.waiting_for.join(", "));
+        let names = self
+            .waiting_for
+            .iter()
+            .map(|name| match self.remarks.get(name) {
+                Some(remark) => format!("{name} ({remark})"),
+                None => name.clone(),
+            });
+        let (progress, names) = (self.progress, names.collect::<Vec<_>>().join(", "));
         format!("{progress} %, waiting for {names}")
     }
 }

@@ -7,6 +7,7 @@ mod memory;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
+use bytesize::ByteSize;
 use indexmap::IndexMap;
 use smallvec::SmallVec;
 use tokio::time::Instant;
@@ -23,9 +24,11 @@ use memory::{Memory, Usage};
 /// What an entry takes beside its key and value, in bytes: its place in the map, and two allocations.
 pub(crate) const OVERHEAD: usize = 100;
 
-/// What one page of a scan may take, in bytes, unless it is a single entry: little enough to
-/// be made while others wait, and for its values to fit into one message.
+/// What one page of a scan takes, in bytes, unless its asker names another size.
 const PAGE: usize = 16 << 10;
+/// What one page may take, unless it is a single entry: little enough to be made while others wait,
+/// and for its values, which may be as many as its bytes, to fit into one message.
+pub const MAX_PAGE: usize = 64 << 10;
 
 /// The memory of one node.
 pub struct Store {
@@ -44,6 +47,8 @@ pub struct Store {
 struct Kept {
     memory: Memory,
     parts: BTreeMap<usize, Part>,
+    // How each other node was read lately: bytes in a second, or why it could not be read.
+    reading: BTreeMap<usize, Result<usize, String>>,
 }
 
 /// A short key lies beside its entry.
@@ -83,7 +88,11 @@ impl Store {
             place,
             started: Instant::now(),
             start_id: fastrand::u64(..),
-            kept: Mutex::new(Kept { memory, parts }),
+            kept: Mutex::new(Kept {
+                memory,
+                parts,
+                reading: BTreeMap::new(),
+            }),
         }
     }
 
@@ -164,7 +173,7 @@ impl Store {
         }
         let number = self.part(key)?;
         let mut kept = lock(&self.kept);
-        let Kept { memory, parts } = &mut *kept;
+        let Kept { memory, parts, .. } = &mut *kept;
         let part = parts.get_mut(&number).ok_or_else(|| not_kept(number))?;
         let found = part.entries.get_full(key);
         let (index, old) = found.map(|(index, _, old)| (index, old)).unzip();
@@ -183,17 +192,25 @@ impl Store {
 
     /// One page of a part: `[start id, next cursor or nil, [[key, entry] …]]`. A cursor is the
     /// number of entries before it, from 0; it holds for as long as the start id stays the same.
-    pub fn scan(&self, part: &[u8], cursor: &[u8]) -> Result<Answer, Error> {
+    /// `page` is the cursor, and how many bytes are wanted at most.
+    pub fn scan(&self, part: &[u8], page: &[&[u8]]) -> Result<Answer, Error> {
+        let (cursor, most) = match *page {
+            [cursor] => (cursor, None),
+            [cursor, most] => (cursor, Some(most)),
+            _ => return Err(Error::not_a_request("scan", page.len() + 2)),
+        };
         let place = |value| codec::number(value).and_then(|number| usize::try_from(number).ok());
-        let (number, cursor) = place(part)
-            .zip(place(cursor))
-            .ok_or_else(|| Error::bad_request("a part and a cursor are integers from 0"))?;
+        let most = most.map_or(Some(PAGE), place);
+        let Some(((number, cursor), most)) = place(part).zip(place(cursor)).zip(most) else {
+            let why = "a part, a cursor and a size are integers from 0";
+            return Err(Error::bad_request(why));
+        };
         let mut kept = lock(&self.kept);
         let entries = &kept.part(number)?.entries;
         let (mut page, mut count, mut size) = (Vec::new(), 0_u32, 0);
         for (key, entry) in entries.get_range(cursor..).into_iter().flatten() {
             size += key.len() + entry.value.size() + OVERHEAD;
-            if size > PAGE && count > 0 {
+            if size > most.min(MAX_PAGE) && count > 0 {
                 break;
             }
             count += 1;
@@ -236,6 +253,18 @@ impl Store {
         let (bytes, limit) = (theirs.bytes, theirs.memory);
         if limit > 0 {
             lock(&self.kept).memory.saw(place, Usage { bytes, limit });
+        }
+    }
+
+    /// Notes how fast another node is read, or why it cannot be.
+    pub fn note_reading(&self, place: usize, reading: Result<usize, String>) {
+        lock(&self.kept).reading.insert(place, reading);
+    }
+
+    /// Notes how many bytes came from another node in a second, if it can be read.
+    pub fn note_rate(&self, place: usize, rate: usize) {
+        if let Some(Ok(old)) = lock(&self.kept).reading.get_mut(&place) {
+            *old = rate;
         }
     }
 
@@ -293,6 +322,15 @@ impl Store {
         let kept = lock(&self.kept);
         let parts = || kept.parts.values();
         let missing: BTreeSet<&usize> = parts().flat_map(|part| part.missing.keys()).collect();
+        let read = missing.iter().filter_map(|place| {
+            let remark = match kept.reading.get(place)? {
+                Ok(0) => return None,
+                Ok(rate) => format!("{}/s", ByteSize(*rate as u64).display().si()),
+                Err(why) => why.clone(),
+            };
+            Some((self.cluster.name(**place).to_owned(), remark))
+        });
+        let remarks = read.collect();
         let waiting_for = self.names(missing);
         let tombstones = parts().map(|part| part.tombstones).sum();
         let owned = || {
@@ -312,6 +350,7 @@ impl Store {
                 .map(|(of, _)| of)
                 .collect(),
             doubts: parts().filter_map(|part| part.doubt.clone()).collect(),
+            remarks,
             progress: kept.progress(self.cluster.copies()),
             ring: self.fingerprint,
             keys: parts().map(|part| part.entries.len()).sum::<usize>() - tombstones,

@@ -90,7 +90,10 @@ fn a_node_waits_for_the_neighbour_that_is_down_and_is_ready_for_what_needs_no_ne
         "four readings of six are done: {alice}"
     );
     let line = cluster.node("alice").wait_for("joining, 66 %");
-    assert_eq!(line, "alice: joining, 66 %, waiting for bob");
+    assert_eq!(
+        line,
+        "alice: joining, 66 %, waiting for bob (connection refused)"
+    );
     for (key, value) in &written {
         match load(&cluster, "alice", key) {
             _ if !cluster.replicas(key).contains(&"alice".to_owned()) => {}
@@ -137,13 +140,14 @@ fn nodes_that_start_in_any_order_and_far_apart_become_ready_together() {
         cluster.start(name);
     }
     for name in ["carol", "erin", "alice"] {
-        reports(&cluster, name, "waiting for bob, dave");
+        let both = "waiting for bob (connection refused), dave (connection refused)";
+        reports(&cluster, name, both);
     }
     cluster
         .kv54(["set", "tea", "early", "--timeout", "500ms"])
         .exits(3);
     cluster.start("dave");
-    reports(&cluster, "dave", "waiting for bob");
+    reports(&cluster, "dave", "waiting for bob (connection refused)");
     cluster.kv54(["status"]).exits(3);
     cluster.start("bob");
     for name in FIVE {

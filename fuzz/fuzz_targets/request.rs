@@ -221,7 +221,7 @@ fn has_counted_every_byte(store: &Store) {
     for part in 0..store.cluster.nodes().len() {
         let mut next = Some(0);
         while let Some(cursor) = next {
-            let answer = store.scan(&encode_numbers([part as u64]), &encode_numbers([cursor]));
+            let answer = store.scan(&encode_numbers([part as u64]), &[&encode_numbers([cursor])]);
             let mut page = Vec::new();
             answer.expect("a page").write(&mut page);
             for (key, entry) in entries(&page).expect("entries") {

@@ -148,6 +148,7 @@ fn line(node: &Node, ring: u32, status: &Result<Status, Error>) -> (Json, [Strin
             "keys": status.keys, "tombstones": status.tombstones, "bytes": status.bytes,
             "memory": status.memory, "full": status.full, "not_ready": status.not_ready,
             "doubts": status.doubts, "version": status.version, "waiting_for": status.waiting_for,
+            "remarks": status.remarks,
             "progress": status.progress, "ring": status.ring, "entries": status.entries,
             "deleted": status.deleted, "digests": status.digests, "uptime_s": status.uptime_s,
         }),

@@ -1,0 +1,347 @@
+//! Stories of links that are slow, fall silent, or lose the first packet: who waits, and for how long.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Cluster, block_on};
+use kv54::cluster::{self, Limits, Node};
+use kv54::entry::{Packed, Stamp};
+use kv54::error::{Error, Kind};
+use kv54::join::{Scan, entries};
+use kv54::replicas::Replicas;
+use kv54::rpc::codec::encode_bytes;
+use kv54::rpc::{self, Answer, Peer, Service, connected, insist, tcp};
+use kv54::store::Store;
+use tokio_util::sync::CancellationToken;
+
+const THREE: [&str; 3] = ["alice", "bob", "carol"];
+
+#[test]
+fn over_a_link_of_5_mbit_a_value_of_1_mib_is_read_though_no_window_is_so_long() {
+    joins_over_a_link_of(625_000, "100ms");
+}
+
+#[test]
+#[ignore = "takes six minutes"]
+fn over_a_link_of_50_kbit_too() {
+    joins_over_a_link_of(6_250, "1s");
+}
+
+/// carol comes back, and all that she reads comes over slow links.
+fn joins_over_a_link_of(rate: u32, window: &str) {
+    let mut cluster = Cluster::with_limits(&THREE, &format!("window = \"{window}\""));
+    cluster.start_all();
+    block_on(async {
+        let client = cluster.client();
+        for n in 0..300 {
+            let value = Packed::of(format!("value {n}"));
+            client
+                .set(format!("small{n}").as_bytes(), &value)
+                .await
+                .unwrap();
+        }
+        let large = Packed::of("x".repeat((1 << 20) - 10));
+        client.set(b"large", &large).await.unwrap();
+        client.replicas.settle().await;
+    });
+    cluster.wait_until_equal();
+    cluster.kill("carol");
+    let mut file = std::fs::read_to_string(cluster.dir.join("cluster.toml")).unwrap();
+    for name in ["alice", "bob"] {
+        let behind = cluster.address(name);
+        file = file.replace(&behind, &slow_link(&behind, rate));
+    }
+    cluster.file("slow.toml", &file);
+    let begun = Instant::now();
+    cluster.start_behind("carol", "slow.toml", &cluster.address("carol"));
+
+    // Meanwhile, no operation waits: neither over healthy links nor, in carol, behind a page.
+    let (mut longest, mut said, mut operations) = (Duration::ZERO, String::new(), 0);
+    block_on(async {
+        let client = cluster.client();
+        let ring = cluster.ring();
+        let [carol, status] =
+            [(); 2].map(|()| Peer::new(&ring.nodes()[2], Duration::from_secs(5), tcp()));
+        let said_by_carol = async || {
+            let answer = status.call("status", &[]).await.1.unwrap();
+            kv54::status::Status::read(&answer).unwrap()
+        };
+        let mut told = said_by_carol().await;
+        while told.state == "joining" {
+            assert!(begun.elapsed() < Duration::from_secs(600), "{told:?}");
+            for key in ["small1", "small2", "small3"] {
+                let asked = Instant::now();
+                client
+                    .set(key.as_bytes(), &Packed::of("new"))
+                    .await
+                    .unwrap();
+                let key = encode_bytes(key.as_bytes());
+                carol.call("get", &[&key]).await.1.unwrap();
+                longest = longest.max(asked.elapsed());
+                operations += 1;
+            }
+            told = said_by_carol().await;
+            if told.waiting().contains("kB/s)") {
+                said = told.waiting();
+            }
+        }
+    });
+    let took = begun.elapsed();
+    println!(
+        "ready after {took:.1?}; {operations} times set and got, {longest:.0?} at most; {said}"
+    );
+    assert!(
+        said.contains("waiting for alice ("),
+        "no rate was told: {said:?}"
+    );
+    assert!(longest < Duration::from_millis(700), "{longest:?}");
+    assert_eq!(cluster.differences(), [""; 0]);
+}
+
+#[test]
+fn a_neighbour_of_the_former_version_which_takes_no_size_is_read_to_the_end() {
+    struct Former(Store);
+    impl Service for Former {
+        async fn answer(&self, method: &str, params: &[&[u8]]) -> Result<Answer, Error> {
+            match (method, params) {
+                ("scan", [ring, part, cursor]) => self.0.on(ring)?.scan(part, &[cursor]),
+                _ => Err(Error::not_a_request(method, params.len())),
+            }
+        }
+    }
+    block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let file = format!("[nodes]\nsolo = \"{}\"", listener.local_addr().unwrap());
+        let cluster = cluster::Cluster::parse("cluster.toml".as_ref(), &file).unwrap();
+        let (cluster, keys) = (Arc::new(cluster), 1_000);
+        let former = Former(Store::new(cluster.clone(), 0));
+        for n in 0..keys {
+            let entry = Stamp::default();
+            former
+                .0
+                .keep(format!("key{n}").as_bytes(), entry.newer(b"\x01"))
+                .unwrap();
+        }
+        let stop = CancellationToken::new();
+        let incoming = rpc::incoming(&listener, |stream, _| connected(stream));
+        let limits = Limits::default();
+        let serving = rpc::serve(incoming, &former, &limits, stop.clone());
+        let replicas = Replicas::new(cluster, Duration::from_secs(5), &tcp());
+        let reading = async {
+            let (mut scan, mut read, mut pages) = (Scan::new(&replicas, 0, 0), 0, 0);
+            while let Some(page) = scan.page().await.unwrap() {
+                read += entries(&page).unwrap().len();
+                pages += 1;
+            }
+            stop.cancel();
+            (read, pages > 1)
+        };
+        let ((), read) = tokio::join!(serving, reading);
+        assert_eq!(read, (keys, true));
+    });
+}
+
+#[test]
+fn pages_are_small_at_first_and_grow_while_they_come_quickly() {
+    let cluster = Cluster::running(&["solo"]);
+    block_on(async {
+        let client = cluster.client();
+        for n in 0..2_000 {
+            client
+                .set(format!("key{n}").as_bytes(), &Packed::of(n))
+                .await
+                .unwrap();
+        }
+        let (mut scan, mut counts) = (Scan::new(&client.replicas, 0, 0), Vec::new());
+        while let Some(page) = scan.page().await.unwrap() {
+            counts.push(entries(&page).unwrap().len());
+        }
+        assert!(counts[0] < 50, "{counts:?}");
+        assert!(
+            counts.iter().any(|count| *count > 5 * counts[0]),
+            "{counts:?}"
+        );
+        assert_eq!(counts.iter().sum::<usize>(), 2_000);
+    });
+}
+
+#[test]
+fn a_peer_is_given_up_when_no_byte_came_for_a_window_and_not_while_bytes_come() {
+    let patience = Duration::from_millis(300);
+    let (node, _) = pretend(|mut stream, _| {
+        let question = hear(&mut stream);
+        for byte in answer(&question).chunks(1) {
+            thread::sleep(Duration::from_millis(100)); // nine bytes, more than a window in all
+            stream.write_all(byte).unwrap();
+        }
+        hear(&mut stream); // and no word more
+        thread::sleep(Duration::from_secs(10));
+    });
+    block_on(async {
+        let peer = Peer::new(&node, patience, tcp());
+        let asked = Instant::now();
+        peer.call("status", &[]).await.1.unwrap();
+        assert!(asked.elapsed() > patience, "{:?}", asked.elapsed());
+        let asked = Instant::now();
+        let error = peer.call("status", &[]).await.1.unwrap_err();
+        assert_eq!(error.kind, Kind::UnknownOutcome, "{error}");
+        assert!(error.why.contains("no answer in time"), "{error}");
+        let waited = asked.elapsed();
+        assert!(waited >= patience && waited < 4 * patience, "{waited:?}");
+        // Whoever cannot wait so long for bytes that come slowly has a bound of its own.
+        let peer = Peer::new(&node, patience, tcp());
+        let error = peer.ask("status", &[]).await.unwrap_err();
+        assert_eq!(error.kind, Kind::UnknownOutcome, "{error}");
+    });
+}
+
+#[test]
+fn a_connection_that_fell_silent_is_replaced_and_what_was_asked_on_it_may_still_be_answered() {
+    let (release, released) = mpsc::channel();
+    let released = std::sync::Mutex::new(released);
+    let (node, dials) = pretend(move |mut stream, number| {
+        let question = hear(&mut stream);
+        stream.write_all(&answer(&question)).unwrap();
+        let question = hear(&mut stream);
+        if number == 0 {
+            released.lock().unwrap().recv().unwrap(); // the cut
+        }
+        let _ = stream.write_all(&answer(&question));
+        hear(&mut stream);
+    });
+    block_on(async {
+        let peer = Peer::new(&node, Duration::from_secs(20), tcp());
+        peer.call("status", &[]).await.1.unwrap();
+        let asked = Instant::now();
+        let lost = peer.call("status", &[]);
+        while dials.load(Relaxed) < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let noticed = asked.elapsed();
+        tokio::time::sleep(Duration::from_millis(20)).await; // the dial has ended by now
+        peer.call("status", &[]).await.1.unwrap();
+        println!(
+            "dialled after {noticed:.0?}, answered after {:.0?}",
+            asked.elapsed()
+        );
+        assert!(noticed > Duration::from_millis(240) && noticed < Duration::from_secs(2));
+        assert!(
+            asked.elapsed() < Duration::from_secs(3),
+            "{:?}",
+            asked.elapsed()
+        );
+        release.send(()).unwrap();
+        lost.await.1.unwrap();
+        assert_eq!(dials.load(Relaxed), 2);
+    });
+}
+
+#[test]
+fn a_process_that_is_stopped_is_not_stormed_with_dials() {
+    let (node, dials) = pretend(|mut stream, _| {
+        hear(&mut stream);
+        thread::sleep(Duration::from_secs(10)); // the kernel accepts, nobody answers
+    });
+    block_on(async {
+        let peer = Peer::new(&node, Duration::from_millis(700), tcp());
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(2) {
+            peer.call("status", &[]).await.1.unwrap_err();
+        }
+        let dials = dials.load(Relaxed);
+        assert!(dials <= 4, "{dials} dials in two seconds");
+    });
+}
+
+#[test]
+fn a_dial_whose_first_packet_was_lost_is_begun_again_beside_it() {
+    block_on(async {
+        let (tries, begun) = (AtomicUsize::new(0), Instant::now());
+        let dialled = insist(async || match tries.fetch_add(1, Relaxed) {
+            0 => std::future::pending().await,
+            n => io::Result::Ok(n),
+        });
+        assert_eq!(dialled.await.unwrap(), 1);
+        assert!(
+            begun.elapsed() < Duration::from_millis(900),
+            "{:?}",
+            begun.elapsed()
+        );
+        let refused =
+            insist(async || io::Result::<()>::Err(io::ErrorKind::ConnectionRefused.into()));
+        assert_eq!(
+            refused.await.unwrap_err().kind(),
+            io::ErrorKind::ConnectionRefused
+        );
+    });
+}
+
+/// A node's address behind a link that carries so many bytes in a second towards the dialler, on
+/// each connection.
+fn slow_link(behind: &str, rate: u32) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, behind) = (
+        listener.local_addr().unwrap().to_string(),
+        behind.to_owned(),
+    );
+    thread::spawn(move || {
+        for near in listener.incoming() {
+            let Ok(far) = TcpStream::connect(&behind) else {
+                continue;
+            };
+            let near = near.unwrap();
+            let (mut up, mut to_far) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+            thread::spawn(move || io::copy(&mut up, &mut to_far));
+            thread::spawn(move || carry_slowly(far, near, rate));
+        }
+    });
+    address
+}
+
+fn carry_slowly(mut from: TcpStream, mut to: TcpStream, rate: u32) {
+    let mut packet = vec![0; (rate as usize / 20).min(1_448)]; // at least twenty packets a second
+    while let Ok(count @ 1..) = from.read(&mut packet) {
+        thread::sleep(Duration::from_secs(1) * u32::try_from(count).unwrap() / rate);
+        if to.write_all(&packet[..count]).is_err() {
+            break;
+        }
+    }
+}
+
+/// A node that does as it is told with each connection, and how many there were.
+fn pretend(talk: impl Fn(TcpStream, usize) + Send + Sync + 'static) -> (Node, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (talk, dials) = (Arc::new(talk), Arc::new(AtomicUsize::new(0)));
+    let counted = dials.clone();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (talk, number) = (talk.clone(), counted.fetch_add(1, Relaxed));
+            thread::spawn(move || talk(stream.unwrap(), number));
+        }
+    });
+    let name = "pretender".to_owned();
+    (Node { name, address }, dials)
+}
+
+/// The bytes of the next question.
+fn hear(stream: &mut TcpStream) -> Vec<u8> {
+    let mut question = vec![0; 1_024];
+    let count = stream.read(&mut question).unwrap_or(0);
+    question.truncate(count);
+    question
+}
+
+/// `[1, msgid, nil, nil]`
+fn answer(question: &[u8]) -> Vec<u8> {
+    let msgid = question.get(2..7).unwrap_or(&[0xc0]);
+    [&[0x94, 0x01], msgid, &[0xc0, 0xc0]].concat()
+}

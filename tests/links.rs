@@ -133,7 +133,7 @@ fn a_neighbour_of_the_former_version_which_takes_no_size_is_read_to_the_end() {
         let stop = CancellationToken::new();
         let incoming = rpc::incoming(&listener, |stream, _| connected(stream));
         let limits = Limits::default();
-        let serving = rpc::serve(incoming, &former, &limits, stop.clone());
+        let serving = rpc::serve(incoming, &former, || limits, stop.clone());
         let replicas = Replicas::new(cluster, Duration::from_secs(5), &tcp());
         let reading = async {
             let (mut scan, mut read, mut pages) = (Scan::new(&replicas, 0, 0), 0, 0);

@@ -732,7 +732,7 @@ fn many_values_use_up_the_turns_of_their_connection() {
         .build();
     runtime.unwrap().block_on(async {
         tokio::select! {
-            () = serve(stream::iter(incoming), &asked, &limits, CancellationToken::new()) => panic!("it serves on"),
+            () = serve(stream::iter(incoming), &asked, || limits, CancellationToken::new()) => panic!("it serves on"),
             answered = timeout(PATIENCE, talk) => answered.unwrap(),
         }
     });

@@ -65,7 +65,7 @@ fn any_bytes_are_a_value_and_a_megabyte_is_fine() {
     let said = cluster
         .kv54_with(["set", "toolarge"], &vec![0xff; (1 << 20) + 1])
         .exits(2);
-    said.says(&["set failed", "too-large", "toolarge", "1048577 bytes"]);
+    said.says(&["too-large: standard input has over 1048576 bytes"]);
     cluster.kv54(["get", "toolarge"]).exits(1);
 }
 

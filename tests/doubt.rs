@@ -62,7 +62,7 @@ fn the_node_that_kept_its_memory_says_that_both_others_have_lost_theirs() {
     let warnings = logged.iter().filter(|line| line.contains(why));
     assert_eq!(warnings.count(), 1, "{logged:?}");
     cluster.kv54(["status", "--acknowledge"]).exits(0);
-    let all = format!("{KEYS} keys printed"); // carol had them all
+    let all = format!("{KEYS} keys exported"); // carol had them all
     cluster.kv54(["export"]).exits(0).says(&[&all]);
 }
 
@@ -88,7 +88,7 @@ fn a_first_start_and_restarts_that_wait_are_no_alarm() {
     }
     assert_eq!(doubted(&cluster), BTreeSet::new());
     cluster.kv54(["status"]).exits(0);
-    let all = format!("{KEYS} keys printed");
+    let all = format!("{KEYS} keys exported");
     cluster.kv54(["export"]).exits(0).says(&[&all]);
 }
 

@@ -89,7 +89,8 @@ fn joins_over_a_link_of(rate: u32, window: &str) {
                 operations += 1;
             }
             told = said_by_carol().await;
-            if told.waiting().contains("kB/s)") {
+            let rate = told.remarks.get("alice");
+            if rate.is_some_and(|rate| rate.ends_with("kB/s")) {
                 said = told.waiting();
             }
         }

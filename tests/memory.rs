@@ -104,7 +104,7 @@ fn a_small_node_beside_large_ones_is_never_more_than_a_quarter_above_its_limit()
         cluster.start(name);
     }
     cluster.wait_until_ready();
-    let (written, refused) = write_until_full(&cluster, &["alice", "erin"], 700, 64);
+    let (written, refused) = write_until_full(&cluster, &["alice", "erin"], 700, 32);
     let without = |keys: &BTreeSet<String>| {
         let away = |key: &&String| !cluster.replicas(key).contains(&"carol".to_owned());
         keys.iter().filter(away).count()

@@ -74,9 +74,9 @@ impl Memory {
     }
 
     /// Whether this fits if all sets that were allowed do write: together they may exceed the limit
-    /// by a quarter. A set that did not write within the window will not.
+    /// by a sixteenth. A set that did not write within the window will not.
     fn has_room_beside_others(&mut self, added: usize) -> bool {
-        let limit = self.own.limit.saturating_add(self.own.limit / 4);
+        let limit = self.own.limit.saturating_add(self.own.limit / 16);
         let fits = |coming: usize| self.own.bytes + coming + added <= limit;
         if !fits(self.coming) {
             self.allowed

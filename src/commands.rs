@@ -50,7 +50,7 @@ Exit codes:
   0  done (status: every node is ready)
   1  the key is absent (get); every node is ready, but writes may be gone (status)
   2  wrong usage or configuration; wrong-ring, too-large, bad-request
-  3  no majority, unreachable, timed out or full (status: some node is not ready)")]
+  3  no majority, unreachable, timed out, full; not complete (export, keys); not all ready (status)")]
 pub struct Cli {
     #[command(flatten)]
     options: Options,
@@ -64,8 +64,8 @@ struct Options {
     #[arg(long, global = true, value_name = "FILE", hide_env_values = true)]
     #[arg(env = unless_empty("KV54_CONFIG"), default_value = "cluster.toml")]
     config: PathBuf,
-    /// How long an operation is tried again [default: 5s; status --wait: no limit]. With --via,
-    /// how long the answer is waited for: the node itself goes on trying for 5s
+    /// How long kv54 goes on trying an operation [default: 5s; status --wait: no limit]. With
+    /// --via, how long it waits for the answer: the node itself goes on trying for 5s
     #[arg(long, global = true, value_name = "TIME", value_parser = timeout)]
     timeout: Option<Duration>,
     /// Answer with one line of JSON; an error stays one line of text on standard error

@@ -55,7 +55,7 @@ pub(super) struct Bench {
     /// How long to measure, after a second of warm-up
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = value_parser!(u64).range(1..=86_400))]
     seconds: u64,
-    /// Through kv54's own client, so many operations at once, not as a guest of each node
+    /// Coordinate here, with connections × depth operations at once; else the nodes coordinate
     #[arg(long)]
     own: bool,
 }

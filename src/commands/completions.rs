@@ -5,7 +5,7 @@ use clap_complete::Shell;
 
 use super::{Cli, Failure, Options, Outcome, print};
 
-/// Print what makes a shell complete commands and options; bash, zsh and fish complete nodes, too.
+/// Print a script that completes commands and options in a shell, and in bash, zsh and fish nodes.
 #[derive(Args)]
 #[command(after_help = "Examples:
   source <(kv54 completions bash)
@@ -14,7 +14,7 @@ pub(super) struct Completions {
     /// The shell
     #[arg(required_unless_present = "nodes")]
     shell: Option<Shell>,
-    /// Print the nodes of the file instead, one a line: what the scripts ask for
+    /// Print the names of the file's nodes instead, one a line: the scripts call this
     #[arg(long, conflicts_with = "shell")]
     nodes: bool,
 }

@@ -28,8 +28,8 @@ const RETRY: Duration = Duration::from_millis(100);
 ///
 /// A line is `{"key": …, "value": …}`. A key that is not UTF-8 is `key_base64`, and a value
 /// that JSON would not read back as exactly itself is `value_msgpack`, its MessagePack as base64.
-/// Each key is read as `get` reads it, at a moment of its own. The keys of one owner are
-/// remembered while they are listed, no values.
+/// Each key is read as `get` reads it, at a moment of its own. The names of one owner's keys are
+/// kept in memory at a time, no values. If the export is not complete, the exit code is not 0.
 #[derive(Args)]
 #[command(after_help = "Examples:
   kv54 export > dump.jsonl

@@ -22,14 +22,14 @@ const BYTES: usize = 256 << 10;
 
 /// Set every key to its value, from the lines of an export on standard input.
 ///
-/// Other keys stay as they are, and importing the same lines again is harmless. The first line
-/// that cannot be written ends it: it is named, and every line before it is written.
+/// Other keys stay as they are, and importing the same lines again is harmless. The import ends at
+/// the first line that it cannot write, and names it: every line before it is written.
 #[derive(Args)]
 #[command(after_help = "Examples:
   kv54 import < dump.jsonl
   kv54 import --from 5121 < dump.jsonl")]
 pub(super) struct Import {
-    /// Leave out the lines before this one, which an import that stopped has named
+    /// Begin at this line: the one that an import named when it ended
     #[arg(long, value_name = "LINE", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     from: u64,
 }

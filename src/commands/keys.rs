@@ -35,7 +35,7 @@ pub(super) struct Set {
     /// The value; without it, or with `-`, standard input byte for byte, a newline at its end too
     #[arg(allow_negative_numbers = true)]
     value: Option<OsString>,
-    /// The value is JSON: false is no text but a boolean, 5 a number, [1] an array
+    /// The value is JSON: false is a boolean, 5 a number, [1] an array, and "tea" a text
     #[arg(long)]
     value_json: bool,
     #[command(flatten)]
@@ -44,16 +44,16 @@ pub(super) struct Set {
 
 /// Print a value.
 ///
-/// On a terminal, characters that it would obey are shown escaped, as `\u{1b}`, but for line breaks and tabs; a pipe or
-/// a file has the value's own bytes. A line `key<TAB>value` is one line everywhere: in it line breaks, tabs and
-/// backslashes are escaped too, as `\n`, `\t` and `\\`, and bytes that are not UTF-8 as `\xff`. --json is exact.
+/// On a terminal, kv54 escapes control characters, as `\u{1b}`, but not line breaks and tabs. A pipe or a file gets the
+/// value's own bytes. A line `key<TAB>value` stays one line everywhere: kv54 escapes line breaks, tabs and backslashes in
+/// it too, as `\n`, `\t` and `\\`, and bytes that are not UTF-8 as `\xff`. --json is exact.
 #[derive(Args)]
 #[command(after_help = "Examples:
   kv54 get tea
   kv54 get photo --raw > photo.jpg
   kv54 get tea milk honey --json")]
 pub(super) struct Get {
-    /// The key; several are answered by lines `key<TAB>value`, or by a list with --json
+    /// The key. For several keys, kv54 prints lines `key<TAB>value`, or with --json a list
     #[arg(required = true, value_name = "KEY", allow_negative_numbers = true)]
     #[arg(value_parser = typed_key())]
     keys: Vec<OsString>,
@@ -80,8 +80,8 @@ pub(super) struct Delete {
 
 #[derive(Args)]
 struct Via {
-    /// Ask this node's own get, set or delete, as clients in other languages do; a --timeout
-    /// only says how long its answer is waited for
+    /// Have this node coordinate, as it does for clients in other languages; a --timeout then
+    /// only says how long to wait for its answer
     #[arg(long = "via", value_name = "NAME", value_hint = ValueHint::Hostname)]
     node: Option<String>,
 }

@@ -10,8 +10,8 @@ use super::{Options, Outcome, export, text};
 
 /// Print the name of every key, one a line, in no order.
 ///
-/// A deleted key is left out. Each key is read as an export reads it, and the exit code is that of
-/// an export. With --json, a line is `{"key": …}`, or `{"key_base64": …}` for what is not UTF-8.
+/// A deleted key is left out. If not all keys could be read, the exit code is not 0, as with an
+/// export. With --json, a line is `{"key": …}`, or `{"key_base64": …}` for a key that is not UTF-8.
 #[derive(Args)]
 #[command(after_help = "Examples:
   kv54 keys | sort

@@ -34,7 +34,7 @@ pub(super) struct Serve {
     /// Run every node of the file in this one process
     #[arg(long)]
     all: bool,
-    /// Listen here, not on the address in the file, which the others dial
+    /// Listen here, not on the address in the file; the other nodes still dial that one
     #[arg(long, value_name = "ADDRESS", conflicts_with = "all")]
     listen: Option<String>,
     /// What the nodes log: off, error, warn, info or debug

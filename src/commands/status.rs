@@ -17,8 +17,8 @@ use crate::status::Status;
 
 /// Show how the nodes are.
 ///
-/// Where two nodes were without their memory at the same time, writes may be gone. Nodes that have
-/// seen it say so below the table, until you acknowledge it.
+/// If two nodes of a key lost their memory at the same time, writes may be gone. The nodes that
+/// saw it say so below the table, until you run `kv54 status --acknowledge`.
 #[derive(Args)]
 #[command(after_help = "Examples:
   kv54 status
@@ -30,10 +30,10 @@ Exit codes:
   1  every node is ready, but writes may be gone: the lines below the table say which
   3  some node is not ready")]
 pub(super) struct Show {
-    /// Wait until every node is ready, for --timeout if it is given
+    /// Wait until every node is ready, or until --timeout has passed if it is given
     #[arg(long)]
     wait: bool,
-    /// Have all nodes forget what they say below the table: you have read it
+    /// Have all nodes forget the lines below the table about lost memories: you have read them
     #[arg(long)]
     acknowledge: bool,
 }

@@ -2,7 +2,6 @@
 //! a function call. Then it asks as few of the others as are needed, and the next one when one
 //! fails or is slow. All of an attempt happens within one window.
 
-use std::borrow::Cow;
 use std::future::{self, Future as _};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -70,6 +69,9 @@ type Errors = Vec<(usize, Error)>;
 
 /// A list of up to three, without an allocation.
 type Few<T> = SmallVec<[T; COPIES]>;
+
+/// Answers, each with the place of its replica.
+type Answers<T> = Few<(usize, T)>;
 
 /// What is asked, and of how many replicas at once: a load of a majority or of more, a store of all.
 #[derive(Clone, Copy, PartialEq)]
@@ -208,11 +210,9 @@ impl Operation<'_> {
         let majority = self.replicas.cluster.majority();
         let answers = self.load_above(None, majority).await?;
         let stamp = highest(&answers);
-        let agreed = answers.iter().all(|(_, answer)| answer.stamp == stamp);
-        let newest = answers.into_iter().map(|(_, answer)| answer);
-        let value = newest
-            .filter(|answer| answer.stamp == stamp)
-            .find_map(|answer| answer.value);
+        let agreed = answers.iter().all(|answer| answer.stamp == stamp);
+        let mut newest = answers.into_iter().filter(|answer| answer.stamp == stamp);
+        let value = newest.find_map(|answer| answer.value);
         let left_out = || Error::new(Kind::Unavailable, "a replica left the value out");
         let value = value.ok_or_else(left_out)?;
         let entry = Entry { stamp, value };
@@ -233,8 +233,7 @@ impl Operation<'_> {
 
     /// Has a majority keep the entry, and tells the other replicas too.
     pub async fn store(&self, entry: Entry<&[u8]>) -> Result<(), Error> {
-        let of_key = |e: Error| Error::new(e.kind, format!("key {:?}: {}", self.name(), e.why));
-        check_value(entry.value).map_err(of_key)?;
+        check_value(entry.value).map_err(|error| self.error(error.kind, &error.why))?;
         let head = entry.stamp.begin(3);
         let ask = |place| match self.replicas.own_store_at(place) {
             Some(store) => Sent::Answered(store.keep(self.key, entry)),
@@ -253,11 +252,7 @@ impl Operation<'_> {
     }
 
     /// What a majority has, without the values where `known` is as new.
-    async fn load_above(
-        &self,
-        known: Option<Stamp>,
-        first: usize,
-    ) -> Result<Few<(usize, Loaded)>, Error> {
+    async fn load_above(&self, known: Option<Stamp>, first: usize) -> Result<Few<Loaded>, Error> {
         // Our own replica answers first (see `order`). The others are told its stamp, and leave out
         // a value that we hold.
         let mut told = known;
@@ -275,69 +270,57 @@ impl Operation<'_> {
         self.majority(First::Load(first), loaded, ask).await
     }
 
-    /// The answers of a majority of different replicas, each with its place. All of them came within
-    /// one window, which opened before the first was asked. An attempt that fails is made again
-    /// until the deadline.
+    /// The answers of a majority of different replicas. All of them came within one window, which
+    /// opened before the first was asked. An attempt that fails is made again until the deadline.
     async fn majority<T>(
         &self,
         first: First,
         read: Read<T>,
         mut ask: impl FnMut(usize) -> Sent<T>,
-    ) -> Result<Few<(usize, T)>, Error> {
-        let cluster = &self.replicas.cluster;
-        let needed = match first {
-            First::Store if planted(Bug::SetWaitsForOne) => 1,
-            _ => cluster.majority(),
-        };
+    ) -> Result<Few<T>, Error> {
         let mut opened = match first {
             First::Load(_) => self.begun, // an operation begins with a load
             First::Store => Instant::now(),
         };
         if opened >= self.deadline {
-            let why = format!("key {:?}: no time is left to ask its replicas", self.name());
-            return Err(Error::new(Kind::Unavailable, why));
+            return Err(self.error(Kind::Unavailable, "no time is left to ask its replicas"));
         }
         let mut answers = Few::new();
         let mut heard = false; // whether a replica may have stored what the majority did not
         loop {
-            let mut attempt = self.attempt(opened, first, needed, answers);
+            let mut attempt = self.attempt(opened, first, answers);
             future::poll_fn(|context| attempt.poll(&mut ask, read, context)).await;
-            let full = attempt.is_refused();
-            if attempt.answers.len() >= needed && !full {
-                return Ok(attempt.answers);
+            if attempt.has_majority() {
+                let answers = attempt.answers.into_iter();
+                return Ok(answers.map(|(_, answer)| answer).collect());
             }
-            let errors = attempt.give_up();
-            answers = attempt.answers;
-            let count = |is: fn(Kind) -> bool| errors.iter().filter(|(_, e)| is(e.kind)).count();
-            let unknown = count(|kind| kind == Kind::UnknownOutcome);
-            heard |= first == First::Store && unknown + answers.len() > 0;
-            let hopeless = full || count(Kind::is_refusal) > cluster.copies() - needed;
+            attempt.give_up();
+            heard |= first == First::Store && attempt.may_have_stored();
+            let hopeless = attempt.is_hopeless(self.replicas.cluster.copies());
             if hopeless || Instant::now() + PAUSE + MIN_ATTEMPT >= self.deadline {
-                return Err(self.no_majority(answers.len(), &errors, hopeless, heard));
+                return Err(self.no_majority(&attempt, hopeless, heard));
             }
+            answers = attempt.answers;
             sleep(PAUSE).await;
             opened = Instant::now();
         }
     }
 
     /// Opens a window.
-    fn attempt<T>(
-        &self,
-        opened: Instant,
-        first: First,
-        needed: usize,
-        mut answers: Few<(usize, T)>,
-    ) -> Attempt<T> {
+    fn attempt<T>(&self, opened: Instant, first: First, mut answers: Answers<T>) -> Attempt<T> {
         if !planted(Bug::AnswersCountedAcrossWindows) {
             answers.clear(); // each attempt has a window of its own, and counts afresh
         }
         let mut to_ask = self.replicas.order(self.part, opened);
         to_ask.retain(|place| answers.iter().all(|(counted, _)| counted != place));
-        let window = self.replicas.cluster.limits.window;
+        let cluster = &self.replicas.cluster;
         Attempt {
             opened,
-            closes: self.deadline.min(opened + window),
-            needed,
+            closes: self.deadline.min(opened + cluster.limits.window),
+            needed: match first {
+                First::Store if planted(Bug::SetWaitsForOne) => 1,
+                _ => cluster.majority(),
+            },
             due: match first {
                 First::Load(first) => first,
                 First::Store => COPIES,
@@ -366,28 +349,26 @@ impl Operation<'_> {
         Sent::Awaited(peer.call_in_pieces(method, params, &pieces))
     }
 
-    /// The key as people read it.
-    fn name(&self) -> Cow<'_, str> {
-        String::from_utf8_lossy(self.key)
+    /// An error of this key.
+    fn error(&self, kind: Kind, why: &str) -> Error {
+        let key = String::from_utf8_lossy(self.key);
+        Error::new(kind, format!("key {key:?}: {why}"))
     }
 
     /// Why there is no majority: what each replica said, or the refusal that most of them mean.
-    fn no_majority(&self, answered: usize, errors: &Errors, refused: bool, heard: bool) -> Error {
-        let cluster = &self.replicas.cluster;
-        let key = self.name();
+    fn no_majority<T>(&self, attempt: &Attempt<T>, refused: bool, heard: bool) -> Error {
+        let (cluster, errors) = (&self.replicas.cluster, &attempt.errors);
         let refusal = errors.iter().find(|(_, error)| error.kind.is_refusal());
         if let (true, false, Some((place, error))) = (refused, heard, refusal) {
-            let why = format!("key {key:?}: {}: {}", cluster.name(*place), error.why);
-            return Error::new(error.kind, why);
+            let name = cluster.name(*place);
+            return self.error(error.kind, &format!("{name}: {}", error.why));
         }
-        let said = self.replicas.said(errors);
+        let (said, answered) = (self.replicas.said(errors), attempt.answers.len());
         let (copies, needed) = (cluster.copies(), cluster.majority());
-        let why = format!(
-            "key {key:?}: {answered} of {copies} replicas answered, {needed} needed ({said})"
-        );
+        let why = format!("{answered} of {copies} replicas answered, {needed} needed ({said})");
         match heard {
-            true => Error::new(Kind::UnknownOutcome, why),
-            false => Error::new(Kind::Unavailable, why),
+            true => self.error(Kind::UnknownOutcome, &why),
+            false => self.error(Kind::Unavailable, &why),
         }
     }
 }
@@ -401,7 +382,7 @@ struct Attempt<T> {
     due: usize,         // how many replicas are to be asked now
     to_ask: Few<usize>, // the replicas that were not asked yet
     calls: Few<(usize, Call)>,
-    answers: Few<(usize, T)>,
+    answers: Answers<T>,
     errors: Errors,
 }
 
@@ -416,13 +397,10 @@ impl<T> Attempt<T> {
         context: &mut Context<'_>,
     ) -> Poll<()> {
         loop {
-            let own = self.start(ask);
+            self.start(ask);
             let now = Instant::now();
-            if let Some((place, answer)) = own {
-                self.count(place, now, Ok(answer));
-            }
             self.collect(read, context);
-            if self.answers.len() >= self.needed || self.is_refused() || now > self.closes {
+            if self.has_majority() || self.is_full() || now > self.closes {
                 return Poll::Ready(());
             }
             if !self.needs_another(now) {
@@ -435,19 +413,16 @@ impl<T> Attempt<T> {
         }
     }
 
-    /// Asks as many replicas as are due. The answer of our own store is counted later: only after
-    /// it may the clock be read.
-    fn start(&mut self, ask: &mut impl FnMut(usize) -> Sent<T>) -> Option<(usize, T)> {
+    /// Asks as many replicas as are due. The clock is read after our own store has answered.
+    fn start(&mut self, ask: &mut impl FnMut(usize) -> Sent<T>) {
         let due = std::mem::take(&mut self.due).min(self.to_ask.len());
-        let mut own = None;
-        for place in self.to_ask.drain(..due) {
+        let due: Few<usize> = self.to_ask.drain(..due).collect();
+        for place in due {
             match ask(place) {
-                Sent::Answered(Ok(answer)) => own = Some((place, answer)),
-                Sent::Answered(Err(error)) => self.errors.push((place, error)),
+                Sent::Answered(answer) => self.count(place, Instant::now(), answer),
                 Sent::Awaited(call) => self.calls.push((place, call)),
             }
         }
-        own
     }
 
     /// Takes the answers that are there.
@@ -472,10 +447,29 @@ impl<T> Attempt<T> {
         }
     }
 
-    /// Whether a replica has no memory for this set: it goes to all of them or to none.
-    fn is_refused(&self) -> bool {
-        let full = |(_, error): &(usize, Error)| error.kind == Kind::Full;
-        self.first != First::Store && self.errors.iter().any(full)
+    /// Whether a majority has answered. A set goes to all replicas or to none.
+    fn has_majority(&self) -> bool {
+        self.answers.len() >= self.needed && !self.is_full()
+    }
+
+    /// Whether a replica has no memory for this set.
+    fn is_full(&self) -> bool {
+        self.first != First::Store && self.count_errors(|kind| kind == Kind::Full) > 0
+    }
+
+    /// Whether asking again cannot help.
+    fn is_hopeless(&self, copies: usize) -> bool {
+        self.is_full() || self.count_errors(Kind::is_refusal) > copies - self.needed
+    }
+
+    /// Whether a replica may have done what it was asked.
+    fn may_have_stored(&self) -> bool {
+        !self.answers.is_empty() || self.count_errors(|kind| kind == Kind::UnknownOutcome) > 0
+    }
+
+    fn count_errors(&self, is: fn(Kind) -> bool) -> usize {
+        let kinds = self.errors.iter().map(|(_, error)| error.kind);
+        kinds.filter(|kind| is(*kind)).count()
     }
 
     /// Whether the next replica must be asked: one has failed, or an answer is late.
@@ -484,10 +478,10 @@ impl<T> Attempt<T> {
         !self.to_ask.is_empty() && (too_few || now - self.opened >= HEDGE)
     }
 
-    /// All errors: a call that is still open was not answered in time.
-    fn give_up(&mut self) -> Errors {
+    /// A call that is still open was not answered in time.
+    fn give_up(&mut self) {
         let open = self.calls.drain(..).map(|(place, _)| (place, late()));
-        self.errors.drain(..).chain(open).collect()
+        self.errors.extend(open);
     }
 }
 
@@ -495,7 +489,7 @@ fn late() -> Error {
     Error::new(Kind::UnknownOutcome, "no answer in time")
 }
 
-fn highest(answers: &[(usize, Loaded)]) -> Stamp {
-    let stamps = answers.iter().map(|(_, answer)| answer.stamp);
+fn highest(answers: &[Loaded]) -> Stamp {
+    let stamps = answers.iter().map(|answer| answer.stamp);
     stamps.max().unwrap_or_default()
 }

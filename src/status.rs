@@ -74,15 +74,13 @@ impl Status {
 
     /// How far a joining node is: `45 %, waiting for bob (5.9 kB/s)`.
     pub fn waiting(&self) -> String {
-        let names = self
-            .waiting_for
-            .iter()
-            .map(|name| match self.remarks.get(name) {
-                Some(remark) => format!("{name} ({remark})"),
-                None => name.clone(),
-            });
-        let (progress, names) = (self.progress, names.collect::<Vec<_>>().join(", "));
-        format!("{progress} %, waiting for {names}")
+        let names = self.waiting_for.iter();
+        let names = names.map(|name| match self.remarks.get(name) {
+            Some(remark) => format!("{name} ({remark})"),
+            None => name.clone(),
+        });
+        let names = names.collect::<Vec<_>>().join(", ");
+        format!("{} %, waiting for {names}", self.progress)
     }
 }
 

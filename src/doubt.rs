@@ -19,7 +19,7 @@ pub async fn look(store: &Store, replicas: &Replicas, place: usize) -> Result<St
     if theirs.ring != replicas.cluster.fingerprint(replicas.cluster.name(place)) {
         return Ok(theirs); // its parts are other ones
     }
-    store.note_entries(&theirs);
+    store.note_status(place, &theirs);
     for part in known {
         let owner = replicas.cluster.name(part);
         if theirs.is_ready_for(owner) {

@@ -100,11 +100,6 @@ impl Packed {
         }
         Answer { made, kept: self.0 }
     }
-
-    /// The bytes that it takes in memory.
-    pub(crate) fn size(&self) -> usize {
-        self.0.as_ref().map_or(0, |bytes| bytes.len())
-    }
 }
 
 impl From<&[u8]> for Packed {
@@ -127,7 +122,7 @@ impl From<Packed> for Answer {
     }
 }
 
-/// The bytes that a value will take in memory.
+/// The bytes that a value takes in memory.
 pub(crate) fn size(value: &[u8]) -> usize {
     match value {
         NIL => 0,

@@ -109,7 +109,6 @@ async fn compare(store: &Store, replicas: &Replicas, place: usize, parts: &[usiz
         let Ok(theirs) = look(store, replicas, place).await else {
             continue;
         };
-        store.note_memory(place, &theirs);
         let ours = store.status();
         for &part in parts {
             let owner = replicas.cluster.name(part);
@@ -133,56 +132,54 @@ async fn compare(store: &Store, replicas: &Replicas, place: usize, parts: &[usiz
     }
 }
 
-/// Reads one part at a neighbour to its end, and notes how that went.
+/// Reads one part at a neighbour to its end, and notes how that goes.
 async fn read(store: &Store, replicas: &Replicas, place: usize, part: usize) -> Result<(), Error> {
-    let done = read_pages(store, replicas, place, part).await;
-    if let (Err(error), Some(node)) = (&done, replicas.cluster.nodes().get(place)) {
+    let mut scan = Scan::new(replicas, place, part);
+    while let Err(error) = read_on(store, &mut scan).await {
+        let node = replicas.cluster.nodes().get(place);
+        let address = node.map_or("", |node| &node.address);
         let why = match error.kind.is_refusal() {
             true => error.kind.word().to_owned(), // the log has more
-            false => error.why.replace(&format!("{}: ", node.address), ""),
+            false => error.why.replace(&format!("{address}: "), ""),
         };
-        store.note_reading(place, Err(why));
+        store.note_trouble(place, why);
+        // A page that was lost with its connection: what was read before it is still read.
+        if error.kind != Kind::UnknownOutcome || scan.cursor == Some(0) {
+            return Err(error);
+        }
+        sleep(RETRY).await;
     }
-    done
+    Ok(())
 }
 
-async fn read_pages(
-    store: &Store,
-    replicas: &Replicas,
-    place: usize,
-    part: usize,
-) -> Result<(), Error> {
-    let theirs = look(store, replicas, place).await?.entries;
-    store.note_reading(place, Ok(0));
-    let owner = replicas.cluster.name(part);
-    let of = theirs.get(owner).copied().unwrap_or(0);
-    let (mut scan, mut quickest) = (Scan::new(replicas, place, part), Duration::MAX);
-    loop {
+/// Reads a part from where the scan is to its end.
+async fn read_on(store: &Store, scan: &mut Scan<'_>) -> Result<(), Error> {
+    let owner = scan.replicas.cluster.name(scan.part);
+    let theirs = look(store, scan.replicas, scan.place).await?.entries;
+    let (of, mut quickest) = (theirs.get(owner).copied().unwrap_or(0), Duration::MAX);
+    while let Some(read) = scan.cursor {
+        store.note_progress(
+            scan.part,
+            scan.place,
+            usize::try_from(read).unwrap_or(0),
+            of,
+        );
         let asked = Instant::now();
-        let page = match scan.page().await {
-            Ok(Some(page)) => page,
-            Ok(None) => return Ok(()),
-            Err(error) if error.kind == Kind::UnknownOutcome => {
-                sleep(RETRY).await; // lost with its connection: what was read before is still read
-                continue;
-            }
-            Err(error) => return Err(error),
+        let Some(page) = scan.page().await? else {
+            break;
         };
         let took = asked.elapsed();
         for (key, entry) in entries(&page)? {
-            store.store(key, entry)?;
+            store.read(key, entry)?;
         }
-        let Some(read) = scan.cursor else {
-            return Ok(());
-        };
-        store.note_progress(part, place, usize::try_from(read).unwrap_or(0), of);
         // A neighbour that takes far longer than it could is busy with its guests: they go first.
         let kilobytes = u32::try_from(page.len().max(MIN_PAGE) >> 10).unwrap_or(u32::MAX);
         quickest = quickest.min(took / kilobytes);
-        if took / kilobytes > 4 * quickest {
+        if scan.cursor.is_some() && took / kilobytes > 4 * quickest {
             sleep(took).await;
         }
     }
+    Ok(())
 }
 
 /// One part as one node holds it, page by page: every entry that it held at the first page, and

@@ -46,10 +46,13 @@ pub struct Store {
 
 struct Kept {
     memory: Memory,
-    parts: BTreeMap<usize, Part>,
+    parts: Parts,
     // How each other node was read lately: bytes in a second, or why it could not be read.
     reading: BTreeMap<usize, Result<usize, String>>,
 }
+
+/// The parts that this node holds, by their owners' places.
+type Parts = BTreeMap<usize, Part>;
 
 /// A short key lies beside its entry.
 type Key = SmallVec<[u8; 16]>;
@@ -69,18 +72,21 @@ impl Store {
     /// An empty store for the node at this place. It knows nothing of what the node may have
     /// answered before it started, and must hear from the other replicas first.
     pub fn new(cluster: Arc<Cluster>, place: usize) -> Self {
-        let mut parts = BTreeMap::new();
-        for number in 0..cluster.nodes().len() {
-            if cluster.replicas(number).any(|node| node == place) {
-                let others = cluster.replicas(number).filter(|node| *node != place);
-                let part = Part {
-                    missing: others.map(|node| (node, (0, 0))).collect(),
-                    ..Part::default()
-                };
-                parts.insert(number, part);
-            }
-        }
-        let memory = Memory::new(cluster.limits.memory, cluster.limits.window);
+        let held = |number: &usize| cluster.replicas(*number).any(|node| node == place);
+        let part = |number| {
+            let others = cluster.replicas(number).filter(|node| *node != place);
+            let missing = others.map(|node| (node, (0, 0))).collect();
+            let part = Part {
+                missing,
+                ..Part::default()
+            };
+            (number, part)
+        };
+        let kept = Kept {
+            memory: Memory::new(cluster.limits.memory, cluster.limits.window),
+            parts: (0..cluster.nodes().len()).filter(held).map(part).collect(),
+            reading: BTreeMap::new(),
+        };
         Store {
             fingerprint: cluster.fingerprint(cluster.name(place)),
             limits: Mutex::new(cluster.limits),
@@ -88,11 +94,7 @@ impl Store {
             place,
             started: Instant::now(),
             start_id: fastrand::u64(..),
-            kept: Mutex::new(Kept {
-                memory,
-                parts,
-                reading: BTreeMap::new(),
-            }),
+            kept: Mutex::new(kept),
         }
     }
 
@@ -126,12 +128,13 @@ impl Store {
     /// while another replica may know of a write that was here before this node's start, and for a
     /// set that brings more than there is memory for.
     pub fn load(&self, key: &[u8], known: Option<Stamp>) -> Result<Loaded, Error> {
-        let number = self.part(key)?;
         let mut kept = lock(&self.kept);
-        let part = kept.part(number)?;
+        let Kept { memory, parts, .. } = &mut *kept;
+        let (number, part) = self.part(key, parts)?;
         if !part.missing.is_empty() && !planted(Bug::JoiningAnswersLoad) {
-            let names = self.names(part.missing.keys()).join(", ");
-            return Err(Error::new(Kind::Joining, format!("waiting for {names}")));
+            let names = part.missing.keys().map(|place| self.cluster.name(*place));
+            let why = format!("waiting for {}", names.collect::<Vec<_>>().join(", "));
+            return Err(Error::new(Kind::Joining, why));
         }
         let entry = part.entries.get(key);
         let stamp = entry.map_or(Stamp::default(), |entry| entry.stamp);
@@ -141,10 +144,10 @@ impl Store {
         };
         if let Some(bytes) = known.and_then(Stamp::bytes_to_set) {
             let added = match entry {
-                Some(old) => bytes.saturating_sub(old.value.size()),
+                Some(old) => bytes.saturating_sub(size(&old.value)),
                 None => bytes + key.len() + OVERHEAD,
             };
-            let allowed = kept.memory.allow(key, added, self.others(number));
+            let allowed = memory.allow(key, added, self.others(number));
             allowed.map_err(|(place, usage)| self.full(place, usage, added))?;
         }
         Ok(Entry { stamp, value })
@@ -167,25 +170,35 @@ impl Store {
 
     /// The same for a value that was checked before.
     pub fn keep(&self, key: &[u8], entry: Entry<&[u8]>) -> Result<(), Error> {
+        self.put(key, entry, true)
+    }
+
+    /// Keeps what was read from another replica: it takes no more memory there.
+    pub fn read(&self, key: &[u8], entry: Entry<&[u8]>) -> Result<(), Error> {
+        check_value(entry.value)?;
+        self.put(key, entry, false)
+    }
+
+    fn put(&self, key: &[u8], entry: Entry<&[u8]>, is_write: bool) -> Result<(), Error> {
         if !(1..1 << 63).contains(&entry.stamp.counter) {
             let why = "a stamp's counter is from 1 to 2^63 - 1";
             return Err(Error::bad_request(why));
         }
-        let number = self.part(key)?;
         let mut kept = lock(&self.kept);
         let Kept { memory, parts, .. } = &mut *kept;
-        let part = parts.get_mut(&number).ok_or_else(|| not_kept(number))?;
+        let (number, part) = self.part(key, parts)?;
         let found = part.entries.get_full(key);
         let (index, old) = found.map(|(index, _, old)| (index, old)).unzip();
         if old.is_some_and(|old| old.stamp >= entry.stamp) && !planted(Bug::OldEntryReplacesNew) {
             return Ok(());
         }
-        let freed = old.map_or(0, |old| old.value.size());
+        let freed = old.map_or(0, |old| size(&old.value));
         let added = size(entry.value) + old.map_or(key.len() + OVERHEAD, |_| 0);
         if planted(Bug::FullReplicaRefusesToStore) && !memory.own.has_room(added) {
             return Err(self.full(None, memory.own, added));
         }
-        memory.keep(key, added, freed, self.others(number));
+        let others = self.others(number).filter(|_| is_write);
+        memory.keep(key, added, freed, others);
         part.put(index, key, entry);
         Ok(())
     }
@@ -205,12 +218,13 @@ impl Store {
             let why = "a part, a cursor and a size are integers from 0";
             return Err(Error::bad_request(why));
         };
-        let mut kept = lock(&self.kept);
-        let entries = &kept.part(number)?.entries;
-        let (mut page, mut count, mut size) = (Vec::new(), 0_u32, 0);
+        let kept = lock(&self.kept);
+        let not_kept = || Error::new(Kind::WrongRing, format!("part {number} is not kept here"));
+        let entries = &kept.parts.get(&number).ok_or_else(not_kept)?.entries;
+        let (mut page, mut count, mut bytes) = (Vec::new(), 0_u32, 0);
         for (key, entry) in entries.get_range(cursor..).into_iter().flatten() {
-            size += key.len() + entry.value.size() + OVERHEAD;
-            if size > most.min(MAX_PAGE) && count > 0 {
+            bytes += key.len() + size(&entry.value) + OVERHEAD;
+            if bytes > most.min(MAX_PAGE) && count > 0 {
                 break;
             }
             count += 1;
@@ -240,25 +254,28 @@ impl Store {
         shared
     }
 
-    /// Notes how many of a part's entries at another replica have been read.
-    pub fn note_progress(&self, part: usize, place: usize, read: usize, of: usize) {
-        if let Ok(part) = lock(&self.kept).part(part) {
-            let progress = part.missing.entry(place);
-            progress.and_modify(|progress| *progress = (read, of));
-        }
-    }
-
-    /// Notes how much another node keeps, and how much it may.
-    pub fn note_memory(&self, place: usize, theirs: &Status) {
+    /// Notes what another node says of itself: how much it keeps, and of which parts.
+    pub fn note_status(&self, place: usize, theirs: &Status) {
+        let mut kept = lock(&self.kept);
         let (bytes, limit) = (theirs.bytes, theirs.memory);
         if limit > 0 {
-            lock(&self.kept).memory.saw(place, Usage { bytes, limit });
+            kept.memory.others.insert(place, Usage { bytes, limit }); // an older version has none
+        }
+        for (number, part) in &mut kept.parts {
+            let entries = theirs.entries.get(self.cluster.name(*number));
+            part.had_entries |= entries.is_some_and(|entries| *entries > 0);
         }
     }
 
-    /// Notes how fast another node is read, or why it cannot be.
-    pub fn note_reading(&self, place: usize, reading: Result<usize, String>) {
-        lock(&self.kept).reading.insert(place, reading);
+    /// Notes how many of a part's entries at another replica have been read: it can be read.
+    pub fn note_progress(&self, part: usize, place: usize, read: usize, of: usize) {
+        let mut kept = lock(&self.kept);
+        let reading = kept.reading.entry(place).or_insert(Ok(0));
+        *reading = Ok(reading.as_ref().map_or(0, |rate| *rate));
+        let part = kept.parts.get_mut(&part);
+        if let Some(progress) = part.and_then(|part| part.missing.get_mut(&place)) {
+            *progress = (read, of);
+        }
     }
 
     /// Notes how many bytes came from another node in a second, if it can be read.
@@ -268,9 +285,14 @@ impl Store {
         }
     }
 
+    /// Notes why another node cannot be read.
+    pub fn note_trouble(&self, place: usize, why: String) {
+        lock(&self.kept).reading.insert(place, Err(why));
+    }
+
     /// Notes that another replica of a part has been read to the end.
     pub fn mark_read(&self, part: usize, place: usize) {
-        if let Ok(part) = lock(&self.kept).part(part) {
+        if let Some(part) = lock(&self.kept).parts.get_mut(&part) {
             part.missing.remove(&place);
             if planted(Bug::ReadyAfterOneNeighbour) {
                 part.missing.clear();
@@ -293,18 +315,10 @@ impl Store {
         parts.map(|(number, _)| *number).collect()
     }
 
-    /// Notes of which parts another node has entries.
-    pub fn note_entries(&self, theirs: &Status) {
-        for (number, part) in &mut lock(&self.kept).parts {
-            let entries = theirs.entries.get(self.cluster.name(*number));
-            part.had_entries |= entries.is_some_and(|entries| *entries > 0);
-        }
-    }
-
     /// Notes why this node cannot vouch for a part; false if it has a doubt about it already.
     pub fn doubt(&self, part: usize, why: &str) -> bool {
         let mut kept = lock(&self.kept);
-        let part = kept.part(part).ok();
+        let part = kept.parts.get_mut(&part);
         let part = part.filter(|part| part.doubt.is_none() && !planted(Bug::DoubtsNeverNoted));
         part.map(|part| part.doubt = Some(why.to_owned())).is_some()
     }
@@ -320,51 +334,37 @@ impl Store {
     /// What there is to say about this node.
     pub fn status(&self) -> Status {
         let kept = lock(&self.kept);
-        let parts = || kept.parts.values();
-        let missing: BTreeSet<&usize> = parts().flat_map(|part| part.missing.keys()).collect();
-        let read = missing.iter().filter_map(|place| {
-            let remark = match kept.reading.get(place)? {
-                Ok(0) => return None,
-                Ok(rate) => format!("{}/s", ByteSize(*rate as u64).display().si()),
-                Err(why) => why.clone(),
-            };
-            Some((self.cluster.name(**place).to_owned(), remark))
-        });
-        let remarks = read.collect();
-        let waiting_for = self.names(missing);
-        let tombstones = parts().map(|part| part.tombstones).sum();
-        let owned = || {
-            let parts = kept.parts.iter();
-            parts.map(|(number, part)| (self.cluster.name(*number).to_owned(), part))
-        };
-        Status {
+        let mut status = Status {
             name: self.name().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            state: match waiting_for[..] {
-                [] => "ready".to_owned(),
-                _ => "joining".to_owned(),
-            },
-            waiting_for: waiting_for.into_iter().map(String::from).collect(),
-            not_ready: owned()
-                .filter(|(_, part)| !part.missing.is_empty())
-                .map(|(of, _)| of)
-                .collect(),
-            doubts: parts().filter_map(|part| part.doubt.clone()).collect(),
-            remarks,
             progress: kept.progress(self.cluster.copies()),
             ring: self.fingerprint,
-            keys: parts().map(|part| part.entries.len()).sum::<usize>() - tombstones,
-            tombstones,
             bytes: kept.memory.own.bytes,
             memory: kept.memory.own.limit,
             full: kept.memory.is_full(),
-            entries: owned().map(|(of, part)| (of, part.entries.len())).collect(),
-            deleted: owned().map(|(of, part)| (of, part.tombstones)).collect(),
-            digests: owned()
-                .map(|(of, part)| (of, format!("{:016x}", part.digest)))
-                .collect(),
             uptime_s: self.started.elapsed().as_secs(),
+            ..Status::default()
+        };
+        let mut missing = BTreeSet::<&usize>::new();
+        for (number, part) in &kept.parts {
+            part.tell(self.cluster.name(*number), &mut status);
+            missing.extend(part.missing.keys());
         }
+        let is_ready = missing.is_empty();
+        for place in missing {
+            let name = self.cluster.name(*place).to_owned();
+            let remark = match kept.reading.get(place) {
+                None | Some(Ok(0)) => None,
+                Some(Ok(rate)) => Some(format!("{}/s", ByteSize(*rate as u64).display().si())),
+                Some(Err(why)) => Some(why.clone()),
+            };
+            let remark = remark.map(|remark| (name.clone(), remark));
+            status.remarks.extend(remark);
+            status.waiting_for.push(name);
+        }
+        let state = if is_ready { "ready" } else { "joining" };
+        status.state = state.to_owned();
+        status
     }
 
     /// This node's name.
@@ -378,21 +378,15 @@ impl Store {
         replicas.filter(|place| *place != self.place)
     }
 
-    fn names<'a>(&self, places: impl IntoIterator<Item = &'a usize>) -> Vec<&str> {
-        let places = places.into_iter();
-        places.map(|place| self.cluster.name(*place)).collect()
-    }
-
     /// The part of this key, if it is one that this node holds.
-    fn part(&self, key: &[u8]) -> Result<usize, Error> {
+    fn part<'a>(&self, key: &[u8], parts: &'a mut Parts) -> Result<(usize, &'a mut Part), Error> {
         check_key(key)?;
-        let part = self.cluster.owner(key);
-        if self.cluster.replicas(part).any(|node| node == self.place) {
-            return Ok(part);
-        }
-        let (key, name) = (String::from_utf8_lossy(key), self.name());
-        let why = format!("{key:?} is not a key of {name}");
-        Err(Error::new(Kind::WrongRing, why))
+        let number = self.cluster.owner(key);
+        let part = parts.get_mut(&number).map(|part| (number, part));
+        part.ok_or_else(|| {
+            let (key, name) = (String::from_utf8_lossy(key), self.name());
+            Error::new(Kind::WrongRing, format!("{key:?} is not a key of {name}"))
+        })
     }
 }
 
@@ -414,31 +408,34 @@ impl Part {
         old.stamp = entry.stamp;
         old.value.replace(entry.value);
     }
+
+    /// Adds what there is to say about it, under its owner's name.
+    fn tell(&self, owner: &str, status: &mut Status) {
+        let (owner, entries, tombstones) = (owner.to_owned(), self.entries.len(), self.tombstones);
+        let digest = format!("{:016x}", self.digest);
+        status.keys += entries - tombstones;
+        status.tombstones += tombstones;
+        status.entries.insert(owner.clone(), entries);
+        status.deleted.insert(owner.clone(), tombstones);
+        status.digests.insert(owner.clone(), digest);
+        status.doubts.extend(self.doubt.clone());
+        if !self.missing.is_empty() {
+            status.not_ready.push(owner);
+        }
+    }
 }
 
 impl Kept {
-    fn part(&mut self, number: usize) -> Result<&mut Part, Error> {
-        let part = self.parts.get_mut(&number);
-        part.ok_or_else(|| not_kept(number))
-    }
-
     /// How much of what the other replicas keep has been read, in percent.
     fn progress(&self, copies: usize) -> usize {
-        let of_part = |part: &Part| {
-            let reading = part.missing.values().map(|(read, of)| {
-                let percent = read.saturating_mul(100).checked_div(*of); // `of` is the other's word
-                percent.unwrap_or(0).min(99)
-            });
-            (copies - 1 - part.missing.len()) * 100 + reading.sum::<usize>()
-        };
+        let missing = self.parts.values().flat_map(|part| part.missing.values());
+        let left = missing.map(|(read, of)| {
+            let percent = read.saturating_mul(100).checked_div(*of); // `of` is the other's word
+            100 - percent.unwrap_or(0).min(99)
+        });
         let whole = self.parts.len() * (copies - 1);
-        let read: usize = self.parts.values().map(of_part).sum();
-        read.checked_div(whole).unwrap_or(100)
+        100 - left.sum::<usize>().div_ceil(whole.max(1))
     }
-}
-
-fn not_kept(part: usize) -> Error {
-    Error::new(Kind::WrongRing, format!("part {part} is not kept here"))
 }
 
 /// One entry's share of a part's digest. The writer is random, which does most of the

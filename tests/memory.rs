@@ -10,6 +10,11 @@ use std::thread;
 
 use common::wire::{MIB, Wire, bin, request};
 use common::{Cluster, FIVE};
+use kv54::entry::Stamp;
+use kv54::error::Kind;
+use kv54::rpc::codec::encode_bytes;
+use kv54::status::Status;
+use kv54::store::Store;
 use msgpack_rpc::Value;
 
 const THREE: [&str; 3] = ["alice", "bob", "carol"];
@@ -160,6 +165,35 @@ fn a_small_node_beside_large_ones_is_never_more_than_a_quarter_above_its_limit()
     cluster.start_behind("carol", "small.toml", &at_carol);
     cluster.wait_until_ready();
     assert_holds(&cluster, &written);
+}
+
+#[test]
+fn what_is_read_from_a_neighbour_takes_no_more_memory_there_and_what_is_written_does() {
+    let cluster = Cluster::with_limits(&THREE, LITTLE);
+    let carol = Store::new(cluster.ring(), 2);
+    for (place, parts) in carol.shared() {
+        for part in parts {
+            carol.mark_read(part, place);
+        }
+    }
+    let alice = Status {
+        bytes: 900_000,
+        memory: 1 << 20,
+        ..Status::default()
+    };
+    carol.note_status(0, &alice);
+    let value = encode_bytes(&vec![1; 300_000]);
+    let question = Some(Stamp::of_a_set(&[0; 100_000]));
+    carol
+        .read(b"missed", Stamp::default().newer(&*value))
+        .unwrap();
+    carol.load(b"tea", question).unwrap();
+    carol
+        .keep(b"written", Stamp::default().newer(&*value))
+        .unwrap();
+    let refused = carol.load(b"pot", question).unwrap_err();
+    assert_eq!(refused.kind, Kind::Full, "{refused}");
+    assert!(refused.why.starts_with("alice keeps 12"), "{refused}");
 }
 
 /// Has writers at these nodes set keys of so many bytes, `depth` at a time, until each was refused

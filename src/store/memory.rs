@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::Key;
 
 /// What the entries of a node take, in bytes, and what they may take.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Usage {
     pub(super) bytes: usize,
     pub(super) limit: usize,
@@ -23,12 +23,14 @@ impl Usage {
 }
 
 /// The memory of a node, and as much as it knows of its neighbours' memory.
+#[derive(Default)]
 pub(super) struct Memory {
     pub(super) own: Usage,
-    others: BTreeMap<usize, Usage>, // when last seen, and what came here since then
+    /// Each when last seen, and what was written since then.
+    pub(super) others: BTreeMap<usize, Usage>,
     allowed: HashMap<Key, (Instant, usize)>, // sets that have not written yet: since when, how much
-    coming: usize,                  // the sum of those
-    refused: usize,                 // what the last set that was refused would have added
+    coming: usize,                           // the sum of those
+    refused: usize,                          // what the last set that was refused would have added
     window: Duration,
 }
 
@@ -36,11 +38,8 @@ impl Memory {
     pub(super) fn new(limit: usize, window: Duration) -> Self {
         Memory {
             own: Usage { bytes: 0, limit },
-            others: BTreeMap::new(),
-            allowed: HashMap::new(),
-            coming: 0,
-            refused: 0,
             window,
+            ..Memory::default()
         }
     }
 
@@ -60,9 +59,9 @@ impl Memory {
             return Err((None, self.own));
         }
         for place in others {
-            match self.others.get(&place) {
-                Some(usage) if !usage.has_room(added) => return Err((Some(place), *usage)),
-                _ => {}
+            let usage = self.others.get(&place);
+            if let Some(full) = usage.filter(|usage| !usage.has_room(added)) {
+                return Err((Some(place), *full));
             }
         }
         // With half of the memory free, sets on their way are not worth the counting.
@@ -86,7 +85,7 @@ impl Memory {
         fits(self.coming)
     }
 
-    /// Counts an entry of this key that is kept now, here and soon at the part's other nodes.
+    /// Counts an entry of this key that is kept now, here and soon at these other nodes.
     pub(super) fn keep(
         &mut self,
         key: &[u8],
@@ -101,11 +100,6 @@ impl Memory {
             let theirs = self.others.entry(place);
             theirs.and_modify(|usage| usage.bytes = (usage.bytes + added).saturating_sub(freed));
         }
-    }
-
-    /// Notes what another node says of itself.
-    pub(super) fn saw(&mut self, place: usize, usage: Usage) {
-        self.others.insert(place, usage);
     }
 
     /// Whether the last set that was refused would still be, or more is kept than the limit.

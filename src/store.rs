@@ -363,7 +363,7 @@ impl Store {
             status.waiting_for.push(name);
         }
         let state = if is_ready { "ready" } else { "joining" };
-        status.state = state.to_owned();
+        state.clone_into(&mut status.state);
         status
     }
 

@@ -19,6 +19,8 @@ pub enum Kind {
     TooLarge,
     /// One of the key's nodes has no memory for this set; nothing was evicted, nothing was written.
     Full,
+    /// One of the key's nodes may have no memory for this set, if other sets write that it has allowed.
+    Busy,
     /// Asker and node do not have the same `cluster.toml`, or this key is not kept there.
     WrongRing,
     /// The request makes no sense: wrong parameters, wrong types, wrong shape.
@@ -35,8 +37,8 @@ impl Kind {
 
     /// Whether asking again cannot help: the node heard the question and said no for good.
     pub fn is_refusal(self) -> bool {
-        use Kind::{Joining, Unavailable, UnknownOutcome};
-        !matches!(self, Unavailable | Joining | UnknownOutcome)
+        use Kind::{Busy, Joining, Unavailable, UnknownOutcome};
+        !matches!(self, Unavailable | Joining | UnknownOutcome | Busy)
     }
 }
 

@@ -134,7 +134,7 @@ async fn compare(store: &Store, replicas: &Replicas, place: usize, parts: &[usiz
 
 /// Reads one part at a neighbour to its end, and notes how that goes.
 async fn read(store: &Store, replicas: &Replicas, place: usize, part: usize) -> Result<(), Error> {
-    let mut scan = Scan::new(replicas, place, part);
+    let (mut scan, mut lost) = (Scan::new(replicas, place, part), (Some(0), 0));
     while let Err(error) = read_on(store, &mut scan).await {
         let node = replicas.cluster.nodes().get(place);
         let address = node.map_or("", |node| &node.address);
@@ -144,9 +144,14 @@ async fn read(store: &Store, replicas: &Replicas, place: usize, part: usize) -> 
         };
         store.note_trouble(place, why);
         // A page that was lost with its connection: what was read before it is still read.
-        if error.kind != Kind::UnknownOutcome || scan.cursor == Some(0) {
+        lost = (
+            scan.cursor,
+            if lost.0 == scan.cursor { lost.1 + 1 } else { 1 },
+        );
+        if error.kind != Kind::UnknownOutcome || lost.1 > 3 {
             return Err(error);
         }
+        scan.most = MIN_PAGE.max(scan.most / 4);
         sleep(RETRY).await;
     }
     Ok(())
@@ -170,7 +175,7 @@ async fn read_on(store: &Store, scan: &mut Scan<'_>) -> Result<(), Error> {
         };
         let took = asked.elapsed();
         for (key, entry) in entries(&page)? {
-            store.read(key, entry)?;
+            store.store(key, entry)?;
         }
         // A neighbour that takes far longer than it could is busy with its guests: they go first.
         let kilobytes = u32::try_from(page.len().max(MIN_PAGE) >> 10).unwrap_or(u32::MAX);

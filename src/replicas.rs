@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use crate::cluster::{COPIES, Cluster};
 use crate::entry::{Entry, Loaded, Stamp, check_key, check_value, loaded};
 use crate::error::{Error, Kind};
-use crate::rpc::codec::{Encoded, encode_bytes, encode_numbers};
+use crate::rpc::codec::{Encoded, NIL, encode_bytes, encode_numbers};
 use crate::rpc::{Call, Dial, HEDGE, Peer};
 use crate::sabotage::{Bug, planted};
 use crate::status::Status;
@@ -294,6 +294,9 @@ impl Operation<'_> {
                 let answers = attempt.answers.into_iter();
                 return Ok(answers.map(|(_, answer)| answer).collect());
             }
+            if attempt.has_no_room(&[Kind::Full, Kind::Busy]) {
+                self.take_back(&attempt);
+            }
             attempt.give_up();
             heard |= first == First::Store && attempt.may_have_stored();
             let hopeless = attempt.is_hopeless(self.replicas.cluster.copies());
@@ -301,7 +304,7 @@ impl Operation<'_> {
                 return Err(self.no_majority(&attempt, hopeless, heard));
             }
             answers = attempt.answers;
-            sleep(PAUSE).await;
+            sleep(PAUSE.mul_f32(0.5 + fastrand::f32())).await; // not in step with another set
             opened = Instant::now();
         }
     }
@@ -349,6 +352,18 @@ impl Operation<'_> {
         Sent::Awaited(peer.call_in_pieces(method, params, &pieces))
     }
 
+    /// Takes back what replicas have allowed to a set that another one refuses.
+    fn take_back<T>(&self, refused: &Attempt<T>) {
+        let nothing = Stamp::of_a_set(NIL);
+        let answered = refused.answers.iter().map(|(place, _)| *place);
+        for place in answered.chain(refused.calls.iter().map(|(place, _)| *place)) {
+            match self.replicas.own_store_at(place) {
+                Some(store) => drop(store.load(self.key, Some(nothing))),
+                None => drop(self.send::<()>(place, "load", 3, [&nothing.begin(2), &[]])),
+            }
+        }
+    }
+
     /// An error of this key.
     fn error(&self, kind: Kind, why: &str) -> Error {
         let key = String::from_utf8_lossy(self.key);
@@ -358,7 +373,8 @@ impl Operation<'_> {
     /// Why there is no majority: what each replica said, or the refusal that most of them mean.
     fn no_majority<T>(&self, attempt: &Attempt<T>, refused: bool, heard: bool) -> Error {
         let (cluster, errors) = (&self.replicas.cluster, &attempt.errors);
-        let refusal = errors.iter().find(|(_, error)| error.kind.is_refusal());
+        let refusals = errors.iter().filter(|(_, error)| error.kind.is_refusal());
+        let refusal = refusals.max_by_key(|(_, error)| error.kind == Kind::Full);
         if let (true, false, Some((place, error))) = (refused, heard, refusal) {
             let name = cluster.name(*place);
             return self.error(error.kind, &format!("{name}: {}", error.why));
@@ -400,7 +416,10 @@ impl<T> Attempt<T> {
             self.start(ask);
             let now = Instant::now();
             self.collect(read, context);
-            if self.has_majority() || self.is_full() || now > self.closes {
+            if self.has_majority()
+                || self.has_no_room(&[Kind::Full, Kind::Busy])
+                || now > self.closes
+            {
                 return Poll::Ready(());
             }
             if !self.needs_another(now) {
@@ -449,17 +468,19 @@ impl<T> Attempt<T> {
 
     /// Whether a majority has answered. A set goes to all replicas or to none.
     fn has_majority(&self) -> bool {
-        self.answers.len() >= self.needed && !self.is_full()
+        self.answers.len() >= self.needed && !self.has_no_room(&[Kind::Full, Kind::Busy])
     }
 
-    /// Whether a replica has no memory for this set.
-    fn is_full(&self) -> bool {
-        self.first != First::Store && self.count_errors(|kind| kind == Kind::Full) > 0
+    /// Whether a replica has no memory for this set, for one of these reasons.
+    fn has_no_room(&self, reasons: &[Kind]) -> bool {
+        let mut errors = self.errors.iter();
+        self.first != First::Store && errors.any(|(_, error)| reasons.contains(&error.kind))
     }
 
     /// Whether asking again cannot help.
     fn is_hopeless(&self, copies: usize) -> bool {
-        self.is_full() || self.count_errors(Kind::is_refusal) > copies - self.needed
+        self.has_no_room(&[Kind::Full])
+            || self.count_errors(Kind::is_refusal) > copies - self.needed
     }
 
     /// Whether a replica may have done what it was asked.

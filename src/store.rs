@@ -19,7 +19,7 @@ use crate::rpc::codec::{self, Encoded, quoted};
 use crate::rpc::{Answer, lock};
 use crate::sabotage::{Bug, planted};
 use crate::status::Status;
-use memory::{Memory, Usage};
+use memory::{Memory, Refusal, Usage};
 
 /// What an entry takes beside its key and value, in bytes: its place in the map, and two allocations.
 pub(crate) const OVERHEAD: usize = 100;
@@ -148,17 +148,19 @@ impl Store {
                 None => bytes + key.len() + OVERHEAD,
             };
             let allowed = memory.allow(key, added, self.others(number));
-            allowed.map_err(|(place, usage)| self.full(place, usage, added))?;
+            allowed.map_err(|refusal| self.full(&refusal, added))?;
         }
         Ok(Entry { stamp, value })
     }
 
-    fn full(&self, place: Option<usize>, usage: Usage, added: usize) -> Error {
-        let name = self.cluster.name(place.unwrap_or(self.place));
-        let Usage { bytes, limit } = usage;
-        let why =
-            format!("{name} keeps {bytes} bytes of at most {limit}, no room for {added} more");
-        Error::new(Kind::Full, why)
+    fn full(&self, refusal: &Refusal, added: usize) -> Error {
+        let name = self.cluster.name(refusal.place.unwrap_or(self.place));
+        let Usage { bytes, limit } = refusal.usage;
+        let kept = format!("{name} keeps {bytes} bytes of at most {limit}");
+        match refusal.coming {
+            0 => Error::new(Kind::Full, format!("{kept}, no room for {added} more")),
+            coming => Error::new(Kind::Busy, format!("{kept}, and {coming} may come")),
+        }
     }
 
     /// Keeps the entry if it is newer than what is kept under this key. Refuses a value that is
@@ -170,23 +172,13 @@ impl Store {
 
     /// The same for a value that was checked before.
     pub fn keep(&self, key: &[u8], entry: Entry<&[u8]>) -> Result<(), Error> {
-        self.put(key, entry, true)
-    }
-
-    /// Keeps what was read from another replica: it takes no more memory there.
-    pub fn read(&self, key: &[u8], entry: Entry<&[u8]>) -> Result<(), Error> {
-        check_value(entry.value)?;
-        self.put(key, entry, false)
-    }
-
-    fn put(&self, key: &[u8], entry: Entry<&[u8]>, is_write: bool) -> Result<(), Error> {
         if !(1..1 << 63).contains(&entry.stamp.counter) {
             let why = "a stamp's counter is from 1 to 2^63 - 1";
             return Err(Error::bad_request(why));
         }
         let mut kept = lock(&self.kept);
         let Kept { memory, parts, .. } = &mut *kept;
-        let (number, part) = self.part(key, parts)?;
+        let (_, part) = self.part(key, parts)?;
         let found = part.entries.get_full(key);
         let (index, old) = found.map(|(index, _, old)| (index, old)).unzip();
         if old.is_some_and(|old| old.stamp >= entry.stamp) && !planted(Bug::OldEntryReplacesNew) {
@@ -195,10 +187,9 @@ impl Store {
         let freed = old.map_or(0, |old| size(&old.value));
         let added = size(entry.value) + old.map_or(key.len() + OVERHEAD, |_| 0);
         if planted(Bug::FullReplicaRefusesToStore) && !memory.own.has_room(added) {
-            return Err(self.full(None, memory.own, added));
+            return Err(Error::new(Kind::Full, "planted"));
         }
-        let others = self.others(number).filter(|_| is_write);
-        memory.keep(key, added, freed, others);
+        memory.keep(key, added, freed);
         part.put(index, key, entry);
         Ok(())
     }
@@ -259,7 +250,8 @@ impl Store {
         let mut kept = lock(&self.kept);
         let (bytes, limit) = (theirs.bytes, theirs.memory);
         if limit > 0 {
-            kept.memory.others.insert(place, Usage { bytes, limit }); // an older version has none
+            let seen = (Instant::now(), Usage { bytes, limit });
+            kept.memory.others.insert(place, seen); // an older version has none
         }
         for (number, part) in &mut kept.parts {
             let entries = theirs.entries.get(self.cluster.name(*number));

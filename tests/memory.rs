@@ -7,6 +7,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Barrier;
 use std::thread;
+use std::time::Duration;
 
 use common::wire::{MIB, Wire, bin, request};
 use common::{Cluster, FIVE};
@@ -168,32 +169,59 @@ fn a_small_node_beside_large_ones_is_never_more_than_a_quarter_above_its_limit()
 }
 
 #[test]
-fn what_is_read_from_a_neighbour_takes_no_more_memory_there_and_what_is_written_does() {
+fn a_set_that_was_allowed_lets_others_wait_until_it_writes_or_is_taken_back() {
     let cluster = Cluster::with_limits(&THREE, LITTLE);
+    let carol = ready_store(&cluster);
+    let brings = |bytes: usize| Some(Stamp::of_a_set(&vec![0; bytes]));
+    let kind = |key: &[u8], bytes| carol.load(key, brings(bytes)).unwrap_err().kind;
+    carol.load(b"tea", brings(600_000)).unwrap();
+    carol.load(b"tea", brings(600_000)).unwrap(); // the same one, tried again
+    assert_eq!(kind(b"pot", 600_000), Kind::Busy);
+    carol.load(b"tea", brings(0)).unwrap();
+    carol.load(b"pot", brings(600_000)).unwrap();
+    let pot = encode_bytes(&vec![1; 600_000]);
+    carol.store(b"pot", Stamp::default().newer(&*pot)).unwrap();
+    assert_eq!(kind(b"tea", 600_000), Kind::Full);
+    carol.load(b"tea", brings(300_000)).unwrap();
+}
+
+#[test]
+fn what_a_neighbour_has_left_counts_while_it_is_news() {
+    let cluster = Cluster::with_limits(&THREE, LITTLE);
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = { runtime }
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let carol = ready_store(&cluster);
+        let alice = Status {
+            bytes: 900_000,
+            memory: 1 << 20,
+            ..Status::default()
+        };
+        carol.note_status(0, &alice);
+        let brings = |bytes: usize| Some(Stamp::of_a_set(&vec![0; bytes]));
+        carol.load(b"tea", brings(100_000)).unwrap();
+        let refused = carol.load(b"pot", brings(200_000)).unwrap_err();
+        assert_eq!(refused.kind, Kind::Full, "{refused}");
+        assert!(refused.why.starts_with("alice keeps 900000 "), "{refused}");
+        // A node that says nothing any more is down, and does not keep the others from writing.
+        tokio::time::advance(Duration::from_secs(4)).await;
+        carol.load(b"pot", brings(200_000)).unwrap();
+    });
+}
+
+/// The memory of carol, who is ready.
+fn ready_store(cluster: &Cluster) -> Store {
     let carol = Store::new(cluster.ring(), 2);
     for (place, parts) in carol.shared() {
         for part in parts {
             carol.mark_read(part, place);
         }
     }
-    let alice = Status {
-        bytes: 900_000,
-        memory: 1 << 20,
-        ..Status::default()
-    };
-    carol.note_status(0, &alice);
-    let value = encode_bytes(&vec![1; 300_000]);
-    let question = Some(Stamp::of_a_set(&[0; 100_000]));
     carol
-        .read(b"missed", Stamp::default().newer(&*value))
-        .unwrap();
-    carol.load(b"tea", question).unwrap();
-    carol
-        .keep(b"written", Stamp::default().newer(&*value))
-        .unwrap();
-    let refused = carol.load(b"pot", question).unwrap_err();
-    assert_eq!(refused.kind, Kind::Full, "{refused}");
-    assert!(refused.why.starts_with("alice keeps 12"), "{refused}");
 }
 
 /// Has writers at these nodes set keys of so many bytes, `depth` at a time, until each was refused

@@ -9,6 +9,10 @@ use tokio::time::Instant;
 
 use super::Key;
 
+/// How long a node believes what a neighbour said of its memory: one that is down may be emptied, or
+/// be given a larger limit.
+const NEWS: Duration = Duration::from_secs(3);
+
 /// What the entries of a node take, in bytes, and what they may take.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Usage {
@@ -22,14 +26,20 @@ impl Usage {
     }
 }
 
+/// A node that has no room for a set.
+pub(super) struct Refusal {
+    pub(super) place: Option<usize>, // `None`: this one
+    pub(super) usage: Usage,
+    pub(super) coming: usize, // what sets may add that were allowed: without them there is room
+}
+
 /// The memory of a node, and as much as it knows of its neighbours' memory.
-#[derive(Default)]
 pub(super) struct Memory {
     pub(super) own: Usage,
-    /// Each when last seen, and what was written since then.
-    pub(super) others: BTreeMap<usize, Usage>,
+    pub(super) others: BTreeMap<usize, (Instant, Usage)>, // when last seen
     allowed: HashMap<Key, (Instant, usize)>, // sets that have not written yet: since when, how much
     coming: usize,                           // the sum of those
+    cleaned: Instant,                        // of sets that will not write
     refused: usize,                          // what the last set that was refused would have added
     window: Duration,
 }
@@ -38,67 +48,84 @@ impl Memory {
     pub(super) fn new(limit: usize, window: Duration) -> Self {
         Memory {
             own: Usage { bytes: 0, limit },
+            others: BTreeMap::new(),
+            allowed: HashMap::new(),
+            coming: 0,
+            cleaned: Instant::now(),
+            refused: 0,
             window,
-            ..Memory::default()
         }
     }
 
-    /// Allows a set of this key to add so many bytes here and at the part's other nodes. An error
-    /// is the node that has no room for them (`None`: this one), and what it uses.
+    /// Allows a set of this key to add so many bytes here and at these other nodes of its part. A
+    /// set that adds nothing takes back what was allowed before.
     pub(super) fn allow(
         &mut self,
         key: &[u8],
         added: usize,
-        others: impl Iterator<Item = usize>,
-    ) -> Result<(), (Option<usize>, Usage)> {
+        mut others: impl Iterator<Item = usize>,
+    ) -> Result<(), Refusal> {
+        self.arrived(key);
         if added == 0 {
             return Ok(());
         }
-        if !self.own.has_room(added) || !self.has_room_beside_others(added) {
+        let full = |place, usage| Refusal {
+            place,
+            usage,
+            coming: 0,
+        };
+        if !self.own.has_room(added) {
             self.refused = added;
-            return Err((None, self.own));
+            return Err(full(None, self.own));
         }
-        for place in others {
-            let usage = self.others.get(&place);
-            if let Some(full) = usage.filter(|usage| !usage.has_room(added)) {
-                return Err((Some(place), *full));
-            }
+        let is_full = |place| {
+            let (seen, usage) = self.others.get(&place)?;
+            let is_full = seen.elapsed() < NEWS && !usage.has_room(added);
+            is_full.then(|| full(Some(place), *usage))
+        };
+        if let Some(refusal) = others.find_map(is_full) {
+            return Err(refusal);
         }
-        // With half of the memory free, sets on their way are not worth the counting.
-        if self.own.bytes > self.own.limit / 2 {
-            let before = self.allowed.insert(key.into(), (Instant::now(), added));
-            self.coming = self.coming + added - before.map_or(0, |(_, added)| added);
+        // A few bytes on their way are not worth the counting while half of the memory is free.
+        if self.own.bytes > self.own.limit / 2 || added > self.own.limit >> 16 {
+            self.count(key, added)?;
         }
         Ok(())
     }
 
-    /// Whether this fits if all sets that were allowed do write: together they may exceed the limit
-    /// by a sixteenth. A set that did not write within the window will not.
-    fn has_room_beside_others(&mut self, added: usize) -> bool {
-        let limit = self.own.limit.saturating_add(self.own.limit / 16);
-        let fits = |coming: usize| self.own.bytes + coming + added <= limit;
-        if !fits(self.coming) {
+    /// Counts a set that is on its way. All sets that were allowed may together exceed the limit by
+    /// a sixteenth: those that slip through, since nobody asked this node, need room as well.
+    fn count(&mut self, key: &[u8], added: usize) -> Result<(), Refusal> {
+        if self.cleaned.elapsed() > self.window / 8 {
+            self.cleaned = Instant::now();
+            let window = self.window;
             self.allowed
-                .retain(|_, (since, _)| since.elapsed() <= self.window);
+                .retain(|_, (since, _)| since.elapsed() <= window);
             self.coming = self.allowed.values().map(|(_, added)| added).sum();
         }
-        fits(self.coming)
+        let (usage, coming) = (self.own, self.coming);
+        if usage.bytes + coming + added > usage.limit.saturating_add(usage.limit / 16) {
+            let place = None;
+            return Err(Refusal {
+                place,
+                usage,
+                coming,
+            });
+        }
+        self.allowed.insert(key.into(), (Instant::now(), added));
+        self.coming += added;
+        Ok(())
     }
 
-    /// Counts an entry of this key that is kept now, here and soon at these other nodes.
-    pub(super) fn keep(
-        &mut self,
-        key: &[u8],
-        added: usize,
-        freed: usize,
-        others: impl Iterator<Item = usize>,
-    ) {
-        let coming = self.allowed.remove(key);
-        self.coming -= coming.map_or(0, |(_, added)| added);
+    /// Counts an entry of this key that is kept now.
+    pub(super) fn keep(&mut self, key: &[u8], added: usize, freed: usize) {
+        self.arrived(key);
         self.own.bytes = self.own.bytes + added - freed;
-        for place in others {
-            let theirs = self.others.entry(place);
-            theirs.and_modify(|usage| usage.bytes = (usage.bytes + added).saturating_sub(freed));
+    }
+
+    fn arrived(&mut self, key: &[u8]) {
+        if let Some((_, added)) = self.allowed.remove(key) {
+            self.coming -= added;
         }
     }
 

@@ -5,9 +5,8 @@ mod common;
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,7 +17,7 @@ use kv54::error::{Error, Kind};
 use kv54::join::{Scan, entries};
 use kv54::replicas::Replicas;
 use kv54::rpc::codec::encode_bytes;
-use kv54::rpc::{self, Answer, Peer, Service, connected, insist, tcp};
+use kv54::rpc::{self, Answer, Dial, Peer, Service, connected, insist, tcp};
 use kv54::store::Store;
 use tokio_util::sync::CancellationToken;
 
@@ -248,6 +247,70 @@ fn a_connection_that_fell_silent_is_replaced_and_what_was_asked_on_it_may_still_
 }
 
 #[test]
+fn a_node_that_moves_while_its_old_address_is_dialled_afresh_stays_at_the_new_one() {
+    let (old, old_dials) = pretend(|mut stream, _| {
+        let question = hear(&mut stream);
+        stream.write_all(&answer(&question)).unwrap();
+        hear(&mut stream); // and silence
+        thread::sleep(Duration::from_secs(10));
+    });
+    let (new, new_dials) = pretend(|mut stream, _| {
+        let question = hear(&mut stream);
+        stream.write_all(&answer(&question)).unwrap();
+        thread::sleep(Duration::from_secs(10));
+    });
+    let moving = Arc::new(Mutex::new(None::<Peer>));
+    let (mover, tcp, number) = (moving.clone(), tcp(), AtomicUsize::new(0));
+    let dial: Dial = Arc::new(move |node| {
+        let (dialled, mover, new) = (tcp(node), mover.clone(), new.address.clone());
+        let is_fresh = number.fetch_add(1, Relaxed) == 1;
+        Box::pin(async move {
+            let stream = dialled.await;
+            if is_fresh {
+                mover.lock().unwrap().as_ref().unwrap().move_to(&new);
+            }
+            stream
+        })
+    });
+    block_on(async {
+        let asked = Peer::new(&old, Duration::from_millis(700), dial);
+        *moving.lock().unwrap() = Some(asked.clone());
+        asked.call("status", &[]).await.1.unwrap();
+        asked.call("status", &[]).await.1.unwrap_err();
+        assert_eq!(
+            old_dials.load(Relaxed),
+            2,
+            "the second one beside the first"
+        );
+        asked.call("status", &[]).await.1.unwrap();
+        assert_eq!((old_dials.load(Relaxed), new_dials.load(Relaxed)), (2, 1));
+    });
+}
+
+#[test]
+fn a_dial_that_takes_too_long_has_sent_nothing_however_late_it_began() {
+    let dial: Dial = Arc::new(|_| Box::pin(std::future::pending()));
+    block_on(async {
+        let peer = Peer::new(&nowhere(), Duration::from_millis(100), dial);
+        let call = peer.call("set", &[]);
+        thread::sleep(Duration::from_millis(80)); // no task runs meanwhile
+        let error = call.await.1.unwrap_err();
+        assert_eq!(error.kind, Kind::Unavailable, "{error}");
+    });
+}
+
+#[test]
+fn a_call_is_answered_also_if_its_runtime_ends_before_the_dial_begins() {
+    let peer = Peer::new(&nowhere(), Duration::from_millis(100), tcp());
+    let mut call = None;
+    block_on(async { call = Some(peer.call("status", &[])) });
+    let bound = Duration::from_secs(5);
+    let answer = block_on(async { tokio::time::timeout(bound, call.unwrap()).await });
+    let error = answer.unwrap().1.unwrap_err();
+    assert!(error.why.contains("is gone"), "{error}");
+}
+
+#[test]
 fn a_process_that_is_stopped_is_not_stormed_with_dials() {
     let (node, dials) = pretend(|mut stream, _| {
         hear(&mut stream);
@@ -333,6 +396,12 @@ fn pretend(talk: impl Fn(TcpStream, usize) + Send + Sync + 'static) -> (Node, Ar
     });
     let name = "pretender".to_owned();
     (Node { name, address }, dials)
+}
+
+/// A node at a port where none listens.
+fn nowhere() -> Node {
+    let [name, address] = ["nowhere", "127.0.0.1:1"].map(str::to_owned);
+    Node { name, address }
 }
 
 /// The bytes of the next question.

@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::future::{Future, pending, poll_fn};
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -12,14 +12,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
+use futures::future::OptionFuture;
 use futures::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Notify;
 use tokio::task::yield_now;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::codec::{Codec, Encoded, MESSAGE, Response, quoted, string, write_request};
-use super::{Connecting, Connection, Dial, lock};
+use super::{Connecting, Connection, Dial, connected, lock};
 use crate::cluster::Node;
 use crate::error::{Error, Kind};
 
@@ -68,7 +69,7 @@ struct State {
     questions: VecDeque<Question>, // by msgid; the oldest one is open
     suspect_until: Option<Instant>,
     full_until: Option<Instant>,
-    heard: Option<Instant>, // when bytes last arrived, or the dial ended
+    heard: Option<Instant>, // when bytes last arrived, or the dial ended; not while it is dialled
     received: usize,        // bytes since somebody asked for it
     took: Option<Duration>, // to the last answer
     down: Option<(Instant, Error)>, // not dialled before then, and why
@@ -93,7 +94,7 @@ impl Peer {
     /// no byte came for that long while a question is open is given up.
     pub fn new(node: &Node, patience: Duration, dial: Dial) -> Self {
         Peer(Arc::new(Lines {
-            newest: Mutex::new(Line::new(node, patience, dial)),
+            newest: Mutex::new(Line::new(node.clone(), patience, dial)),
             apart: Mutex::default(),
         }))
     }
@@ -110,9 +111,8 @@ impl Peer {
     pub fn move_to(&self, address: &str) {
         let mut line = lock(&self.0.newest);
         if line.node.address != address {
-            let address = address.to_owned();
-            let name = line.node.name.clone();
-            let fresh = Line::new(&Node { name, address }, line.patience, line.dial.clone());
+            let (address, name) = (address.to_owned(), line.node.name.clone());
+            let fresh = Line::new(Node { name, address }, line.patience, line.dial.clone());
             std::mem::replace(&mut *line, fresh).to_watch.notify_one();
         }
         for peer in &*lock(&self.0.apart) {
@@ -144,8 +144,8 @@ impl Peer {
             Some((until, why)) if now < *until => Some(why.clone()),
             _ => line.too_much(&state, pieces),
         };
+        let slot = Arc::<Slot>::default();
         if let Some(error) = refused {
-            let slot = Arc::<Slot>::default();
             slot.answer((now, Err(error)));
             return Call(slot);
         }
@@ -158,10 +158,11 @@ impl Peer {
         let place = u32::try_from(state.questions.len()).unwrap_or(u32::MAX);
         let id = state.first.wrapping_add(place);
         write_request(&mut state.outbox, id, method, params, pieces);
-        let slot = Arc::<Slot>::default();
-        state.questions.push_back(Some((now, Arc::clone(&slot))));
-        if !std::mem::replace(&mut state.running, true) {
-            line.clone().start(self.clone(), None);
+        state.questions.push_back(Some((now, slot.clone())));
+        let idle = !std::mem::replace(&mut state.running, true);
+        drop(state);
+        if idle {
+            line.clone().start(self.clone(), (line.dial)(&line.node));
         }
         Call(slot)
     }
@@ -172,10 +173,9 @@ impl Peer {
         let line = lock(&self.0.newest);
         let state = lock(&line.state);
         let [late, full] = [state.suspect_until, state.full_until].map(|until| until > Some(now));
-        match (late, full) {
-            (true, _) => 2,
-            (false, false) => 1,
-            (false, true) => 0,
+        match late {
+            true => 2,
+            false => u8::from(!full),
         }
     }
 
@@ -191,9 +191,9 @@ impl Peer {
 }
 
 impl Line {
-    fn new(node: &Node, patience: Duration, dial: Dial) -> Arc<Self> {
+    fn new(node: Node, patience: Duration, dial: Dial) -> Arc<Self> {
         Arc::new(Line {
-            node: node.clone(),
+            node,
             dial,
             patience,
             state: Mutex::default(),
@@ -217,30 +217,27 @@ impl Line {
         Error::new(kind, format!("{}: {why}", self.node.address))
     }
 
-    fn start(self: Arc<Self>, peer: Peer, made: Option<Box<dyn Connection>>) {
-        tokio::spawn(self.run(peer, made));
-    }
-
-    /// Dials if need be, reads, writes and watches the clock until something breaks.
-    async fn run(self: Arc<Self>, peer: Peer, made: Option<Box<dyn Connection>>) {
-        let gone = io::Error::other("the runtime that kept this connection is gone");
-        let mut end = End {
-            line: self.clone(),
+    /// Connects, reads, writes and watches the clock until something breaks.
+    fn start(self: Arc<Self>, peer: Peer, dial: Connecting) {
+        // Not in the task: a runtime that ends may drop that before it begins.
+        let end = End {
+            line: self,
             redial: None,
-            why: gone,
+            why: io::Error::other("the runtime that kept this connection is gone"),
         };
-        (end.redial, end.why) = tokio::select! {
-            biased;
-            broken = self.converse(made) => broken,
-            silent = self.watch(&peer) => (None, silent),
-        };
+        tokio::spawn(async move {
+            let mut end = end;
+            let line = end.line.clone();
+            (end.redial, end.why) = tokio::select! {
+                biased;
+                broken = line.converse(dial) => broken,
+                silent = line.watch(&peer) => (None, silent),
+            };
+        });
     }
 
-    async fn converse(&self, made: Option<Box<dyn Connection>>) -> (Option<Duration>, io::Error) {
-        let dialled = match made {
-            Some(stream) => Ok(Ok(stream)),
-            None => timeout(self.patience, (self.dial)(&self.node)).await,
-        };
+    async fn converse(&self, dial: Connecting) -> (Option<Duration>, io::Error) {
+        let dialled = timeout(self.patience, dial).await;
         let (from, to) = match dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(stream) => tokio::io::split(stream),
             Err(error) => return (Some(REDIAL), error),
@@ -321,26 +318,26 @@ impl Line {
             } else if beside.is_none() && now >= dial_from {
                 beside = Some((self.dial)(&self.node));
             }
-            let dialled = async {
-                match &mut beside {
-                    Some(dial) => dial.await,
-                    None => pending().await,
+            tokio::select! {
+                Some(dialled) = OptionFuture::from(beside.as_mut()) => {
+                    (beside, dial_from) = (None, now + REDIAL);
+                    if let Ok(stream) = dialled {
+                        self.replace(peer, stream);
+                    }
                 }
-            };
-            match timeout(HEDGE, dialled).await {
-                Err(_) => {}
-                Ok(Ok(stream)) => self.replace(peer, stream),
-                Ok(Err(_)) => (beside, dial_from) = (None, now + REDIAL),
+                () = sleep(HEDGE) => {}
             }
         }
     }
 
-    /// Asks what comes next on a fresh connection.
-    fn replace(&self, peer: &Peer, stream: Box<dyn Connection>) {
-        let fresh = Line::new(&self.node, self.patience, self.dial.clone());
-        lock(&fresh.state).running = true;
-        *lock(&peer.0.newest) = fresh.clone();
-        fresh.start(peer.clone(), Some(stream));
+    /// Asks what comes next on a fresh connection, unless the node has moved meanwhile.
+    fn replace(self: &Arc<Self>, peer: &Peer, stream: Box<dyn Connection>) {
+        let mut newest = lock(&peer.0.newest);
+        if Arc::ptr_eq(self, &newest) {
+            *newest = Line::new(self.node.clone(), self.patience, self.dial.clone());
+            lock(&newest.state).running = true;
+            newest.clone().start(peer.clone(), connected(stream));
+        }
     }
 
     /// Wakes askers that have waited longer than [`HEDGE`]. Says how long the connection has been
@@ -355,7 +352,9 @@ impl Line {
         let open = state.questions.iter().flatten();
         let late = open.take_while(|(asked, _)| now - *asked >= HEDGE);
         late.for_each(|(_, slot)| slot.asker.wake());
-        let silent = now - state.heard.map_or(oldest, |heard| heard.max(oldest));
+        // A dial has a bound of its own, and its end says that nothing was sent.
+        let since = |heard: Instant| now - heard.max(oldest);
+        let silent = state.heard.map(since).unwrap_or_default();
         // One that never answered is not stale: dialling once more would change nothing.
         let unusual = |took: Duration| silent >= STALE.max(2 * took);
         Some((silent, state.took.is_some_and(unusual)))
@@ -398,16 +397,15 @@ struct End {
 impl Drop for End {
     fn drop(&mut self) {
         // What was never sent was not carried out. What was sent may have been.
-        let kind = match self.redial {
-            Some(_) => Kind::Unavailable,
-            None => Kind::UnknownOutcome,
-        };
+        let unsent = self.redial.map(|_| Kind::Unavailable);
+        let kind = unsent.unwrap_or(Kind::UnknownOutcome);
         let why = self.line.trouble(kind, explain(&self.why));
         let mut state = lock(&self.line.state);
         let now = Instant::now();
         let open = std::mem::take(&mut state.questions);
         state.running = false;
         state.outbox = Vec::new();
+        state.heard = None;
         state.suspect_until = Some(now + SUSPICION);
         state.down = self.redial.map(|pause| (now + pause, why.clone()));
         drop(state);
@@ -425,13 +423,11 @@ impl Call {
     /// The answer, if it comes within this time. A late call wakes its task: no timer is needed.
     pub async fn within(mut self, most: Duration) -> Result<Encoded, Error> {
         let asked = Instant::now();
+        let late = || Error::new(Kind::UnknownOutcome, "no answer in time");
         let poll = |context: &mut Context<'_>| match Pin::new(&mut self).poll(context) {
             Poll::Ready((_, answer)) => Poll::Ready(answer),
             Poll::Pending if asked.elapsed() < most => Poll::Pending,
-            Poll::Pending => {
-                let late = Error::new(Kind::UnknownOutcome, "no answer in time");
-                Poll::Ready(Err(late))
-            }
+            Poll::Pending => Poll::Ready(Err(late())),
         };
         poll_fn(poll).await
     }
@@ -442,9 +438,8 @@ impl Future for Call {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Arrived> {
         self.0.asker.register(context.waker()); // before the look: no answer comes unseen between
-        lock(&self.0.answer)
-            .take()
-            .map_or(Poll::Pending, Poll::Ready)
+        let answer = lock(&self.0.answer).take();
+        answer.map_or(Poll::Pending, Poll::Ready)
     }
 }
 

@@ -162,14 +162,18 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
         .set_tcp_keepalive(&TcpKeepalive::new().with_time(every).with_interval(every))
 }
 
-/// Warns every 5 s at most. A line for each refused peer would be one more way to flood a node.
-#[derive(Default)]
-struct Rarely(Mutex<Option<Instant>>);
+/// Warns once in each such time at most. A line for each refused peer would be one more way to
+/// flood a node.
+struct Rarely(Duration, Mutex<Option<Instant>>);
 
 impl Rarely {
+    fn every(period: Duration) -> Self {
+        Rarely(period, Mutex::default())
+    }
+
     fn warn(&self, line: &str) {
-        let (mut last, now) = (lock(&self.0), Instant::now());
-        if last.is_some_and(|last| now - last < Duration::from_secs(5)) {
+        let (mut last, now) = (lock(&self.1), Instant::now());
+        if last.is_some_and(|last| now - last < self.0) {
             return log::debug!("{line}");
         }
         *last = Some(now);

@@ -660,6 +660,18 @@ fn idle_clients_beyond_the_open_files_keep_no_node_out() {
     cluster
         .node("alice")
         .wait_for("connections are refused: 32 are open");
+    // However many are refused, the log says so every second.
+    let refusals = || {
+        let lines = cluster.node("alice").log();
+        let refusals = lines.iter().filter(|line| line.contains("are refused"));
+        refusals.count()
+    };
+    let (begun, said) = (Instant::now(), refusals());
+    while refusals() < said + 2 && begun.elapsed() < Duration::from_secs(4) {
+        drop(TcpStream::connect(cluster.address("alice")));
+    }
+    let lines = refusals() - said;
+    assert!(lines == 2, "{lines} in {:?}", begun.elapsed());
     for name in &FIVE[1..] {
         cluster.start(name);
     }

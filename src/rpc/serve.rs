@@ -68,7 +68,7 @@ pub async fn serve<L, S>(
 {
     let buffers = Buffers::new(limits().buffers);
     let mut connections = FuturesUnordered::new();
-    let refused = Rarely::default();
+    let refused = Rarely::every(Duration::from_secs(1));
     let mut stopped = pin!(stop.cancelled());
     loop {
         tokio::select! {

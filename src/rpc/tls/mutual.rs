@@ -116,7 +116,7 @@ pub(super) fn guard(files: &Files, name: &str) -> io::Result<Guard> {
         .with_single_cert(own.chain, own.key)
         .map_err(|error| unfit(files, &error))?;
     let acceptor = TlsAcceptor::from(Arc::new(config));
-    let refused = Arc::<Rarely>::default();
+    let refused = Arc::new(Rarely::every(Duration::from_secs(5)));
     Ok(Box::new(move |stream, from| {
         Box::pin(accept(acceptor.accept(stream), from, refused.clone()))
     }))

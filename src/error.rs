@@ -108,8 +108,7 @@ impl Error {
     /// The error that this text from the wire stands for, as one line of plain text. What a first word that this
     /// version does not know means for a write is unknown.
     pub fn parse(text: &str) -> Self {
-        let text: String = text.chars().take(MAX_TEXT).collect();
-        let text = plain(text);
+        let text = plain(text.chars().take(MAX_TEXT).collect::<String>());
         let (word, why) = text.split_once(": ").unwrap_or(("", &text));
         match word.parse() {
             Ok(kind) => Error::new(kind, why),

@@ -11,6 +11,7 @@ use futures::task::AtomicWaker;
 use super::lock;
 
 /// What all connections hold together, in bytes.
+#[derive(Default)]
 pub(super) struct Buffers {
     limit: usize,
     total: AtomicUsize,
@@ -34,19 +35,15 @@ impl Buffers {
     pub(super) fn new(limit: usize) -> Self {
         Buffers {
             limit,
-            total: AtomicUsize::new(0),
-            shares: Mutex::default(),
+            ..Buffers::default()
         }
     }
 
     /// The share of one more connection.
     pub(super) fn join(&self) -> Share<'_> {
-        let held = Arc::new(Held::default());
+        let (buffers, held) = (self, Arc::<Held>::default());
         lock(&self.shares).push(held.clone());
-        Share {
-            buffers: self,
-            held,
-        }
+        Share { buffers, held }
     }
 
     /// Marks the largest connections until the rest of them fits.

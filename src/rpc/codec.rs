@@ -71,24 +71,21 @@ impl Codec {
     /// The length in bytes of the message that `input` begins with; `None` if its end is still to
     /// come. Bytes that were looked at are not looked at again: `input` may only have grown by then.
     pub fn next(&mut self, input: &[u8]) -> Result<Option<usize>, Malformed> {
-        let lost = Malformed::lost;
         if let Some(0x00..=0x8f | 0xa0..=0xdb | 0xde..) = input.first() {
-            return Err(lost(input, Error::bad_request("not MessagePack-RPC")));
+            let error = Error::bad_request("not MessagePack-RPC");
+            return Err(Malformed::lost(input, error));
         }
-        match self.advance(input, MESSAGE) {
-            Ok(false) => Ok(None),
-            Ok(true) => {
-                let whole = std::mem::take(self);
-                self.last_values = whole.values;
-                Ok(Some(whole.at))
-            }
-            Err(error) => {
-                // Only the bytes before the bad one count: the error must not depend on how the
-                // network cut the stream.
-                let seen = input.get(..self.at).unwrap_or_default();
-                Err(lost(seen, error))
-            }
+        let whole = self.advance(input, MESSAGE).map_err(|error| {
+            // Without the bad byte: the error must not depend on how the network cut the stream.
+            let seen = input.get(..self.at).unwrap_or_default();
+            Malformed::lost(seen, error)
+        })?;
+        if !whole {
+            return Ok(None);
         }
+        let found = std::mem::take(self);
+        self.last_values = found.values;
+        Ok(Some(found.at))
     }
 }
 
@@ -117,13 +114,9 @@ pub struct Request<'a> {
 impl<'a> Request<'a> {
     /// Reads a whole message.
     pub fn read(message: &'a [u8]) -> Result<Self, Malformed> {
-        Request::parse(message).map_err(|error| {
-            let id = msgid(message);
-            Malformed {
-                id,
-                recoverable: id.is_some(),
-                error,
-            }
+        Request::parse(message).map_err(|error| Malformed {
+            recoverable: msgid(message).is_some(),
+            ..Malformed::lost(message, error)
         })
     }
 
@@ -158,12 +151,11 @@ impl<'a> Response<'a> {
     /// Reads a whole message.
     pub fn read(mut message: &'a [u8]) -> Result<Self, Error> {
         let rest = &mut message;
-        match kind(rest) {
-            (Some(1), Some(4)) => {}
+        let id = match kind(rest) {
+            (Some(1), Some(4)) => id(rest)?,
             (Some(0 | 2), _) => return Err(Error::bad_request("it asks where it should answer")),
             _ => return Err(Error::bad_request("an answer is [1, msgid, error, result]")),
-        }
-        let id = id(rest)?;
+        };
         let result = match (take(rest), take(rest)) {
             (Some(NIL), Some(result)) => Ok(result),
             (error, _) => Err(error.unwrap_or_default()),
@@ -359,11 +351,10 @@ impl Codec {
 
 /// Refuses what a header announces, if it is too much.
 fn within(found: usize, most: usize, of: &str) -> Result<(), Error> {
+    let why = || format!("{found} {of}, at most {most} are taken");
     match found <= most {
         true => Ok(()),
-        false => Err(Error::too_large(format!(
-            "{found} {of}, at most {most} are taken"
-        ))),
+        false => Err(Error::too_large(why())),
     }
 }
 

@@ -222,25 +222,26 @@ impl Line {
         // Not in the task: a runtime that ends may drop that before it begins.
         let end = End {
             line: self,
-            redial: None,
+            sent: true,
             why: io::Error::other("the runtime that kept this connection is gone"),
         };
         tokio::spawn(async move {
             let mut end = end;
             let line = end.line.clone();
-            (end.redial, end.why) = tokio::select! {
+            (end.sent, end.why) = tokio::select! {
                 biased;
                 broken = line.converse(dial) => broken,
-                silent = line.watch(&peer) => (None, silent),
+                silent = line.watch(&peer) => (true, silent),
             };
         });
     }
 
-    async fn converse(&self, dial: Connecting) -> (Option<Duration>, io::Error) {
+    /// What broke the connection, and whether questions may have been sent on it.
+    async fn converse(&self, dial: Connecting) -> (bool, io::Error) {
         let dialled = timeout(self.patience, dial).await;
         let (from, to) = match dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(stream) => tokio::io::split(stream),
-            Err(error) => return (Some(REDIAL), error),
+            Err(error) => return (false, error),
         };
         lock(&self.state).heard = Some(Instant::now());
         let Err(broken) = tokio::select! {
@@ -248,7 +249,7 @@ impl Line {
             broken = self.read(from) => broken,
             broken = self.write(to) => broken,
         };
-        (None, broken)
+        (true, broken)
     }
 
     async fn write(&self, mut to: impl AsyncWrite + Unpin) -> io::Result<Infallible> {
@@ -390,15 +391,17 @@ impl Line {
 /// The askers are told however the end comes, also when a runtime drops its tasks.
 struct End {
     line: Arc<Line>,
-    redial: Option<Duration>, // the dial failed, so nothing was sent: when to dial again
+    sent: bool, // otherwise the dial failed
     why: io::Error,
 }
 
 impl Drop for End {
     fn drop(&mut self) {
         // What was never sent was not carried out. What was sent may have been.
-        let unsent = self.redial.map(|_| Kind::Unavailable);
-        let kind = unsent.unwrap_or(Kind::UnknownOutcome);
+        let kind = match self.sent {
+            true => Kind::UnknownOutcome,
+            false => Kind::Unavailable,
+        };
         let why = self.line.trouble(kind, explain(&self.why));
         let mut state = lock(&self.line.state);
         let now = Instant::now();
@@ -407,7 +410,7 @@ impl Drop for End {
         state.outbox = Vec::new();
         state.heard = None;
         state.suspect_until = Some(now + SUSPICION);
-        state.down = self.redial.map(|pause| (now + pause, why.clone()));
+        state.down = (!self.sent).then(|| (now + REDIAL, why.clone()));
         drop(state);
         for (_, slot) in open.into_iter().flatten() {
             slot.answer((now, Err(why.clone())));

@@ -121,7 +121,7 @@ async fn connection<S: Service>(
             ..InFlight::default()
         },
         output: Output::default(),
-        turn: Turn::default(),
+        turn: 0,
         timer: None,
         due: 0,
         share: buffers.join(),
@@ -157,9 +157,9 @@ struct Session<'a, S> {
     ended: bool,    // nothing more is read
     in_flight: InFlight<'a>,
     output: Output,
-    turn: Turn,
+    turn: usize, // what it has used of its turn, and what it owes from those before, in bytes
     timer: Option<Pin<Box<Sleep>>>, // runs while a message is unfinished
-    due: usize,                     // the bytes of the message that must be there when it ends
+    due: usize,  // the bytes of the message that must be there when it ends
     share: Share<'a>,
 }
 
@@ -167,7 +167,7 @@ impl<S: Service> Session<'_, S> {
     /// Reads until the input runs dry, then writes all that it gave rise to in one go. Ready
     /// when nothing more will be read and everything is answered.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.turn.0 = self.turn.0.saturating_sub(TURN);
+        self.turn = self.turn.saturating_sub(TURN);
         loop {
             self.take_requests(context);
             let mut was_full = self.is_full();
@@ -180,13 +180,14 @@ impl<S: Service> Session<'_, S> {
                 self.reply(reply);
             }
             was_full |= self.is_full();
-            self.share.hold(self.held(), context)?;
+            let buffers = self.input.capacity() + self.output.bytes.capacity();
+            self.share.hold(buffers + self.in_flight.bytes(), context)?;
             if self.read(context)? {
                 continue;
             }
             self.check_timer(was_full, context);
             ready!(self.output.poll_write(&mut self.stream, context))?;
-            if self.turn.is_over() {
+            if self.turn_is_over() {
                 // `yield_now` wakes this task only after the network was polled; `wake_by_ref` would not.
                 return pin!(yield_now()).poll(context).map(Ok);
             }
@@ -206,31 +207,29 @@ impl<S: Service> Session<'_, S> {
         self.in_flight.answers.len() >= MAX_IN_FLIGHT || pending >= MAX_PENDING
     }
 
-    /// All that this connection holds, in bytes.
-    fn held(&self) -> usize {
-        self.input.capacity() + self.output.bytes.capacity() + self.in_flight.bytes()
+    fn turn_is_over(&self) -> bool {
+        self.turn >= TURN
     }
 
     /// Reads once, if more may be read now; whether anything came.
     fn read(&mut self, context: &mut Context<'_>) -> io::Result<bool> {
-        if self.ended || self.is_full() || self.turn.is_over() {
+        if self.ended || self.is_full() || self.turn_is_over() {
             return Ok(false);
         }
         let room = self.input.len().clamp(16 << 10, 256 << 10);
         self.input.reserve(room);
-        let read = poll_read_buf(Pin::new(&mut self.stream), context, &mut self.input);
+        let read = poll_read_buf(Pin::new(&mut self.stream), context, &mut self.input)?;
         let Poll::Ready(count) = read else {
             return Ok(false);
         };
-        let count = count?;
         self.ended = count == 0;
-        self.turn.0 += count;
+        self.turn += count;
         Ok(true)
     }
 
     /// Begins to answer the requests that have arrived.
     fn take_requests(&mut self, context: &mut Context<'_>) {
-        while !self.is_full() && !self.turn.is_over() {
+        while !self.is_full() && !self.turn_is_over() {
             let message = match self.codec.next(&self.input) {
                 Ok(Some(end)) => take(&mut self.input, end),
                 Ok(None) => break,
@@ -243,7 +242,7 @@ impl<S: Service> Session<'_, S> {
             self.on_trial = false;
             // The message itself, and once more as it goes to other nodes.
             let weight = 2 * message.len();
-            self.turn.0 += weight + REQUEST + VALUE * self.codec.last_values;
+            self.turn += weight + REQUEST + VALUE * self.codec.last_values;
             let answer = answer(self.service, message, weight + FUTURE);
             if let Some(reply) = self.in_flight.start(answer, weight + FUTURE, context) {
                 self.reply(reply);
@@ -257,20 +256,16 @@ impl<S: Service> Session<'_, S> {
             let before = self.output.bytes.len();
             write_response(&mut self.output.bytes, id, &reply.result);
             let size = self.output.bytes.len() - before;
-            self.turn.0 += size;
-            self.in_flight.note_answer(size);
+            self.turn += size;
+            let estimate = &mut self.in_flight.estimate;
+            *estimate = size.max(*estimate - *estimate / 8);
         }
         if let (false, Err(error)) = (reply.recoverable, reply.result) {
-            self.refuse(error);
+            // The stream cannot be trusted any more. What is in flight is still answered.
+            log::debug!("a connection is closed: {error}");
+            self.ended = true;
+            (self.input, self.codec) = Default::default();
         }
-    }
-
-    /// Reads nothing more: the stream cannot be trusted. What is in flight is still answered.
-    fn refuse(&mut self, why: impl std::fmt::Display) {
-        log::debug!("a connection is closed: {why}");
-        self.ended = true;
-        self.input = BytesMut::new();
-        self.codec = Codec::default();
     }
 
     /// Gives up on an unfinished message that makes too little progress.
@@ -279,13 +274,14 @@ impl<S: Service> Session<'_, S> {
             self.timer = None;
             return;
         }
+        let skips_turns = self.turn_is_over();
         let timer = self.timer.get_or_insert_with(|| {
             self.due = PROGRESS;
             Box::pin(sleep(MESSAGE_TIMEOUT))
         });
         while timer.as_mut().poll(context).is_ready() {
-            if self.turn.is_over() {
-                return; // a connection that skips turns is not slow
+            if skips_turns {
+                return; // it is not slow
             }
             if self.input.len() < self.due {
                 let why =
@@ -321,14 +317,14 @@ impl From<Malformed> for Reply {
 /// Refuses what a client asks on a connection that is kept for the other nodes.
 fn of_a_node(message: &[u8]) -> Result<(), Malformed> {
     let Request { id, method, .. } = Request::read(message)?;
-    match AMONG_NODES.contains(&method) {
-        true => Ok(()),
-        false => Err(Malformed {
-            id,
-            recoverable: false,
-            error: Error::new(Kind::Unavailable, "all connections for clients are taken"),
-        }),
+    if AMONG_NODES.contains(&method) {
+        return Ok(());
     }
+    Err(Malformed {
+        id,
+        recoverable: false,
+        error: Error::new(Kind::Unavailable, "all connections for clients are taken"),
+    })
 }
 
 /// Answers the request in a message. A panic of the service becomes an error.
@@ -392,10 +388,6 @@ impl<'a> InFlight<'a> {
         Some(reply)
     }
 
-    fn note_answer(&mut self, size: usize) {
-        self.estimate = size.max(self.estimate - self.estimate / 8);
-    }
-
     /// The requests, and their answers if those are like the latest ones.
     fn bytes(&self) -> usize {
         self.weight + self.answers.len() * self.estimate
@@ -435,16 +427,6 @@ impl Output {
             self.sent = 0;
         }
         Pin::new(stream).poll_flush(context)
-    }
-}
-
-/// What a connection has used of its turn, and what it owes from those before, in bytes.
-#[derive(Default)]
-struct Turn(usize);
-
-impl Turn {
-    fn is_over(&self) -> bool {
-        self.0 >= TURN
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fmt::{self, Display};
+use std::fmt::Display;
 use std::io::{self, BufReader, IsTerminal as _, Stdin, Write as _};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -71,9 +71,9 @@ struct Options {
     /// Answer with one line of JSON; an error stays one line of text on standard error
     #[arg(long, global = true)]
     json: bool,
-    /// Whether standard input and standard output were closed when the process began.
+    /// Whether standard input was closed when the process began.
     #[arg(skip)]
-    closed: [bool; 2],
+    input_closed: bool,
 }
 
 #[derive(Subcommand)]
@@ -92,19 +92,34 @@ enum Command {
     Completions(completions::Completions),
 }
 
-/// Why a command failed.
-pub struct Failure {
-    /// The process's exit code.
-    pub code: u8,
-    /// One line that names what it is about.
-    pub why: String,
+/// Why a command failed: the process's exit code, and one line that names what it is about.
+struct Failure {
+    code: u8,
+    why: String,
 }
 
 type Outcome = Result<ExitCode, Failure>;
 
+/// Does what the arguments say. Standard input and standard output may have been closed when the
+/// process began.
+pub fn main([input_closed, output_closed]: [bool; 2]) -> ExitCode {
+    let outcome = Cli::read().and_then(|mut cli| {
+        let is_node = matches!(cli.command, Command::Serve(_)); // it prints nothing
+        if output_closed && !is_node {
+            return Err(Failure::usage("standard output is closed"));
+        }
+        cli.options.input_closed = input_closed;
+        block_on(cli.run())
+    });
+    outcome.unwrap_or_else(|failure| {
+        remark(failure.why);
+        ExitCode::from(failure.code)
+    })
+}
+
 impl Cli {
     /// Reads the arguments. Help is printed, and ends the process; what is wrong is one line.
-    pub fn read() -> Result<Self, Failure> {
+    fn read() -> Result<Self, Failure> {
         Cli::try_parse().map_err(|error| {
             let said = error.to_string();
             let Some(said) = said.strip_prefix("error: ") else {
@@ -115,30 +130,23 @@ impl Cli {
             Failure::usage(lines.collect::<Vec<_>>().join("; ").replace(":; ", ": "))
         })
     }
-}
 
-/// Runs one command. Standard input and standard output may have been `closed` when the process began.
-pub fn run(mut cli: Cli, closed: [bool; 2]) -> Result<ExitCode, Failure> {
-    cli.options.closed = closed;
-    let Cli { options, command } = cli;
-    if let ([_, true], false) = (closed, matches!(command, Command::Serve(_))) {
-        return Err(Failure::usage("standard output is closed"));
-    }
-    block_on(async {
-        match command {
-            Command::Serve(serve) => serve.run(&options).await,
-            Command::Set(set) => set.run(&options).await,
-            Command::Get(get) => get.run(&options).await,
-            Command::Delete(delete) => delete.run(&options).await,
-            Command::Where(locate) => locate.run(&options).await,
-            Command::Keys(list) => list.run(&options).await,
-            Command::Status(show) => show.run(&options).await,
-            Command::Bench(bench) => bench.run(&options).await,
-            Command::Export(export) => export.run(&options).await,
-            Command::Import(import) => import.run(&options).await,
-            Command::Completions(completions) => completions.run(&options),
+    async fn run(self) -> Outcome {
+        let options = &self.options;
+        match self.command {
+            Command::Serve(serve) => serve.run(options).await,
+            Command::Set(set) => set.run(options).await,
+            Command::Get(get) => get.run(options).await,
+            Command::Delete(delete) => delete.run(options).await,
+            Command::Where(locate) => locate.run(options).await,
+            Command::Keys(list) => list.run(options).await,
+            Command::Status(show) => show.run(options).await,
+            Command::Bench(bench) => bench.run(options).await,
+            Command::Export(export) => export.run(options).await,
+            Command::Import(import) => import.run(options).await,
+            Command::Completions(completions) => completions.run(options),
         }
-    })
+    }
 }
 
 impl Options {
@@ -200,16 +208,10 @@ fn timeout(text: &str) -> Result<Duration, Box<dyn std::error::Error + Send + Sy
     }
 }
 
-impl Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&plain(&self.why))
-    }
-}
-
 impl Failure {
     fn usage(why: impl Display) -> Self {
-        let why = why.to_string();
-        Failure { code: 2, why }
+        let (code, why) = (2, why.to_string());
+        Failure { code, why }
     }
 
     /// The same failure, told of something: `what: why`.
@@ -277,12 +279,12 @@ fn shown(bytes: Vec<u8>) -> Vec<u8> {
     }
 }
 
-/// Says something beside the result, on standard error.
-fn remark(what: impl Display) {
-    let _ = writeln!(io::stderr(), "kv54: {what}");
+/// Says something beside the result, in one line on standard error.
+fn remark(what: impl AsRef<str>) {
+    let _ = writeln!(io::stderr(), "kv54: {}", plain(what.as_ref()));
 }
 
-/// A bar on standard error, if that is a terminal.
+/// A bar on standard error, if that is a terminal. It is gone once it is dropped.
 fn bar(template: &str, length: Option<u64>) -> ProgressBar {
     let style = ProgressStyle::with_template(template);
     let bar = length.map_or_else(ProgressBar::no_length, ProgressBar::new);
@@ -291,7 +293,7 @@ fn bar(template: &str, length: Option<u64>) -> ProgressBar {
 
 /// Opens standard input. A person at a terminal is told that the command waits there for `what`.
 fn standard_input(what: &str, options: &Options) -> Result<BufReader<Stdin>, Failure> {
-    if let [true, _] = options.closed {
+    if options.input_closed {
         return Err(Failure::usage("standard input is closed"));
     }
     if io::stdin().is_terminal() {

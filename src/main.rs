@@ -1,10 +1,8 @@
 //! The door: reads the arguments, runs a server or a client, says in one place what went wrong.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::AsFd as _;
 use std::process::ExitCode;
-
-use kv54::commands::{Cli, run};
 
 /// Whether standard input and standard output are closed. Before `main`, the runtime opens /dev/null
 /// in their place, and some programs hand down a /dev/null that looks the same: so this runs earlier.
@@ -15,11 +13,5 @@ static CLOSED: [bool; 2] = [
 ];
 
 fn main() -> ExitCode {
-    match Cli::read().and_then(|cli| run(cli, *CLOSED)) {
-        Ok(code) => code,
-        Err(failure) => {
-            let _ = writeln!(anstream::stderr(), "kv54: {failure}");
-            ExitCode::from(failure.code)
-        }
-    }
+    kv54::commands::main(*CLOSED)
 }

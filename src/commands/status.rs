@@ -141,27 +141,15 @@ fn line(node: &Node, ring: u32, status: &Result<Status, Error>) -> (Json, [Strin
         }
         Ok(status) => (&*status.state, status.notes()),
     };
-    let Node { name, address } = node;
-    let json = match status {
-        Ok(status) => json!({
-            "name": name, "address": address, "state": state,
-            "keys": status.keys, "tombstones": status.tombstones, "bytes": status.bytes,
-            "memory": status.memory, "full": status.full, "not_ready": status.not_ready,
-            "doubts": status.doubts, "version": status.version, "waiting_for": status.waiting_for,
-            "remarks": status.remarks,
-            "progress": status.progress, "ring": status.ring, "entries": status.entries,
-            "deleted": status.deleted, "digests": status.digests, "uptime_s": status.uptime_s,
-        }),
-        Err(_) => json!({
-            "name": name, "address": address, "state": state,
-            "keys": null, "tombstones": null, "bytes": null, "error": remark,
-        }),
+    let Node { name, address } = node.clone();
+    let mut json = match status {
+        Ok(status) => json!(status),
+        Err(_) => json!({ "keys": null, "tombstones": null, "bytes": null, "error": remark }),
     };
-    let [keys, bytes] = match status {
-        Ok(status) => [status.keys, status.bytes].map(|count| count.to_string()),
-        Err(_) => ["-", "-"].map(String::from),
-    };
-    let [name, address] = [name, address].map(String::clone);
+    let [keys, bytes] = ["keys", "bytes"].map(|count| json[count].to_string().replace("null", "-"));
+    for (field, told) in [("name", &*name), ("address", &address), ("state", state)] {
+        json[field] = told.into();
+    }
     let row = [name, address, text::coloured(state), keys, bytes, remark];
     (json, row)
 }

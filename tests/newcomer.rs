@@ -157,6 +157,26 @@ fn keys_are_listed_once_and_by_how_they_begin() {
 }
 
 #[test]
+fn a_reader_of_keys_may_stop_after_the_first() {
+    let cluster = Cluster::running(&["alice"]);
+    let line = |n: usize| format!("{{\"key\":\"{n}{}\",\"value\":1}}\n", "x".repeat(900));
+    let lines: String = (0..300).map(line).collect(); // far more than a pipe holds
+    cluster.kv54_with(["import"], lines.as_bytes()).exits(0);
+    let keys = env!("CARGO_BIN_EXE_kv54").to_owned() + " keys";
+    let mut bash = Command::new("bash");
+    let bash = bash.current_dir(&cluster.dir).args([
+        "-c",
+        &format!("{keys} | head -c 9; exit ${{PIPESTATUS[0]}}"),
+    ]);
+    let said = bash.output().unwrap();
+    let err = String::from_utf8(said.stderr).unwrap();
+    assert_eq!(
+        (said.status.code(), said.stdout.len(), &*err),
+        (Some(0), 9, "")
+    );
+}
+
+#[test]
 fn a_key_is_one_line_whatever_is_in_it() {
     let cluster = Cluster::running(&["alice"]);
     let key = "a\tb\nc\u{1b}[31mü";

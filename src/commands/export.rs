@@ -1,6 +1,7 @@
 //! `export`: every key with the value that a majority knows, one line each.
 
 use std::collections::HashSet;
+use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use futures::stream::{self, StreamExt as _};
 use tokio::task::{spawn, spawn_blocking};
 use tokio::time::{Instant, sleep};
 
-use super::{Failure, Options, Outcome, line, remark, shown, write};
+use super::{Failure, Options, Outcome, line, remark, shown, text, write};
 use crate::client::Client;
 use crate::entry::{Packed, Stamp};
 use crate::error::{Error, Kind};
@@ -48,23 +49,24 @@ type Key = Arc<[u8]>;
 /// The line of a key and its value.
 pub(super) type Line = fn(&[u8], &Packed) -> Result<Vec<u8>, Error>;
 
-/// An export, and how far it is.
+/// How lines are written.
+type Write = fn(&[u8]) -> io::Result<()>;
+
+/// What is printed of the keys, and how.
 struct Exporter {
     client: Arc<Client>,
     prefix: Vec<u8>, // how the keys begin that are wanted
     line: Line,
-    known: HashSet<Key>,  // the keys of one part that were listed
-    pages: Vec<Vec<Key>>, // those that are to be printed
-    printed: usize,
+    write: Write,
 }
 
 impl Export {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         let line = if self.resp { line::resp } else { line::json };
-        let printed = print_all(options, Vec::new(), line).await;
+        // Unlike a single answer, an export is not done if its reader has gone.
+        let printed = print_all(options, Vec::new(), line, write).await;
         let printed = printed.map_err(|failure| failure.of("the export is not complete"))?;
-        let s = if printed == 1 { "" } else { "s" };
-        remark(format!("{printed} key{s} exported"));
+        remark(text::count(printed, "key") + " exported");
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -74,61 +76,50 @@ pub(super) async fn print_all(
     options: &Options,
     prefix: Vec<u8>,
     line: Line,
+    write: Write,
 ) -> Result<usize, Failure> {
-    let client = Arc::new(options.client()?);
-    let parts = client.replicas.cluster.nodes().len();
-    let mut exporter = Exporter {
-        client,
+    let exporter = Exporter {
+        client: Arc::new(options.client()?),
         prefix,
         line,
-        known: HashSet::new(),
-        pages: Vec::new(),
-        printed: 0,
+        write,
     };
-    for part in 0..parts {
-        exporter.export(part, options.timeout()).await?;
+    let replicas = &exporter.client.replicas;
+    let (places, mut printed) = (0..replicas.cluster.nodes().len(), 0);
+    for part in places.clone() {
+        printed += exporter.export(part, options.timeout()).await?;
     }
-    let printed = exporter.printed;
-    match exporter.doubt().await {
-        None => Ok(printed),
-        Some(doubt) => {
-            let s = if printed == 1 { "" } else { "s" };
-            let why = format!("{printed} key{s} printed, but {doubt}");
-            Err(Failure { code: 3, why })
-        }
-    }
+    let said = join_all(places.map(|place| replicas.status(place))).await;
+    let mut doubts = said.into_iter().flatten().flat_map(|status| status.doubts);
+    let Some(doubt) = doubts.next() else {
+        return Ok(printed);
+    };
+    let keys = text::count(printed, "key");
+    let why = format!("{keys} printed, but {doubt}; kv54 status shows all");
+    Err(Failure { code: 3, why })
 }
 
 impl Exporter {
-    /// What a node cannot vouch for, if there is such a node.
-    async fn doubt(&self) -> Option<String> {
-        let replicas = &self.client.replicas;
-        let places = 0..replicas.cluster.nodes().len();
-        let said = join_all(places.map(|place| replicas.status(place))).await;
-        let mut said = said.into_iter().flatten();
-        let doubt = said.find_map(|status| status.doubts.into_iter().next());
-        doubt.map(|doubt| format!("{doubt}; kv54 status shows all"))
-    }
-
     /// Lists so many replicas of a part that every write that was answered is on one of them, and
-    /// prints what each of them adds.
-    async fn export(&mut self, part: usize, patience: Duration) -> Result<(), Failure> {
-        self.known.clear();
-        let cluster = self.client.replicas.cluster.clone();
+    /// prints what each of them adds. Returns how many keys that were.
+    async fn export(&self, part: usize, patience: Duration) -> Result<usize, Failure> {
+        let cluster = &self.client.replicas.cluster;
         let (copies, needed) = (cluster.copies(), cluster.copies() - cluster.majority() + 1);
         let mut to_list: Vec<usize> = cluster.replicas(part).collect();
+        let (mut known, mut printed) = (HashSet::new(), 0);
         let (mut listed, mut deadline) = (0, Instant::now() + patience);
         loop {
             let mut errors = Vec::new();
             for place in to_list {
-                let list = self.list(part, place).await;
-                self.print().await?;
+                let mut pages = Vec::new();
+                let list = self.list(part, place, &mut known, &mut pages).await;
+                printed += self.print(pages).await?;
                 match list {
                     Ok(()) => (listed, deadline) = (listed + 1, Instant::now() + patience),
                     Err(error) => errors.push((place, error)),
                 }
                 if listed == needed {
-                    return Ok(());
+                    return Ok(printed);
                 }
             }
             // With so many refusals, waiting cannot help.
@@ -148,7 +139,13 @@ impl Exporter {
     }
 
     /// Adds page by page the keys that one replica lists and that were not known before.
-    async fn list(&mut self, part: usize, place: usize) -> Result<(), Error> {
+    async fn list(
+        &self,
+        part: usize,
+        place: usize,
+        known: &mut HashSet<Key>,
+        pages: &mut Vec<Vec<Key>>,
+    ) -> Result<(), Error> {
         let replicas = &self.client.replicas;
         let mut scan = Scan::new(replicas, place, part);
         // A joining node's list may lack answered writes. Such a node refuses `load`, so it is
@@ -163,30 +160,29 @@ impl Exporter {
         scan.cursor = Some(0);
         while let Some(page) = scan.page().await? {
             let keys = entries(&page)?.into_iter().map(|(key, _)| key);
-            let keys = keys
-                .filter(|key| key.starts_with(&self.prefix))
-                .map(Key::from);
-            let new = keys.filter(|key| self.known.insert(key.clone()));
-            self.pages.push(new.collect());
+            let wanted = keys.filter(|key| key.starts_with(&self.prefix));
+            let new = wanted
+                .map(Key::from)
+                .filter(|key| known.insert(key.clone()));
+            pages.push(new.collect());
         }
         Ok(())
     }
 
-    /// Reads and prints what was listed.
-    async fn print(&mut self) -> Result<(), Failure> {
+    /// Reads and prints what was listed. Returns how many keys there were.
+    async fn print(&self, pages: Vec<Vec<Key>>) -> Result<usize, Failure> {
         // The values are read in tasks of their own: they go on while the output waits.
-        let (client, line) = (self.client.clone(), self.line);
-        let read = |keys| spawn(read(client.clone(), keys, line));
-        let tasks = std::mem::take(&mut self.pages).into_iter().map(read);
-        let mut tasks = stream::iter(tasks).buffered(PAGES);
+        let (line, write) = (self.line, self.write);
+        let read = |keys| spawn(read(self.client.clone(), keys, line));
+        let mut tasks = stream::iter(pages).map(read).buffered(PAGES);
+        let mut printed = 0;
         while let Some(lines) = tasks.next().await {
             let lines = lines.map_err(Failure::usage)??;
-            self.printed += lines.len();
-            // Unlike a single answer, an export is not done if its reader has gone.
+            printed += lines.len();
             let written = spawn_blocking(move || write(&shown(lines.concat()))).await;
             written.map_err(Failure::usage)??;
         }
-        Ok(())
+        Ok(printed)
     }
 }
 

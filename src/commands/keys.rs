@@ -117,18 +117,16 @@ impl Get {
             let value = target.get(&key).await?.value()?;
             Ok((text::typed(key), value))
         };
-        let gets = stream::iter(self.keys.into_iter().map(get));
-        let pairs: Vec<_> = match gets.buffered(AT_ONCE).try_collect().await {
+        let gets = stream::iter(self.keys.into_iter().map(get)).buffered(AT_ONCE);
+        let pairs: Vec<_> = match gets.try_collect().await {
             Ok(pairs) => pairs,
             Err(error) => return Err(explained(Error::of_read(error), options).await),
         };
         let object = |(key, value): &(Value, Value)| {
             Json::from_iter([text::field("key", key), text::field("value", value)])
         };
-        options.print(
-            &one_or_list(pairs.iter().map(object)),
-            lines(&pairs, self.raw),
-        )?;
+        let json = one_or_list(pairs.iter().map(object));
+        options.print(&json, lines(&pairs, self.raw))?;
         if io::stdout().is_terminal() && !options.json {
             let is_text = |value: &Value| value.is_nil() || value.as_slice().is_some();
             let typed = pairs.iter().filter(|(_, value)| !is_text(value));
@@ -136,11 +134,11 @@ impl Get {
         }
         let absent = pairs.iter().filter(|(_, value)| value.is_nil());
         let absent: Vec<String> = absent.map(|(key, _)| key.to_string()).collect();
-        let why = match absent.len() {
-            0 => return Ok(ExitCode::SUCCESS),
+        let why = match &absent[..] {
+            [] => return Ok(ExitCode::SUCCESS),
             _ if options.json => return Ok(ExitCode::from(1)),
-            1 => format!("key {} is absent", text::and(&absent)),
-            _ => format!("keys {} are absent", text::and(&absent)),
+            [key] => format!("key {key} is absent"),
+            keys => format!("keys {} are absent", text::and(keys)),
         };
         Err(Failure { code: 1, why })
     }
@@ -156,18 +154,13 @@ fn one_or_list(objects: impl Iterator<Item = Json>) -> Json {
 
 /// The values of the keys that exist, each with its key if several were asked for.
 fn lines(pairs: &[(Value, Value)], raw: bool) -> Vec<u8> {
-    let mut lines = Vec::new();
-    for (key, value) in pairs.iter().filter(|(_, value)| !value.is_nil()) {
-        match pairs.len() {
-            1 if raw => lines = text::printed(value),
-            1 => lines = [shown(text::printed(value)), b"\n".to_vec()].concat(),
-            _ => {
-                let [key, value] = [key, value].map(text::in_a_line);
-                lines.extend(format!("{key}\t{value}\n").bytes());
-            }
-        }
-    }
-    lines
+    let exist = pairs.iter().filter(|(_, value)| !value.is_nil());
+    let lines = exist.map(|(key, value)| match pairs.len() {
+        1 if raw => text::printed(value),
+        1 => [shown(text::printed(value)), b"\n".to_vec()].concat(),
+        _ => format!("{}\t{}\n", text::in_a_line(key), text::in_a_line(value)).into(),
+    });
+    lines.collect::<Vec<_>>().concat()
 }
 
 /// Reads a value from standard input, byte for byte.
@@ -212,12 +205,7 @@ impl Via {
 
     /// Sets keys, or deletes them if there is no value, and says what came of it: it is done, it
     /// failed, or its outcome is unknown.
-    async fn write(
-        &self,
-        keys: Vec<OsString>,
-        value: Option<Packed>,
-        options: &Options,
-    ) -> Outcome {
+    async fn write(self, keys: Vec<OsString>, value: Option<Packed>, options: &Options) -> Outcome {
         let method = if value.is_some() { "set" } else { "delete" };
         let target = self.target(options)?;
         let keys: Vec<Vec<u8>> = keys.into_iter().map(OsString::into_encoded_bytes).collect();
@@ -230,8 +218,8 @@ impl Via {
         let errors = written.into_iter().filter_map(Result::err);
         // What may have happened is said before what has not.
         let Some(error) = errors.min_by_key(|error| error.kind != Kind::UnknownOutcome) else {
-            let object = |key| Json::from_iter([text::field("key", &text::typed(key))]);
-            return options.print(&one_or_list(keys.into_iter().map(object)), "ok\n");
+            let keys = keys.iter().map(|key| text::key(key));
+            return options.print(&one_or_list(keys), "ok\n");
         };
         let Failure { code, why } = explained(error, options).await;
         let why = match why.strip_prefix("unknown-outcome: ") {

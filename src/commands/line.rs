@@ -34,21 +34,15 @@ pub(super) fn json(key: &[u8], value: &Packed) -> Result<Vec<u8>, Error> {
         true => ("value".to_owned(), json),
         false => ("value_msgpack".to_owned(), BASE64.encode(&**value).into()),
     };
-    let line = Json::from_iter([text::field("key", &text::typed(key.to_vec())), value]);
+    let line = Json::from_iter([text::field("key", &key.into()), value]);
     Ok((text::json_line(&line) + "\n").into_bytes())
 }
 
 /// `SET key value` in the protocol of Redis. A value that is no string goes as `get` prints it.
 pub(super) fn resp(key: &[u8], value: &Packed) -> Result<Vec<u8>, Error> {
     let value = text::printed(&value.value()?);
-    let words = [b"SET", key, &value];
-    let mut command = format!("*{}\r\n", words.len()).into_bytes();
-    for word in words {
-        command.extend(format!("${}\r\n", word.len()).bytes());
-        command.extend(word);
-        command.extend(b"\r\n");
-    }
-    Ok(command)
+    let word = |word: &[u8]| [format!("${}\r\n", word.len()).as_bytes(), word, b"\r\n"].concat();
+    Ok([b"*3\r\n".to_vec(), word(b"SET"), word(key), word(&value)].concat())
 }
 
 /// Reads a line like those that [`json`] makes: its key and its value.
@@ -87,10 +81,9 @@ fn base64(text: &str) -> Result<Vec<u8>, Failure> {
 pub(super) fn checked(value: &[u8]) -> Result<Packed, Failure> {
     check_value(value)?;
     let value = Packed::from(value);
+    let nil = "nil is an absent key: kv54 delete makes one";
     match value.is_nil() {
-        true => Err(Failure::usage(
-            "nil is an absent key: kv54 delete makes one",
-        )),
+        true => Err(Failure::usage(nil)),
         false => Ok(value),
     }
 }

@@ -1,12 +1,12 @@
 //! `keys`: the names of all keys, or of those that begin alike.
 
 use std::ffi::OsString;
-use std::process::ExitCode;
+use std::io;
+use std::process::{self, ExitCode};
 
 use clap::Args;
-use serde_json::Value as Json;
 
-use super::{Options, Outcome, export, text};
+use super::{Options, Outcome, export, text, write};
 
 /// Print the name of every key, one a line, in no order.
 ///
@@ -26,15 +26,20 @@ pub(super) struct Keys {
 impl Keys {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         let line: export::Line = match options.json {
-            true => |key, _| {
-                let field = text::field("key", &text::typed(key.to_vec()));
-                Ok((text::json_line(&Json::from_iter([field])) + "\n").into_bytes())
-            },
-            false => |key, _| Ok((text::in_a_line(&text::typed(key.to_vec())) + "\n").into_bytes()),
+            true => |key, _| Ok((text::json_line(&text::key(key)) + "\n").into()),
+            false => |key, _| Ok((text::in_a_line(&key.into()) + "\n").into()),
         };
         let prefix = self.prefix.unwrap_or_default().into_encoded_bytes();
-        let printed = export::print_all(options, prefix, line).await;
+        let printed = export::print_all(options, prefix, line, write_while_read).await;
         printed.map_err(|failure| failure.of("the list is not complete"))?;
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Writes names. A reader that has read enough may close the pipe, and ends the process.
+fn write_while_read(names: &[u8]) -> io::Result<()> {
+    match write(names) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => process::exit(0),
+        written => written,
     }
 }

@@ -43,6 +43,17 @@ pub(super) fn json_line(json: &Json) -> String {
     }
 }
 
+/// So many things in a sentence: `1 key`, `2 keys`.
+pub(super) fn count(number: usize, thing: &str) -> String {
+    let s = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{s}")
+}
+
+/// A key alone as an object.
+pub(super) fn key(key: &[u8]) -> Json {
+    Json::from_iter([field("key", &key.into())])
+}
+
 /// A value as a field of an object: `name`, or `name_base64` for bytes that are not UTF-8.
 pub(super) fn field(name: &str, value: &Value) -> (String, Json) {
     let is_text = std::str::from_utf8(value.as_slice().unwrap_or_default()).is_ok();
@@ -68,18 +79,15 @@ pub(super) fn json(value: &Value) -> Json {
             text.unwrap_or_else(|_| BASE64.encode(bytes).into())
         }
         Value::Array(items) => items.iter().map(json).collect(),
-        Value::Map(pairs) => pairs
-            .iter()
-            .map(|(key, value)| (name(key), json(value)))
-            .collect(),
+        Value::Map(pairs) => Json::Object(pairs.iter().map(named).collect()),
         Value::Ext(kind, bytes) => json!({ "ext": kind, "base64": BASE64.encode(bytes) }),
     }
 }
 
-fn name(key: &Value) -> String {
+fn named((key, value): &(Value, Value)) -> (String, Json) {
     match json(key) {
-        Json::String(text) => text,
-        other => other.to_string(),
+        Json::String(name) => (name, json(value)),
+        other => (other.to_string(), json(value)),
     }
 }
 

@@ -3,7 +3,6 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -105,7 +104,6 @@ impl Bench {
             target.write(key.as_bytes(), Some(&value)).await
         };
         let filled = sets.try_for_each_concurrent(targets.len(), set).await;
-        bar.finish_and_clear();
         filled.map_err(|error| Failure::from(error).with("while the keys were filled"))
     }
 
@@ -138,7 +136,6 @@ impl Bench {
             (Instant::now(), used())
         };
         let ((start, before), _) = join(warm_up, join_all(tasks)).await;
-        bar.finish_and_clear();
         let elapsed = start.elapsed();
         let share = |(now, before)| (now - before) / elapsed.as_secs_f64();
         Ok(Report {
@@ -153,8 +150,8 @@ impl Bench {
     async fn operate(&self, target: &Target) -> Result<Option<&'static str>, Error> {
         let (key, value) = self.entry(fastrand::u32(..self.keys));
         if self.ops == "set" || self.ops == "mix" && fastrand::bool() {
-            let written = target.write(key.as_bytes(), Some(&value)).await;
-            return written.map(|()| None);
+            target.write(key.as_bytes(), Some(&value)).await?;
+            return Ok(None);
         }
         Ok(match target.get(key.as_bytes()).await? {
             found if found == value => None,
@@ -180,15 +177,15 @@ impl Bench {
         };
         let (keys, size) = (self.keys, self.value_size);
         let (rate, done, time) = (report.rate(), report.latency.len(), report.elapsed);
-        let mut text = format!("{rate} operations per second ({done} in {time:.1?})\n");
-        let _ = writeln!(text, "{at_once}; {keys} keys, values of {size} bytes");
-        for (name, time) in report.percentiles() {
-            let _ = writeln!(text, "{name:<5}  {time:.1?}");
-        }
-        if let Some(share) = report.cpu {
-            let _ = writeln!(text, "bench itself used {:.0} % of a core", share * 100.0);
-        }
-        text
+        let mut lines = vec![
+            format!("{rate} operations per second ({done} in {time:.1?})"),
+            format!("{at_once}; {keys} keys, values of {size} bytes"),
+        ];
+        let percentiles = report.percentiles();
+        lines.extend(percentiles.map(|(name, time)| format!("{name:<5}  {time:.1?}")));
+        let percent = report.cpu.map(|share| share * 100.0);
+        lines.extend(percent.map(|cpu| format!("bench itself used {cpu:.0} % of a core")));
+        lines.join("\n") + "\n"
     }
 
     /// The same, latencies in microseconds.
@@ -227,11 +224,10 @@ impl Report {
     }
 
     fn percentiles(&self) -> impl Iterator<Item = (&'static str, Duration)> {
-        let names = ["p50", "p90", "p99", "p99.9", "max"];
+        let quantiles = [0.5, 0.9, 0.99, 0.999, 1.0];
         let under = |quantile| Duration::from_nanos(self.latency.value_at_quantile(quantile));
-        names
-            .into_iter()
-            .zip([0.5, 0.9, 0.99, 0.999, 1.0].map(under))
+        let names = ["p50", "p90", "p99", "p99.9", "max"].into_iter();
+        names.zip(quantiles.map(under))
     }
 }
 

@@ -8,7 +8,6 @@ use std::thread;
 
 use clap::Args;
 use futures::future::join_all;
-use indicatif::ProgressBar;
 use serde_json::json;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
@@ -40,24 +39,26 @@ type Batch = Result<Vec<Line>, Failure>;
 
 /// A line of the input.
 struct Line {
-    number: u64,
+    at: Position,
     key: Vec<u8>,
     value: Packed,
+}
+
+/// Where in the input a line is.
+#[derive(Clone, Copy, Default)]
+struct Position {
+    number: u64,
+    end: u64, // bytes of the input up to its end
 }
 
 impl Import {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         let client = options.client()?;
-        let bar = match left() {
-            Some(bytes) => bar("{wide_bar} {percent} %  {msg}  {eta} left", Some(bytes)),
-            None => bar("{bytes} in {elapsed}  {msg}", None),
-        };
-        let input = bar.wrap_read(standard_input("the lines are", options)?);
+        let input = standard_input("the lines are", options)?;
         // A thread of its own reads: a read may wait, and the answers must not wait for that.
         let (batches, coming) = channel(2);
         thread::spawn(move || read(input, self.from, &batches));
-        let imported = set_all(&client, coming, &bar).await;
-        bar.finish_and_clear(); // the thread may still hold it
+        let imported = set_all(&client, coming).await;
         client.replicas.settle().await;
         let lines = imported?;
         let written = text::count(lines, "line") + " written\n";
@@ -66,11 +67,11 @@ impl Import {
 }
 
 /// Sets batch after batch, and returns how many lines that were.
-async fn set_all(
-    client: &Client,
-    mut coming: Receiver<Batch>,
-    bar: &ProgressBar,
-) -> Result<usize, Failure> {
+async fn set_all(client: &Client, mut coming: Receiver<Batch>) -> Result<usize, Failure> {
+    let bar = match left() {
+        Some(bytes) => bar("{wide_bar} {percent} %  {msg}  {eta} left", Some(bytes)),
+        None => bar("{bytes} in {elapsed}  {msg}", None),
+    };
     let mut done = 0;
     while let Some(batch) = coming.recv().await {
         let batch = batch?;
@@ -78,7 +79,8 @@ async fn set_all(
         done += batch.len();
         let a_second = done as u128 * 1000 / bar.elapsed().as_millis().max(1);
         if let Some(last) = batch.last() {
-            bar.set_message(format!("line {}, {a_second}/s", last.number));
+            bar.set_position(last.at.end);
+            bar.set_message(format!("line {}, {a_second}/s", last.at.number));
         }
     }
     Ok(done)
@@ -88,7 +90,7 @@ async fn set_all(
 async fn set(client: &Client, batch: &[Line]) -> Result<(), Failure> {
     let sets = batch.iter().map(|line| client.set(&line.key, &line.value));
     for (line, written) in batch.iter().zip(join_all(sets).await) {
-        let number = line.number;
+        let number = line.at.number;
         written.map_err(|error| {
             let hint = format!("every line before it is written: go on with --from {number}");
             Failure::from(error).of(format!("line {number}")).with(hint)
@@ -100,9 +102,9 @@ async fn set(client: &Client, batch: &[Line]) -> Result<(), Failure> {
 /// Reads lines to the end or to the first bad one, and hands them on in batches. It ends early
 /// where batches are not taken any more: a line could not be set.
 fn read(mut input: impl BufRead, from: u64, batches: &Sender<Batch>) -> Option<()> {
-    let (mut number, mut batch) = (0, Vec::new());
+    let (mut at, mut batch) = (Position::default(), Vec::new());
     loop {
-        match next(&mut input, from, &mut number) {
+        match next(&mut input, from, &mut at) {
             Ok(Some(line)) if fits(&line, &batch) => batch.push(line),
             Ok(Some(line)) => {
                 let full = mem::replace(&mut batch, vec![line]);
@@ -110,7 +112,7 @@ fn read(mut input: impl BufRead, from: u64, batches: &Sender<Batch>) -> Option<(
             }
             end => {
                 batches.blocking_send(Ok(batch)).ok()?;
-                let bad = end.err()?.of(format!("line {number}"));
+                let bad = end.err()?.of(format!("line {}", at.number));
                 let hint = "every line before it is written, none after it";
                 return batches.blocking_send(Err(bad.with(hint))).ok();
             }
@@ -128,16 +130,18 @@ fn fits(line: &Line, batch: &[Line]) -> bool {
 }
 
 /// The next line from number `from` on that is not empty; `None` at the end of the input.
-fn next(input: &mut impl BufRead, from: u64, number: &mut u64) -> Result<Option<Line>, Failure> {
+fn next(input: &mut impl BufRead, from: u64, at: &mut Position) -> Result<Option<Line>, Failure> {
     let most = line::MAX_LINE;
     loop {
         let mut text = Vec::new();
-        *number += 1;
-        let read = match *number < from {
+        at.number += 1;
+        let read = match at.number < from {
             true => input.skip_until(b'\n'), // however long it is
             false => input.take(most as u64 + 1).read_until(b'\n', &mut text),
         };
-        if read.map_err(|error| Failure::from(error).of("standard input"))? == 0 {
+        let read = read.map_err(|error| Failure::from(error).of("standard input"))?;
+        at.end += read as u64;
+        if read == 0 {
             return Ok(None);
         }
         if text.len() > most {
@@ -145,8 +149,8 @@ fn next(input: &mut impl BufRead, from: u64, number: &mut u64) -> Result<Option<
             return Err(Failure::usage(why));
         }
         if !text.trim_ascii().is_empty() {
-            let (number, (key, value)) = (*number, line::read(&text)?);
-            return Ok(Some(Line { number, key, value }));
+            let (at, (key, value)) = (*at, line::read(&text)?);
+            return Ok(Some(Line { at, key, value }));
         }
     }
 }

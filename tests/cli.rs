@@ -72,6 +72,13 @@ fn without_a_value_standard_input_is_the_value_byte_for_byte() {
         get.json(),
         json!({ "key_base64": "/v8=", "value_base64": "gA==" })
     );
+    let told = cluster.kv54([OsStr::new("where"), key]).exits(0);
+    assert!(
+        told.text().starts_with(r#"crc32("\xfe\xff") = "#),
+        "{told:?}"
+    );
+    let absent = cluster.kv54([OsStr::new("get"), OsStr::from_bytes(b"\xfe")]);
+    absent.exits(1).says(&[r#"key "\xfe" is absent"#]);
 }
 
 #[test]

@@ -130,10 +130,10 @@ impl Get {
         if io::stdout().is_terminal() && !options.json {
             let is_text = |value: &Value| value.is_nil() || value.as_slice().is_some();
             let typed = pairs.iter().filter(|(_, value)| !is_text(value));
-            typed.for_each(|(key, _)| remark(format!("{key} is JSON, no text")));
+            typed.for_each(|(key, _)| remark(text::quoted(key) + " is JSON, no text"));
         }
         let absent = pairs.iter().filter(|(_, value)| value.is_nil());
-        let absent: Vec<String> = absent.map(|(key, _)| key.to_string()).collect();
+        let absent: Vec<String> = absent.map(|(key, _)| text::quoted(key)).collect();
         let why = match &absent[..] {
             [] => return Ok(ExitCode::SUCCESS),
             _ if options.json => return Ok(ExitCode::from(1)),

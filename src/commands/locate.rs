@@ -35,7 +35,8 @@ impl Where {
         let (typed, count) = (text::typed(key), cluster.nodes().len());
         let (field, value) = text::field("key", &typed);
         let located = json!({ field: value, "hash": hash, "nodes": count, "replicas": replicas });
-        let sum = format!("crc32({typed}) = {hash}, {hash} % {count} = {owner}");
+        let key = text::quoted(&typed);
+        let sum = format!("crc32({key}) = {hash}, {hash} % {count} = {owner}");
         let table = text::table(["node", "address", "role", "holds", ""], rows);
         options.print(&located, format!("{sum}\n{table}"))?;
         let heard = replicas.iter().any(|replica| replica["error"].is_null());

@@ -43,6 +43,11 @@ pub(super) fn json_line(json: &Json) -> String {
     }
 }
 
+/// A key in a sentence.
+pub(super) fn quoted(key: &Value) -> String {
+    format!("\"{}\"", in_a_line(key))
+}
+
 /// So many things in a sentence: `1 key`, `2 keys`.
 pub(super) fn count(number: usize, thing: &str) -> String {
     let s = if number == 1 { "" } else { "s" };

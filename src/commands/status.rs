@@ -146,10 +146,14 @@ fn line(node: &Node, ring: u32, status: &Result<Status, Error>) -> (Json, [Strin
         Ok(status) => json!(status),
         Err(_) => json!({ "keys": null, "tombstones": null, "bytes": null, "error": remark }),
     };
-    let [keys, bytes] = ["keys", "bytes"].map(|count| json[count].to_string().replace("null", "-"));
-    for (field, told) in [("name", &*name), ("address", &address), ("state", state)] {
-        json[field] = told.into();
+    if let Some(fields) = json.as_object_mut() {
+        let own = [("name", &*name), ("address", &address), ("state", state)];
+        fields.extend(own.map(|(field, told)| (field.to_owned(), told.into())));
     }
+    let [keys, bytes] = match status {
+        Ok(status) => [status.keys, status.bytes].map(|count| count.to_string()),
+        Err(_) => ["-", "-"].map(String::from),
+    };
     let row = [name, address, text::coloured(state), keys, bytes, remark];
     (json, row)
 }

@@ -2,7 +2,8 @@
 //! these two are without their memory at the same time, the write is gone, and they
 //! become ready without it. A node that sees this says so until a person acknowledges it.
 
-use tokio::time::Instant;
+use futures::future::join_all;
+use tokio::time::{Instant, timeout};
 
 use crate::error::Error;
 use crate::replicas::Replicas;
@@ -50,9 +51,9 @@ pub async fn look(store: &Store, replicas: &Replicas, place: usize) -> Result<St
 /// ready for the part, it must know whether another one still is not.
 pub async fn look_around(store: &Store, replicas: &Replicas, part: usize) {
     let others = replicas.cluster.replicas(part);
-    for place in others.filter(|place| *place != store.place) {
-        let _ = look(store, replicas, place).await; // one that is silent shows nothing
-    }
+    let others = others.filter(|place| *place != store.place);
+    let looks = join_all(others.map(|place| look(store, replicas, place)));
+    let _ = timeout(replicas.cluster.limits.window, looks).await; // one that is silent shows nothing
 }
 
 fn doubt(store: &Store, part: usize, [one, other]: [usize; 2]) {

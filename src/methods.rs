@@ -16,7 +16,7 @@ pub const METHODS: &str = "\
 ";
 
 /// What nodes ask each other.
-pub const AMONG_NODES: [&str; 4] = ["load", "store", "scan", "status"];
+pub const AMONG_NODES: [&str; 5] = ["load", "store", "scan", "status", "acknowledge"];
 
 impl Error {
     /// The error of a method that does not exist, or does not take so many parameters.

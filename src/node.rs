@@ -52,7 +52,8 @@ impl Node {
             self.store.limit(newer.limits);
             self.client.replicas.move_to(&newer);
             let mut changes = newer.changeable();
-            changes.retain(|line| !known.contains(line));
+            let at_home = format!("{} is at ", self.store.name());
+            changes.retain(|line| !known.contains(line) && !line.starts_with(&at_home));
             match changes[..] {
                 [] => log::info!("cluster.toml is read again: nothing has changed"),
                 _ => log::info!("cluster.toml is read again: {}", changes.join(", ")),

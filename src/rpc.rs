@@ -115,7 +115,7 @@ where
         tokio::select! {
             biased;
             Some(Ok(done)) = tries.next() => return done,
-            () = sleep(every) => longest = 5 * every, // so at most six are open
+            () = sleep(every) => longest = 3 * every, // so at most four are open
         }
     }
 }

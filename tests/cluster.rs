@@ -649,8 +649,8 @@ fn all_nodes_of_one_process_read_the_file_again() {
 fn idle_clients_beyond_the_open_files_keep_no_node_out() {
     let mut cluster = Cluster::of(&FIVE);
     cluster.start_under("-n 64", "alice");
-    let says = "64 open files are allowed: a node takes 32 connections, not 1024; \
-                ulimit -n 1056 is enough for all";
+    let says = "64 open files are allowed: a node takes 24 connections, not 1024; \
+                ulimit -n 1064 is enough for all";
     cluster
         .node("alice")
         .wait_for(&format!("kv54: warning: {says}"));
@@ -659,7 +659,7 @@ fn idle_clients_beyond_the_open_files_keep_no_node_out() {
         .collect();
     cluster
         .node("alice")
-        .wait_for("connections are refused: 32 are open");
+        .wait_for("connections are refused: 24 are open");
     // However many are refused, the log says so every second.
     let refusals = || {
         let lines = cluster.node("alice").log();

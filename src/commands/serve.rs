@@ -18,8 +18,9 @@ use crate::cluster::{Cluster, Limits};
 use crate::error::plain;
 use crate::node;
 
-/// How many files a node needs beside its connections: its own, and those of the process.
-const OWN_FILES: usize = 16;
+/// How many files a node needs beside its connections: its own, those of the process, and the dials
+/// of a host that is out of reach.
+const OWN_FILES: usize = 24;
 
 /// Run a node, or all of them.
 #[derive(Args)]
@@ -51,7 +52,7 @@ impl Serve {
             true => (0..cluster.nodes().len()).collect(),
             false => vec![self.place(&cluster, options)?],
         };
-        fit(&mut Arc::make_mut(&mut cluster).limits, places.len());
+        fit(&mut Arc::make_mut(&mut cluster).limits, places.len())?;
         self.run_all(options, cluster, &places).await
     }
 
@@ -122,19 +123,31 @@ fn reload(options: &Options, nodes: usize, file: &watch::Sender<Arc<Cluster>>) {
             "{path}: another ring ({other}) than the running one ({running}); nothing is changed"
         );
     }
-    fit(&mut new.limits, nodes);
-    file.send_replace(Arc::new(new));
+    match fit(&mut new.limits, nodes) {
+        Ok(()) => drop(file.send_replace(Arc::new(new))),
+        Err(error) => log::error!("{error}; nothing is changed"),
+    }
 }
 
 /// Lowers `connections` to what the limit on open files leaves for each of so many nodes.
-fn fit(limits: &mut Limits, nodes: usize) {
+fn fit(limits: &mut Limits, nodes: usize) -> io::Result<()> {
     // Other nodes connect within the reserve, and are dialled as often.
     let others = OWN_FILES + 2 * limits.reserve;
     let enough = nodes * (limits.connections + others);
     let allowed = rlimit::increase_nofile_limit(enough as u64);
     let allowed = allowed.or_else(|_| Resource::NOFILE.get_soft());
     let allowed = allowed.map_or(enough, |files| usize::try_from(files).unwrap_or(enough));
-    let most = (allowed / nodes).saturating_sub(others).max(1);
+    let most = (allowed / nodes).saturating_sub(others);
+    if most == 0 {
+        let nodes = if nodes == 1 {
+            "a node"
+        } else {
+            "all these nodes"
+        };
+        let why =
+            format!("{allowed} open files are too few for {nodes}: ulimit -n {enough} is enough");
+        return Err(io::Error::other(why));
+    }
     if most < limits.connections {
         let wanted = std::mem::replace(&mut limits.connections, most);
         log::warn!(
@@ -142,6 +155,7 @@ fn fit(limits: &mut Limits, nodes: usize) {
              ulimit -n {enough} is enough for all"
         );
     }
+    Ok(())
 }
 
 /// Writes log lines to standard error. Each begins with its node's name: the name of its thread.

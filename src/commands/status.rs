@@ -75,11 +75,15 @@ impl Show {
 /// What the nodes cannot vouch for, each line once, and what to do about it.
 fn doubts(nodes: &[Json]) -> String {
     let lists = nodes.iter().filter_map(|node| node["doubts"].as_array());
-    let mut lines: IndexSet<_> = lists.flatten().filter_map(Json::as_str).collect();
+    let doubts: IndexSet<_> = lists.flatten().filter_map(Json::as_str).collect();
+    let mut lines: String = doubts
+        .iter()
+        .flat_map(|doubt| ["doubt: ", doubt, "\n"])
+        .collect();
     if !lines.is_empty() {
-        lines.insert("import a backup if these keys matter, then kv54 status --acknowledge");
+        lines += "import a backup if these keys matter, then kv54 status --acknowledge\n";
     }
-    lines.iter().flat_map(|line| [*line, "\n"]).collect()
+    lines
 }
 
 /// How the nodes are, in half a sentence.

@@ -35,6 +35,9 @@ const REDIAL: Duration = Duration::from_millis(50);
 /// A connection that is silent for this long, and for twice the time that its last answer took, may
 /// have lived through a cut: TCP sends again only after as long as the cut was. It is dialled afresh.
 const STALE: Duration = Duration::from_millis(250);
+/// How long a question of an operation may stay open, however much comes: nobody waits for it longer,
+/// and what waits behind it would come late too.
+const LONGEST: Duration = Duration::from_secs(5);
 /// Unsent questions, in bytes, that are sent at once. With less, a write waits one round for more.
 const BATCH: usize = 1 << 10;
 /// Unsent questions, in bytes; more are refused.
@@ -56,6 +59,7 @@ struct Line {
     node: Node,
     dial: Dial,
     patience: Duration,
+    longest: Duration, // that a question may stay open
     state: Mutex<State>,
     to_write: Notify,
     to_watch: Notify,
@@ -93,16 +97,26 @@ impl Peer {
     /// This node, as the file has it. A dial takes `patience` at most, and a connection from which
     /// no byte came for that long while a question is open is given up.
     pub fn new(node: &Node, patience: Duration, dial: Dial) -> Self {
+        Peer::on(Line::new(
+            node.clone(),
+            patience,
+            patience.max(LONGEST),
+            dial,
+        ))
+    }
+
+    fn on(line: Arc<Line>) -> Self {
         Peer(Arc::new(Lines {
-            newest: Mutex::new(Line::new(node.clone(), patience, dial)),
+            newest: Mutex::new(line),
             apart: Mutex::default(),
         }))
     }
 
-    /// The same node, asked on a connection of its own.
+    /// The same node, asked on a connection of its own, where an answer may take as long as it comes.
     pub(crate) fn apart(&self, patience: Duration) -> Self {
         let line = lock(&self.0.newest);
-        let apart = Peer::new(&line.node, patience, line.dial.clone());
+        let (node, dial) = (line.node.clone(), line.dial.clone());
+        let apart = Peer::on(Line::new(node, patience, Duration::MAX, dial));
         lock(&self.0.apart).push(apart.clone());
         apart
     }
@@ -112,7 +126,7 @@ impl Peer {
         let mut line = lock(&self.0.newest);
         if line.node.address != address {
             let (address, name) = (address.to_owned(), line.node.name.clone());
-            let fresh = Line::new(Node { name, address }, line.patience, line.dial.clone());
+            let fresh = line.afresh(Node { name, address });
             std::mem::replace(&mut *line, fresh).to_watch.notify_one();
         }
         for peer in &*lock(&self.0.apart) {
@@ -191,15 +205,21 @@ impl Peer {
 }
 
 impl Line {
-    fn new(node: Node, patience: Duration, dial: Dial) -> Arc<Self> {
+    fn new(node: Node, patience: Duration, longest: Duration, dial: Dial) -> Arc<Self> {
         Arc::new(Line {
             node,
             dial,
             patience,
+            longest,
             state: Mutex::default(),
             to_write: Notify::new(),
             to_watch: Notify::new(),
         })
+    }
+
+    /// The same, perhaps at another address, without a connection and without questions.
+    fn afresh(&self, node: Node) -> Arc<Self> {
+        Line::new(node, self.patience, self.longest, self.dial.clone())
     }
 
     fn too_much(&self, state: &State, pieces: &[&[u8]]) -> Option<Error> {
@@ -335,7 +355,7 @@ impl Line {
     fn replace(self: &Arc<Self>, peer: &Peer, stream: Box<dyn Connection>) {
         let mut newest = lock(&peer.0.newest);
         if Arc::ptr_eq(self, &newest) {
-            *newest = Line::new(self.node.clone(), self.patience, self.dial.clone());
+            *newest = self.afresh(self.node.clone());
             lock(&newest.state).running = true;
             newest.clone().start(peer.clone(), connected(stream));
         }
@@ -354,7 +374,10 @@ impl Line {
         let late = open.take_while(|(asked, _)| now - *asked >= HEDGE);
         late.for_each(|(_, slot)| slot.asker.wake());
         // A dial has a bound of its own, and its end says that nothing was sent.
-        let since = |heard: Instant| now - heard.max(oldest);
+        let since = |heard: Instant| match now - oldest < self.longest {
+            true => now - heard.max(oldest),
+            false => self.patience,
+        };
         let silent = state.heard.map(since).unwrap_or_default();
         // One that never answered is not stale: dialling once more would change nothing.
         let unusual = |took: Duration| silent >= STALE.max(2 * took);

@@ -614,7 +614,16 @@ fn a_file_that_a_running_node_cannot_take_changes_nothing() {
     let elsewhere = format!("127.0.0.1:{}", cluster.spare_port(0));
     let old = cluster.address("alice");
     cluster.edit(&old, &elsewhere);
-    cluster.reload(&format!("alice is at {elsewhere}"));
+    cluster.reload("cluster.toml is read again: ");
+    let says = format!("alice is at {elsewhere}");
+    cluster.node("bob").wait_for(&says);
+    assert!(
+        cluster
+            .node("alice")
+            .log()
+            .iter()
+            .all(|line| !line.contains(&says))
+    );
     let says = "alice: warning: its own address and [tls] are taken at its next start";
     cluster.node("alice").wait_for(says);
     cluster.restart("alice");

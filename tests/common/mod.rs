@@ -13,7 +13,7 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kv54::client::Client;
@@ -380,10 +380,13 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
             for (name, node) in &self.nodes {
-                eprintln!(
-                    "-- the log of {name}:\n{}",
-                    node.log.lines.lock().unwrap().join("\n")
-                );
+                // Also where a wait for a line has failed, which poisons the lock.
+                let lines = node
+                    .log
+                    .lines
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                eprintln!("-- the log of {name}:\n{}", lines.join("\n"));
             }
         }
         self.nodes.clear();

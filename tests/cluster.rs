@@ -463,7 +463,7 @@ fn traffic_does_not_notice_that_every_node_reads_its_file_again() {
             for turn in 1..10 {
                 let [old, new] = [turn, turn + 1].map(|host| format!("127.0.0.{host}:"));
                 cluster.edit(&old, &new);
-                cluster.reload(&format!("erin is at {new}"));
+                cluster.reload(&format!("is at {new}"));
             }
         });
         let traffic = (0..10).map(|number| {

@@ -134,7 +134,8 @@ async fn compare(store: &Store, replicas: &Replicas, place: usize, parts: &[usiz
 
 /// Reads one part at a neighbour to its end, and notes how that goes.
 async fn read(store: &Store, replicas: &Replicas, place: usize, part: usize) -> Result<(), Error> {
-    let (mut scan, mut lost) = (Scan::new(replicas, place, part), (Some(0), 0));
+    let mut scan = Scan::new(replicas, place, part);
+    let (mut reached, mut lost) = (scan.cursor, 0);
     while let Err(error) = read_on(store, &mut scan).await {
         let node = replicas.cluster.nodes().get(place);
         let address = node.map_or("", |node| &node.address);
@@ -144,11 +145,11 @@ async fn read(store: &Store, replicas: &Replicas, place: usize, part: usize) -> 
         };
         store.note_trouble(place, why);
         // A page that was lost with its connection: what was read before it is still read.
-        lost = (
-            scan.cursor,
-            if lost.0 == scan.cursor { lost.1 + 1 } else { 1 },
-        );
-        if error.kind != Kind::UnknownOutcome || lost.1 > 3 {
+        if scan.cursor != reached {
+            (reached, lost) = (scan.cursor, 0);
+        }
+        lost += 1;
+        if error.kind != Kind::UnknownOutcome || lost > 3 {
             return Err(error);
         }
         scan.most = MIN_PAGE.max(scan.most / 4);

@@ -35,7 +35,7 @@ pub(super) struct Set {
     /// The value; without it, or with `-`, standard input byte for byte, a newline at its end too
     #[arg(allow_negative_numbers = true)]
     value: Option<OsString>,
-    /// The value is JSON: false is a boolean, 5 a number, [1] an array, and "tea" a text
+    /// The value is JSON: false is a boolean, 5 a number, "tea" a text, and so on
     #[arg(long)]
     value_json: bool,
     #[command(flatten)]

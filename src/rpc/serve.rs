@@ -236,10 +236,12 @@ impl<S: Service> Session<'_, S> {
                 Err(malformed) => return self.reply(malformed.into()),
             };
             self.timer = None;
-            if let (true, Err(refused)) = (self.on_trial, of_a_node(&message)) {
-                return self.reply(refused.into());
+            if self.on_trial {
+                if let Err(refused) = of_a_node(&message) {
+                    return self.reply(refused.into());
+                }
+                self.on_trial = false;
             }
-            self.on_trial = false;
             // The message itself, and once more as it goes to other nodes.
             let weight = 2 * message.len();
             self.turn += weight + REQUEST + VALUE * self.codec.last_values;

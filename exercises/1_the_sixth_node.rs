@@ -7,6 +7,8 @@
 //! Hint: must a node's claim to a key depend on who else is there? Let every node make a bid
 //! for every key ([`bid`]). Whose is it? (This is *rendezvous hashing*: Thaler and Ravishankar,
 //! 1998.) And what would it cost to find an owner among 1,000 nodes?
+//!
+//! To move few keys is one thing. To move them while clients write is exercise 9.
 
 /// Yours: the place of the key's owner in this list.
 #[cfg(not(feature = "solutions"))]

@@ -3,9 +3,9 @@
 //!
 //! `cargo exercise 1`
 //!
-//! In 3, 4, 5 and 7 you are the network: [`tea`] has three replicas, and nothing arrives before
-//! you say so. Every exercise has an answer in `solutions/`, which the project's own checks turn
-//! on with `--features solutions`. Look there last.
+//! In 3, 4, 5, 7 and 9 you are the network: [`tea`] has three replicas, [`rings`] two rings, and
+//! nothing arrives before you say so. Every exercise has an answer in `solutions/`, which the
+//! project's own checks turn on with `--features solutions`. Look there last.
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -13,6 +13,7 @@
     clippy::indexing_slicing
 )]
 
+mod rings;
 mod tea;
 
 #[path = "1_the_sixth_node.rs"]
@@ -38,3 +39,6 @@ mod two_windows;
 
 #[path = "8_crash_vectors.rs"]
 mod crash_vectors;
+
+#[path = "9_two_rings.rs"]
+mod two_rings;

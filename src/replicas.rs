@@ -194,13 +194,14 @@ impl Replicas {
         let is_own = |place: usize| self.own_store_at(place).is_some();
         let own = places.iter().position(|place| is_own(*place));
         places.rotate_left(own.unwrap_or(0));
-        let turn = |place| {
-            let peer = self.nodes.get(place).filter(|_| !is_own(place));
-            (peer.map(|(peer, _)| peer.turn(now)), place) // none, which is ourselves, is the lowest
+        let turn = |place: &usize| {
+            let peer = self.nodes.get(*place).filter(|_| !is_own(*place));
+            peer.map(|(peer, _)| peer.turn(now)) // none, which is ourselves, is the lowest
         };
-        let mut turns: Few<(Option<u8>, usize)> = places.into_iter().map(turn).collect();
-        turns.sort_by_key(|(turn, _)| *turn);
-        turns.into_iter().map(|(_, place)| place).collect()
+        if !places.is_sorted_by_key(turn) {
+            places.sort_by_cached_key(turn);
+        }
+        places
     }
 }
 
@@ -329,7 +330,7 @@ impl Operation<'_> {
                 First::Store => COPIES,
             },
             first,
-            to_ask,
+            to_ask: to_ask.into_iter(),
             calls: Few::new(),
             answers,
             errors: Vec::new(),
@@ -395,8 +396,8 @@ struct Attempt<T> {
     closes: Instant,
     first: First,
     needed: usize,
-    due: usize,         // how many replicas are to be asked now
-    to_ask: Few<usize>, // the replicas that were not asked yet
+    due: usize,                                  // how many replicas are to be asked now
+    to_ask: smallvec::IntoIter<[usize; COPIES]>, // the replicas that were not asked yet
     calls: Few<(usize, Call)>,
     answers: Answers<T>,
     errors: Errors,
@@ -434,12 +435,11 @@ impl<T> Attempt<T> {
 
     /// Asks as many replicas as are due. The clock is read after our own store has answered.
     fn start(&mut self, ask: &mut impl FnMut(usize) -> Sent<T>) {
-        let due = std::mem::take(&mut self.due).min(self.to_ask.len());
-        let due: Few<usize> = self.to_ask.drain(..due).collect();
-        for place in due {
-            match ask(place) {
-                Sent::Answered(answer) => self.count(place, Instant::now(), answer),
-                Sent::Awaited(call) => self.calls.push((place, call)),
+        for _ in 0..std::mem::take(&mut self.due) {
+            match self.to_ask.next().map(|place| (place, ask(place))) {
+                Some((place, Sent::Answered(answer))) => self.count(place, Instant::now(), answer),
+                Some((place, Sent::Awaited(call))) => self.calls.push((place, call)),
+                None => {}
             }
         }
     }
@@ -496,7 +496,7 @@ impl<T> Attempt<T> {
     /// Whether the next replica must be asked: one has failed, or an answer is late.
     fn needs_another(&self, now: Instant) -> bool {
         let too_few = self.answers.len() + self.calls.len() < self.needed;
-        !self.to_ask.is_empty() && (too_few || now - self.opened >= HEDGE)
+        self.to_ask.len() > 0 && (too_few || now - self.opened >= HEDGE)
     }
 
     /// A call that is still open was not answered in time.

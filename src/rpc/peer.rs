@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -61,6 +62,7 @@ struct Line {
     patience: Duration,
     longest: Duration, // that a question may stay open
     state: Mutex<State>,
+    out_of_turn: AtomicBool, // maybe, being late or full: only then is the state looked at for that
     to_write: Notify,
     to_watch: Notify,
 }
@@ -97,12 +99,8 @@ impl Peer {
     /// This node, as the file has it. A dial takes `patience` at most, and a connection from which
     /// no byte came for that long while a question is open is given up.
     pub fn new(node: &Node, patience: Duration, dial: Dial) -> Self {
-        Peer::on(Line::new(
-            node.clone(),
-            patience,
-            patience.max(LONGEST),
-            dial,
-        ))
+        let longest = patience.max(LONGEST);
+        Peer::on(Line::new(node.clone(), patience, longest, dial))
     }
 
     fn on(line: Arc<Line>) -> Self {
@@ -185,8 +183,12 @@ impl Peer {
     /// out of reach a moment ago. The first one had no memory for a set, and may refuse the next.
     pub fn turn(&self, now: Instant) -> u8 {
         let line = lock(&self.0.newest);
+        if !line.out_of_turn.load(Relaxed) {
+            return 1;
+        }
         let state = lock(&line.state);
         let [late, full] = [state.suspect_until, state.full_until].map(|until| until > Some(now));
+        line.out_of_turn.store(late || full, Relaxed);
         match late {
             true => 2,
             false => u8::from(!full),
@@ -212,6 +214,7 @@ impl Line {
             patience,
             longest,
             state: Mutex::default(),
+            out_of_turn: AtomicBool::new(false),
             to_write: Notify::new(),
             to_watch: Notify::new(),
         })
@@ -296,14 +299,13 @@ impl Line {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             let arrived = Instant::now(); // after the bytes: the window must not count them early
-            let mut state = lock(&self.state);
+            let mut state = lock(&self.state); // once for all answers that came together
             (state.heard, state.received) = (Some(arrived), state.received + count);
-            drop(state);
             loop {
                 match codec.next(&input) {
                     Ok(Some(end)) => {
                         let response = Response::read(&input).map_err(io::Error::other)?;
-                        self.answered(arrived, &response)?;
+                        self.answered(&response, arrived, &mut state)?;
                         input.advance(end);
                     }
                     Ok(None) => break,
@@ -340,6 +342,7 @@ impl Line {
                 beside = Some((self.dial)(&self.node));
             }
             tokio::select! {
+                biased;
                 Some(dialled) = OptionFuture::from(beside.as_mut()) => {
                     (beside, dial_from) = (None, now + REDIAL);
                     if let Ok(stream) = dialled {
@@ -369,6 +372,7 @@ impl Line {
         let oldest = *oldest;
         if now - oldest >= HEDGE {
             state.suspect_until = Some(now + SUSPICION);
+            self.out_of_turn.store(true, Relaxed);
         }
         let open = state.questions.iter().flatten();
         let late = open.take_while(|(asked, _)| now - *asked >= HEDGE);
@@ -384,13 +388,12 @@ impl Line {
         Some((silent, state.took.is_some_and(unusual)))
     }
 
-    fn answered(&self, arrived: Instant, response: &Response<'_>) -> io::Result<()> {
+    fn answered(&self, response: &Response, arrived: Instant, state: &mut State) -> io::Result<()> {
         let answer = match (response.result, response.result.err().and_then(string)) {
             (Ok(result), _) => Ok(Encoded::from_slice(result)),
             (_, Some(text)) => Err(Error::parse(&String::from_utf8_lossy(text))),
             (Err(odd), None) => Err(self.trouble(Kind::UnknownOutcome, quoted(odd))),
         };
-        let mut state = lock(&self.state);
         let place = response.id.wrapping_sub(state.first) as usize;
         let question = state.questions.get_mut(place).and_then(Option::take);
         let unasked = || io::Error::other("an answer, and nothing was asked"); // or a second one
@@ -403,8 +406,8 @@ impl Line {
         state.suspect_until = None;
         if matches!(&answer, Err(error) if error.kind == Kind::Full) {
             state.full_until = Some(arrived + FULL);
+            self.out_of_turn.store(true, Relaxed);
         }
-        drop(state);
         slot.answer((arrived, answer));
         Ok(())
     }
@@ -433,6 +436,7 @@ impl Drop for End {
         state.outbox = Vec::new();
         state.heard = None;
         state.suspect_until = Some(now + SUSPICION);
+        self.line.out_of_turn.store(true, Relaxed);
         state.down = (!self.sent).then(|| (now + REDIAL, why.clone()));
         drop(state);
         for (_, slot) in open.into_iter().flatten() {

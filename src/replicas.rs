@@ -315,7 +315,10 @@ impl Operation<'_> {
         if !planted(Bug::AnswersCountedAcrossWindows) {
             answers.clear(); // each attempt has a window of its own, and counts afresh
         }
-        let mut to_ask = self.replicas.order(self.part, opened);
+        let mut to_ask = match first {
+            First::Load(_) => self.replicas.order(self.part, opened),
+            First::Store => self.replicas.cluster.replicas(self.part).collect(), // all at once
+        };
         to_ask.retain(|place| answers.iter().all(|(counted, _)| counted != place));
         let cluster = &self.replicas.cluster;
         Attempt {

@@ -96,7 +96,7 @@ impl Tea {
         let deleted = self.load(ERIN).value.is_nil();
         if self.collects && deleted && stamps.iter().all(|stamp| *stamp == stamps[0]) {
             for store in self.stores.values_mut() {
-                *store = ready(empty(store.place));
+                *store = ready(empty(store.at(0).place()));
             }
             self.log.push("collected".to_owned());
         }
@@ -133,7 +133,7 @@ impl Tea {
     }
 
     fn load(&self, at: usize) -> Entry {
-        let loaded = self.stores[&at].load(b"tea", None);
+        let loaded = self.stores[&at].at(0).load(b"tea", None);
         let loaded = loaded.unwrap_or_else(|error| panic!("replica {at}: {error}"));
         Entry {
             stamp: loaded.stamp,
@@ -143,7 +143,10 @@ impl Tea {
 
     fn keep(&self, at: usize, entry: &Entry) {
         if entry.stamp != Stamp::default() {
-            self.stores[&at].store(b"tea", entry.borrow()).unwrap();
+            self.stores[&at]
+                .at(0)
+                .store(b"tea", entry.borrow())
+                .unwrap();
         }
     }
 }
@@ -157,14 +160,16 @@ fn said(entry: &Entry) -> Option<String> {
 fn empty(at: usize) -> Store {
     let ring = include_str!("../cluster.toml");
     let cluster = Cluster::parse("cluster.toml".as_ref(), ring).unwrap();
-    Store::new(Arc::new(cluster), at)
+    let store = Store::new(Arc::new(cluster), at);
+    store.heard_all();
+    store
 }
 
 /// A replica that has heard from everybody.
 fn ready(store: Store) -> Store {
-    for (place, parts) in store.shared() {
+    for (place, parts) in store.at(0).shared() {
         for part in parts {
-            store.mark_read(part, place);
+            store.at(0).mark_read(part, place);
         }
     }
     store

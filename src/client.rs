@@ -18,10 +18,10 @@ impl Client {
     /// The newest value of the key; nil where there is none.
     pub async fn get(&self, key: &[u8]) -> Result<Packed, Error> {
         let replicas = self.replicas.of(key)?;
-        let newest = replicas.load().await?;
+        let mut newest = replicas.load().await?;
         if !newest.agreed {
             // Before answering: else a later get could miss what this one saw.
-            replicas.repair(&newest.entry).await?;
+            newest = replicas.repair(newest).await?;
         }
         Ok(newest.entry.value)
     }

@@ -3,10 +3,13 @@
 //! the nodes; [`Cluster::read`] reads it.
 
 use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
 
 mod file;
+mod state;
 
 pub use file::{Files, Limits};
+pub use state::{Rings, State, Told};
 
 /// The longest key, in bytes.
 pub const MAX_KEY: usize = 1 << 10;
@@ -19,6 +22,7 @@ pub const COPIES: usize = 3;
 #[derive(Clone, Debug)]
 pub struct Cluster {
     nodes: Vec<Node>,
+    leaving: Vec<Node>,
     /// How long and how much at most.
     pub limits: Limits,
     /// Where the certificates are, if connections are encrypted.
@@ -26,7 +30,7 @@ pub struct Cluster {
 }
 
 /// One node of the ring.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub struct Node {
     /// Its name, the only thing that differs between two hosts.
     pub name: String,
@@ -59,11 +63,15 @@ impl Cluster {
     /// What the asking side and a node must agree on before the node answers as a replica: the
     /// names, the window, the limits of keys and values, and the name of the node that is meant.
     pub fn fingerprint(&self, name: &str) -> u32 {
+        crc32fast::hash(self.common(name).as_bytes())
+    }
+
+    fn common(&self, name: &str) -> String {
         let names = self.nodes.iter().map(|node| node.name.as_str());
         let window = self.limits.window.as_millis().to_string();
         let [key, value] = [MAX_KEY, MAX_VALUE].map(|limit| limit.to_string());
         let lines: Vec<&str> = names.chain([&*window, &*key, &*value, name]).collect();
-        crc32fast::hash(lines.join("\n").as_bytes())
+        lines.join("\n")
     }
 
     /// The ring in words: what must be the same on every host.
@@ -89,14 +97,38 @@ impl Cluster {
         &self.nodes
     }
 
+    /// The nodes that are to leave the ring: they may still be asked.
+    pub fn leaving(&self) -> &[Node] {
+        &self.leaving
+    }
+
+    /// The node of this name, in the ring or leaving it.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        let mut nodes = self.nodes.iter().chain(&self.leaving);
+        nodes.find(|node| node.name == name)
+    }
+
+    /// The names of the other nodes that keep a part that this node keeps.
+    pub fn neighbours(&self, name: &str) -> Vec<&str> {
+        let own = self.place(name);
+        let parts =
+            (0..self.nodes.len()).filter(|part| self.replicas(*part).any(|at| Some(at) == own));
+        let mut places: Vec<usize> = parts.flat_map(|part| self.replicas(part)).collect();
+        places.sort_unstable();
+        places.dedup();
+        let others = places.into_iter().filter(|at| Some(*at) != own);
+        others.map(|at| self.name(at)).collect()
+    }
+
     /// The place of the node of this name in the ring.
     pub fn place(&self, name: &str) -> Option<usize> {
         self.nodes.iter().position(|node| node.name == name)
     }
 
-    /// The name of the node at this place of the ring.
+    /// The name of the node at this place of the ring, or behind it of those that leave.
     pub fn name(&self, place: usize) -> &str {
-        self.nodes.get(place).map_or("?", |node| &node.name)
+        let mut nodes = self.nodes.iter().chain(&self.leaving);
+        nodes.nth(place).map_or("?", |node| &node.name)
     }
 
     /// The names of all nodes in ring order.

@@ -32,6 +32,7 @@ mod keys;
 mod line;
 mod list;
 mod locate;
+mod resize;
 mod serve;
 mod status;
 mod target;
@@ -86,6 +87,7 @@ enum Command {
     Where(locate::Where),
     Keys(list::Keys),
     Status(status::Show),
+    Resize(resize::Resize),
     Bench(bench::Bench),
     Export(export::Export),
     Import(import::Import),
@@ -141,6 +143,7 @@ impl Cli {
             Command::Where(locate) => locate.run(options).await,
             Command::Keys(list) => list.run(options).await,
             Command::Status(show) => show.run(options).await,
+            Command::Resize(resize) => resize.run(options).await,
             Command::Bench(bench) => bench.run(options).await,
             Command::Export(export) => export.run(options).await,
             Command::Import(import) => import.run(options).await,

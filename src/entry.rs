@@ -12,6 +12,9 @@ use crate::rpc::Answer;
 use crate::rpc::codec::{self, Encoded, MESSAGE, NIL, encode_numbers, quoted};
 use crate::sabotage::{Bug, planted};
 
+/// Where the epoch begins in a counter, which has 63 bits.
+const EPOCH: u32 = 37;
+
 /// When a write happened, in an order that all nodes agree on: by counter, then by writer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stamp {
@@ -137,6 +140,18 @@ pub struct Entry<V = Packed> {
     pub stamp: Stamp,
     /// What was written. Nil is an absent key.
     pub value: V,
+}
+
+impl<V> Entry<V> {
+    /// The same with a stamp above those of all earlier epochs. A new ring does not know what was
+    /// deleted before it: its counters must not begin anew.
+    #[must_use]
+    pub fn of_epoch(mut self, epoch: u64) -> Self {
+        if !planted(Bug::StampsWithoutEpoch) {
+            self.stamp.counter = self.stamp.counter.max((epoch << EPOCH) + 1);
+        }
+        self
+    }
 }
 
 impl Entry {

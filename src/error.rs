@@ -126,6 +126,15 @@ impl Error {
     }
 }
 
+impl Error {
+    /// The same error for what comes after a write: it may have happened.
+    #[must_use]
+    pub fn of_a_write(mut self) -> Self {
+        self.kind = Kind::UnknownOutcome;
+        self
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.kind.word(), self.why)

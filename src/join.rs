@@ -9,12 +9,14 @@ use std::time::Duration;
 use futures::future::join_all;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::doubt::{look, look_around};
-use crate::entry::{Entry, entry, key};
+use crate::cluster::{Cluster, State};
+use crate::doubt::Neighbour;
+use crate::entry::{Entry, Stamp, entry, key};
 use crate::error::{Error, Kind};
-use crate::replicas::Replicas;
+use crate::replicas::{Replicas, Source};
 use crate::rpc::codec::{self, Encoded};
 use crate::sabotage::{Bug, planted};
+use crate::status::Status;
 use crate::store::{MAX_PAGE, Store};
 
 /// Between two looks at a neighbour's digests.
@@ -31,87 +33,178 @@ const MIN_PAGE: usize = 4 << 10;
 /// Between two log lines about a joining that takes long.
 const REPORT: Duration = Duration::from_secs(5);
 
-/// Reads from every neighbour what this node should hold, and goes on to compare. Never ends.
+/// Hears how the ring is, reads from every neighbour what this node should hold, and goes on to
+/// compare; anew for each change of the ring. Never ends.
 pub async fn join(store: &Store, replicas: &Replicas) {
     // No majority counts on what is read here: the window does not bound it.
-    let patience = replicas.cluster.limits.window.max(SILENCE);
+    let patience = replicas.cluster().limits.window.max(SILENCE);
     let replicas = &replicas.apart(patience);
-    let shared = store.shared();
+    tokio::join!(report(store, replicas), async {
+        hear(store, replicas).await;
+        loop {
+            let moved = store.rings.moved();
+            tokio::select! {
+                biased;
+                () = moved => {}
+                _ = follow(store, replicas) => {}
+            }
+        }
+    });
+}
+
+/// Hears how the ring is from every node that could know a later state. Until then this node
+/// answers nothing: at the state that it knows it may have answered before its start, and the others
+/// may have moved on.
+async fn hear(store: &Store, replicas: &Replicas) {
+    loop {
+        let unheard = store.unheard();
+        if unheard.is_empty() {
+            return store.heard_all();
+        }
+        let told = join_all(unheard.iter().map(|name| replicas.exchange(name))).await;
+        for (name, told) in unheard.iter().zip(&told) {
+            match told {
+                Err(error) => {
+                    store.note_reading(name, Some(remark(&replicas.cluster(), name, error)))
+                }
+                Ok(_) => store.note_reading(name, None),
+            }
+        }
+        if store.unheard().len() >= unheard.len() {
+            sleep(RETRY).await;
+        }
+    }
+}
+
+/// Catches up with every neighbour, in each ring that is asked.
+async fn follow(store: &Store, replicas: &Replicas) {
+    let state = replicas.state();
     // A write that was answered with the help of this node's former memory was begun before
     // it stopped. Two windows later every replica that was told of it has it, or it was given up.
     let wait = match planted(Bug::NoWaitBeforeJoining) {
-        false => 2 * replicas.cluster.limits.window,
+        false => 2 * state.ring.limits.window,
         true => Duration::ZERO,
     };
-    let followed = shared.iter().map(async |(place, parts)| {
-        // Meanwhile it sees which neighbours have entries: they may lose them before it reads them.
-        while store.started.elapsed() < wait {
-            let _ = look(store, replicas, *place).await;
-            sleep_until((Instant::now() + RETRY).min(store.started + wait)).await;
-        }
-        catch_up(store, replicas, *place, parts).await;
-        compare(store, replicas, *place, parts).await;
-    });
-    tokio::join!(join_all(followed), report(store, replicas));
+    let rings = state.rings().enumerate();
+    join_all(rings.map(|(ring, cluster)| follow_in(store, replicas, &state, ring, cluster, wait)))
+        .await;
     std::future::pending::<()>().await;
 }
 
-/// Says how far it has come, when it is done and once in a while until then. Notes the rates.
+/// The same in one ring.
+async fn follow_in(
+    store: &Store,
+    replicas: &Replicas,
+    state: &State,
+    ring: usize,
+    cluster: &Cluster,
+    wait: Duration,
+) {
+    let own = &store.at(ring);
+    let others = cluster.nodes().iter().enumerate().map(|(place, node)| {
+        let told = (ring == 0).then(|| state.fingerprint(0, &node.name));
+        Ok::<_, Error>((replicas.source(ring, place)?, told))
+    });
+    let Ok(others) = &others.collect::<Result<Vec<_>, _>>() else {
+        return; // the ring has changed again
+    };
+    let shared = own.shared();
+    let followed = shared.iter().map(async |(place, parts)| {
+        let at = Neighbour {
+            own,
+            cluster,
+            others,
+            place: *place,
+        };
+        // Meanwhile it sees which neighbours have entries: they may lose them before it reads them.
+        while store.started.elapsed() < wait {
+            let _ = at.look().await;
+            sleep_until((Instant::now() + RETRY).min(store.started + wait)).await;
+        }
+        if *place == own.place() {
+            return parts.iter().for_each(|part| own.mark_read(*part, *place)); // it has no others
+        }
+        catch_up(store, &at, parts).await;
+        if ring == 0 {
+            compare(store, &at, parts).await;
+        }
+    });
+    join_all(followed).await;
+}
+
+/// Says what has become of this node, and once in a while how far its joining is. Notes the rates.
 async fn report(store: &Store, replicas: &Replicas) {
-    let (mut told, mut counted) = (store.started, Instant::now());
+    let (mut told, mut counted, mut said) = (store.started, Instant::now(), String::new());
     loop {
         if counted.elapsed() >= LOOK {
             counted = Instant::now();
-            for place in store.shared().into_keys() {
-                store.note_rate(place, replicas.take_received(place));
+            for name in store.neighbours() {
+                store.note_rate(&name, replicas.take_received(&name));
             }
         }
         let status = store.status();
-        if status.state == "ready" {
-            let keys = status.keys;
-            let (s, took) = (if keys == 1 { "" } else { "s" }, store.started.elapsed());
-            let nowhere = match store.parts_with_entries()[..] {
-                [] => ": no neighbour had any, as at a first start",
-                _ => "",
-            };
-            return log::info!("ready with {keys} key{s} after {took:.1?}{nowhere}");
-        }
-        if told.elapsed() >= REPORT {
+        let is_joining = status.state == "joining";
+        if is_joining && told.elapsed() >= REPORT {
             log::info!("joining, {}", status.waiting());
             told = Instant::now();
+        } else if status.state != said {
+            if let Some(line) = line(store, &status) {
+                log::info!("{line}");
+            }
+            said = status.state;
         }
-        sleep(RETRY).await;
+        sleep(if is_joining { RETRY } else { LOOK }).await;
+    }
+}
+
+/// The line of the log for a node that has come to this state.
+fn line(store: &Store, status: &Status) -> Option<String> {
+    let keys = status.keys;
+    let (s, took) = (if keys == 1 { "" } else { "s" }, store.started.elapsed());
+    let nowhere = match store.knows_entries() {
+        false => ": no neighbour had any, as at a first start",
+        true => "",
+    };
+    match &*status.state {
+        "ready" => Some(format!(
+            "ready with {keys} key{s} after {took:.1?}{nowhere}"
+        )),
+        "joining" => None,
+        other => Some(format!("{other}: {}", status.notes())),
     }
 }
 
 /// Reads all parts that are shared with one neighbour.
-async fn catch_up(store: &Store, replicas: &Replicas, place: usize, parts: &[usize]) {
+async fn catch_up(store: &Store, at: &Neighbour<'_>, parts: &[usize]) {
+    let name = at.cluster.name(at.place);
     for &part in parts {
-        while let Err(error) = read(store, replicas, place, part).await {
-            if error.kind.is_refusal() {
-                let name = replicas.cluster.name(place);
+        if !at.own.is_missing(part, at.place) {
+            continue; // it was read before the ring changed
+        }
+        while let Err(error) = read(store, at, part).await {
+            if error.kind.is_refusal() && error.kind != Kind::WrongRing {
                 log::warn!("cannot join from {name}: {error}");
                 sleep(RETRY_REFUSED).await;
             } else {
                 sleep(RETRY).await;
             }
         }
-        look_around(store, replicas, part).await;
-        store.mark_read(part, place);
+        at.look_around(part).await;
+        at.own.mark_read(part, at.place);
     }
 }
 
 /// Compares digests with one neighbour, and reads a part again where they stay different.
-async fn compare(store: &Store, replicas: &Replicas, place: usize, parts: &[usize]) {
+async fn compare(store: &Store, at: &Neighbour<'_>, parts: &[usize]) {
     let mut looks = BTreeMap::new(); // the digests of each part, and how often they were the same
     loop {
         sleep(LOOK).await;
-        let Ok(theirs) = look(store, replicas, place).await else {
+        let Ok(theirs) = at.look().await else {
             continue;
         };
         let ours = store.status();
         for &part in parts {
-            let owner = replicas.cluster.name(part);
+            let owner = at.cluster.name(part);
             let pair = [&ours, &theirs].map(|status| status.digests.get(owner).cloned());
             let times = match looks.get(&part) {
                 Some((seen, times)) if *seen == pair => times + 1,
@@ -121,7 +214,7 @@ async fn compare(store: &Store, replicas: &Replicas, place: usize, parts: &[usiz
             // Writes in flight make digests differ for a moment, so one look is not enough. If
             // reading the part changes nothing, reading it once more will not either.
             if pair[0] != pair[1] && times == 2 {
-                match read(store, replicas, place, part).await {
+                match read(store, at, part).await {
                     // Failed, not refused: the next look that is the same reads again.
                     Err(error) if !error.kind.is_refusal() => drop(looks.insert(part, (pair, 1))),
                     Err(error) => log::warn!("cannot repair: {error}"),
@@ -133,17 +226,12 @@ async fn compare(store: &Store, replicas: &Replicas, place: usize, parts: &[usiz
 }
 
 /// Reads one part at a neighbour to its end, and notes how that goes.
-async fn read(store: &Store, replicas: &Replicas, place: usize, part: usize) -> Result<(), Error> {
-    let mut scan = Scan::new(replicas, place, part);
+async fn read(store: &Store, at: &Neighbour<'_>, part: usize) -> Result<(), Error> {
+    let name = at.cluster.name(at.place);
+    let mut scan = Scan::of(at.source()?.clone(), part);
     let (mut reached, mut lost) = (scan.cursor, 0);
-    while let Err(error) = read_on(store, &mut scan).await {
-        let node = replicas.cluster.nodes().get(place);
-        let address = node.map_or("", |node| &node.address);
-        let why = match error.kind.is_refusal() {
-            true => error.kind.word().to_owned(), // the log has more
-            false => error.why.replace(&format!("{address}: "), ""),
-        };
-        store.note_trouble(place, why);
+    while let Err(error) = read_on(store, at, &mut scan).await {
+        store.note_reading(name, Some(remark(at.cluster, name, &error)));
         // A page that was lost with its connection: what was read before it is still read.
         if scan.cursor != reached {
             (reached, lost) = (scan.cursor, 0);
@@ -158,25 +246,31 @@ async fn read(store: &Store, replicas: &Replicas, place: usize, part: usize) -> 
     Ok(())
 }
 
+/// Why a node cannot be read or heard, for those who know its address.
+fn remark(cluster: &Cluster, name: &str, error: &Error) -> String {
+    let address = cluster.node(name).map_or("", |node| &node.address);
+    match error.kind.is_refusal() {
+        true => error.kind.word().to_owned(), // the log has more
+        false => error.why.replace(&format!("{address}: "), ""),
+    }
+}
+
 /// Reads a part from where the scan is to its end.
-async fn read_on(store: &Store, scan: &mut Scan<'_>) -> Result<(), Error> {
-    let owner = scan.replicas.cluster.name(scan.part);
-    let theirs = look(store, scan.replicas, scan.place).await?.entries;
+async fn read_on(store: &Store, at: &Neighbour<'_>, scan: &mut Scan) -> Result<(), Error> {
+    let owner = at.cluster.name(scan.part);
+    let theirs = at.look().await?.entries;
     let (of, mut quickest) = (theirs.get(owner).copied().unwrap_or(0), Duration::MAX);
+    store.note_reading(at.cluster.name(at.place), None);
     while let Some(read) = scan.cursor {
-        store.note_progress(
-            scan.part,
-            scan.place,
-            usize::try_from(read).unwrap_or(0),
-            of,
-        );
+        let read = usize::try_from(read).unwrap_or(0);
+        at.own.note_progress(scan.part, at.place, read, of);
         let asked = Instant::now();
         let Some(page) = scan.page().await? else {
             break;
         };
         let took = asked.elapsed();
         for (key, entry) in entries(&page)? {
-            store.store(key, entry)?;
+            at.own.store(key, entry)?;
         }
         // A neighbour that takes far longer than it could is busy with its guests: they go first.
         let kilobytes = u32::try_from(page.len().max(MIN_PAGE) >> 10).unwrap_or(u32::MAX);
@@ -190,9 +284,8 @@ async fn read_on(store: &Store, scan: &mut Scan<'_>) -> Result<(), Error> {
 
 /// One part as one node holds it, page by page: every entry that it held at the first page, and
 /// perhaps some that came later.
-pub struct Scan<'a> {
-    replicas: &'a Replicas,
-    place: usize,
+pub struct Scan {
+    source: Source,
     part: usize,
     start_id: Option<u64>,
     most: usize, // bytes of the next page
@@ -204,12 +297,38 @@ pub struct Scan<'a> {
 /// A key and its entry, as they lie in a page.
 pub type Pair<'a> = (&'a [u8], Entry<&'a [u8]>);
 
-impl<'a> Scan<'a> {
-    /// Begins before the first page.
-    pub fn new(replicas: &'a Replicas, place: usize, part: usize) -> Self {
+impl Scan {
+    /// Begins before the first page, at a node of the ring as it is now.
+    pub fn new(replicas: &Replicas, place: usize, part: usize) -> Result<Self, Error> {
+        Ok(Scan::of(replicas.source(0, place)?, part))
+    }
+
+    /// The same at a node that is ready, or an error. A joining node's list may lack answered writes. Such a
+    /// node refuses `load`, so it is asked one, for any key of the part. The pages before and after
+    /// it have one start id: the node has not restarted since.
+    pub async fn of_a_ready_node(
+        replicas: &Replicas,
+        place: usize,
+        part: usize,
+    ) -> Result<Self, Error> {
+        let mut scan = Scan::new(replicas, place, part)?;
+        scan.page().await?;
+        let (ring, mut keys) = (
+            replicas.cluster(),
+            (0_u64..).map(|number| number.to_string()),
+        );
+        let key = keys
+            .find(|key| ring.owner(key.as_bytes()) == part)
+            .unwrap_or_default();
+        let load: [&[u8]; 2] = [&codec::encode_bytes(key.as_bytes()), &Stamp::MAX.begin(2)];
+        scan.source.ask("load", &load).await?;
+        scan.cursor = Some(0);
+        Ok(scan)
+    }
+
+    fn of(source: Source, part: usize) -> Self {
         Scan {
-            replicas,
-            place,
+            source,
             part,
             start_id: None,
             most: MIN_PAGE,
@@ -226,10 +345,10 @@ impl<'a> Scan<'a> {
         let numbers = [self.part as u64, cursor, self.most as u64];
         let [part, from, most] = numbers.map(|number| codec::encode_numbers([number]));
         let (asked, params): (_, [&[u8]; 3]) = (Instant::now(), [&part, &from, &most]);
-        let answer = match self.replicas.ask(self.place, "scan", &params).await {
+        let answer = match self.source.ask("scan", &params).await {
             // A node of the former version takes no size.
             Err(error) if error.kind == Kind::BadRequest => {
-                self.replicas.ask(self.place, "scan", &params[..2]).await?
+                self.source.ask("scan", &params[..2]).await?
             }
             answer => answer?,
         };

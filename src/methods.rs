@@ -12,11 +12,12 @@ pub const METHODS: &str = "\
 | `store` | ring, key, [counter, writer, value] | nil, whether the entry was newer or not |
 | `scan` | ring, part, cursor, most bytes (optional) | [start id, next cursor or nil, [[key, [counter, writer, value]] …]] |
 | `status` | none | a map: how this node is |
+| `ring` | how the ring is for the asker (optional) | a map: how the ring is for this node |
 | `acknowledge` | none | nil: the node forgets its doubts |
 ";
 
 /// What nodes ask each other.
-pub const AMONG_NODES: [&str; 5] = ["load", "store", "scan", "status", "acknowledge"];
+pub const AMONG_NODES: [&str; 6] = ["load", "store", "scan", "status", "ring", "acknowledge"];
 
 impl Error {
     /// The error of a method that does not exist, or does not take so many parameters.

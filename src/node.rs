@@ -43,24 +43,23 @@ impl Node {
         rpc::serve(incoming, &**self, || self.store.limits(), stop).await;
     }
 
-    /// Takes from each newer file of its ring what can change while it runs.
+    /// Takes from each newer file what can change while it runs.
     async fn follow(&self, mut file: watch::Receiver<Arc<Cluster>>) {
-        let (started, own) = (&self.store.cluster, self.store.place);
-        let mut known = started.changeable();
+        let started = file.borrow().clone();
+        let (mut known, name) = (started.changeable(), self.store.name());
         while file.changed().await.is_ok() {
             let newer = file.borrow_and_update().clone();
             self.store.limit(newer.limits);
             self.client.replicas.move_to(&newer);
             let mut changes = newer.changeable();
-            let at_home = format!("{} is at ", self.store.name());
+            let at_home = format!("{name} is at ");
             changes.retain(|line| !known.contains(line) && !line.starts_with(&at_home));
             match changes[..] {
                 [] => log::info!("cluster.toml is read again: nothing has changed"),
                 _ => log::info!("cluster.toml is read again: {}", changes.join(", ")),
             }
             known = newer.changeable();
-            let address = |file: &Cluster| file.nodes().get(own).map(|node| node.address.clone());
-            if address(started) != address(&newer) || started.tls != newer.tls {
+            if started.node(name) != newer.node(name) || started.tls != newer.tls {
                 log::warn!("its own address and [tls] are taken at its next start");
             }
         }
@@ -110,7 +109,7 @@ pub async fn run(
 }
 
 async fn bind(cluster: &Cluster, place: usize, listen: Option<&str>) -> io::Result<TcpListener> {
-    let Some(cluster::Node { name, address }) = cluster.nodes().get(place) else {
+    let Some(cluster::Node { name, address }) = cluster.node(cluster.name(place)) else {
         return Err(io::Error::other("no such node"));
     };
     let on = listen.unwrap_or(address);
@@ -120,7 +119,7 @@ async fn bind(cluster: &Cluster, place: usize, listen: Option<&str>) -> io::Resu
 
 /// What is wrong with listening on loopback, once a node is found that is not there.
 async fn out_of_reach(cluster: &Cluster, place: usize) -> Option<io::Error> {
-    let own = cluster.nodes().get(place)?;
+    let own = cluster.node(cluster.name(place))?;
     let lookups = cluster.nodes().iter().map(|node| async move {
         let mut found = lookup_host(&node.address).await.ok()?;
         let off = found.any(|address| !address.ip().is_loopback());

@@ -1,24 +1,26 @@
 //! Asking a key's replicas. A coordinator that is a replica itself asks its own store first, by
 //! a function call. Then it asks as few of the others as are needed, and the next one when one
-//! fails or is slow. All of an attempt happens within one window.
+//! fails or is slow. All of an attempt happens within one window. While the ring changes, the old
+//! ring and the new one are asked, each for a majority of its own.
 
 use std::future::{self, Future as _};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::future::join_all;
 use smallvec::SmallVec;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::cluster::{COPIES, Cluster};
+use crate::cluster::{COPIES, Cluster, Node, Rings, State, Told};
 use crate::entry::{Entry, Loaded, Stamp, check_key, check_value, loaded};
 use crate::error::{Error, Kind};
 use crate::rpc::codec::{Encoded, NIL, encode_bytes, encode_numbers};
-use crate::rpc::{Call, Dial, HEDGE, Peer};
+use crate::rpc::{Call, Dial, HEDGE, Peer, lock};
 use crate::sabotage::{Bug, planted};
 use crate::status::Status;
-use crate::store::{OVERHEAD, Store};
+use crate::store::{OVERHEAD, Replica, Store};
 
 /// Between two attempts of one operation.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -29,12 +31,37 @@ const MIN_ATTEMPT: Duration = Duration::from_millis(50);
 /// so a replica without memory is noticed, also if it is none of those that are needed.
 const ASKS_ALL: usize = 4 << 10;
 
-/// The nodes of a ring, as one coordinator reaches them.
+/// The nodes of a ring, as one coordinator reaches them. The ring may change meanwhile.
 pub struct Replicas {
-    /// The ring.
-    pub cluster: Arc<Cluster>,
+    rings: Arc<Rings>,
     own_store: Option<Arc<Store>>, // where the coordinator is a node itself
-    nodes: Vec<(Peer, Encoded)>,   // how each is asked, and what it wants to hear as `ring`
+    asks_itself: bool,             // its own store, by a function call
+    dial: Dial,
+    patience: Option<Duration>, // of connections apart, where an answer may take as long as bytes come
+    timeout: Duration,
+    view: Mutex<Arc<View>>,
+}
+
+/// The rings of one state, and how their nodes are asked.
+struct View {
+    version: u64,
+    state: Arc<State>,
+    peers: Vec<(Node, Peer)>, // of these rings and of the file
+    rings: SmallVec<[Ring; 1]>,
+}
+
+/// One of the rings that are asked.
+struct Ring {
+    cluster: Arc<Cluster>,
+    nodes: Vec<(Peer, Encoded)>, // how each is asked, and what it wants to hear as `ring`
+    own: Option<usize>,          // the place of the coordinator's own node
+}
+
+/// One node as a replica on one ring.
+#[derive(Clone)]
+pub struct Source {
+    peer: Peer,
+    ring: Encoded,
     timeout: Duration,
 }
 
@@ -43,7 +70,7 @@ pub struct Operation<'a> {
     replicas: &'a Replicas,
     key: &'a [u8],
     encoded_key: Encoded,
-    part: usize,
+    view: Mutex<Arc<View>>, // under which it has loaded
     begun: Instant,
     deadline: Instant,
 }
@@ -54,6 +81,25 @@ pub struct Newest {
     pub entry: Entry,
     /// Whether every replica of the majority had it.
     pub agreed: bool,
+}
+
+/// Why there is no majority.
+enum Failed {
+    Moved, // the ring has changed: what was counted is worth nothing
+    For(Error),
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Failed::For(error)
+    }
+}
+
+/// Of which rings a majority must have an entry.
+#[derive(Clone, Copy, PartialEq)]
+enum Where {
+    All,
+    OldRing, // its stamp was chosen before the new one was asked
 }
 
 /// What became of a question to one replica.
@@ -73,54 +119,120 @@ type Few<T> = SmallVec<[T; COPIES]>;
 /// Answers, each with the place of its replica.
 type Answers<T> = Few<(usize, T)>;
 
-/// What is asked, and of how many replicas at once: a load of a majority or of more, a store of all.
-#[derive(Clone, Copy, PartialEq)]
-enum First {
-    Load(usize),
-    Store,
-}
-
 impl Replicas {
     /// The nodes of `cluster`, asked by a coordinator that is none of them. An operation is
     /// tried again until `timeout`; what one attempt may take is the ring's window.
     pub fn new(cluster: Arc<Cluster>, timeout: Duration, dial: &Dial) -> Self {
-        let nodes = cluster.nodes().iter().map(|node| {
-            let ring = encode_numbers([cluster.fingerprint(&node.name).into()]);
-            (Peer::new(node, cluster.limits.window, dial.clone()), ring)
-        });
-        Replicas {
-            own_store: None,
-            nodes: nodes.collect(),
-            timeout,
-            cluster,
-        }
+        Replicas::with(Rings::new(cluster), None, timeout, dial)
     }
 
     /// The same, asked by the node that this store belongs to.
     pub fn at_home(store: &Arc<Store>, timeout: Duration, dial: &Dial) -> Self {
-        Replicas {
-            own_store: Some(store.clone()),
-            ..Replicas::new(store.cluster.clone(), timeout, dial)
-        }
+        Replicas::with(store.rings.clone(), Some(store.clone()), timeout, dial)
     }
 
-    /// Asks each node at the address that it has in this file of the same ring.
-    pub fn move_to(&self, cluster: &Cluster) {
-        for ((peer, _), node) in self.nodes.iter().zip(cluster.nodes()) {
-            peer.move_to(&node.address);
+    fn with(
+        rings: Arc<Rings>,
+        own_store: Option<Arc<Store>>,
+        timeout: Duration,
+        dial: &Dial,
+    ) -> Self {
+        let nowhere = View {
+            version: u64::MAX,
+            state: rings.known().state,
+            peers: Vec::new(),
+            rings: SmallVec::new(),
+        };
+        Replicas {
+            rings,
+            asks_itself: own_store.is_some(),
+            own_store,
+            dial: dial.clone(),
+            patience: None,
+            timeout,
+            view: Mutex::new(Arc::new(nowhere)),
         }
     }
 
     /// The same nodes on connections of their own, where an answer may take as long as bytes arrive,
     /// and the questions of operations do not wait behind it.
     pub(crate) fn apart(&self, patience: Duration) -> Self {
-        let nodes = self.nodes.iter();
-        let apart = |(peer, ring): &(Peer, Encoded)| (peer.apart(patience), ring.clone());
+        let (rings, own_store) = (self.rings.clone(), self.own_store.clone());
         Replicas {
-            own_store: None,
-            nodes: nodes.map(apart).collect(),
-            timeout: Duration::MAX,
-            cluster: self.cluster.clone(),
+            asks_itself: false,
+            patience: Some(patience),
+            ..Replicas::with(rings, own_store, Duration::MAX, &self.dial)
+        }
+    }
+
+    /// Asks each node at the address that it has in this file.
+    pub fn move_to(&self, file: &Arc<Cluster>) {
+        self.rings.read_again(file.clone());
+    }
+
+    /// The state of the ring, as far as this coordinator knows.
+    pub fn state(&self) -> Arc<State> {
+        self.view().state.clone()
+    }
+
+    /// The ring; while it changes, the old one.
+    pub fn cluster(&self) -> Arc<Cluster> {
+        self.state().ring.clone()
+    }
+
+    /// The rings that are asked now.
+    fn view(&self) -> Arc<View> {
+        let mut view = lock(&self.view);
+        if view.version != self.rings.version() {
+            *view = Arc::new(self.renewed(&view));
+        }
+        view.clone()
+    }
+
+    /// The view of what is known now. Who was asked before is asked on the same connection.
+    fn renewed(&self, old: &View) -> View {
+        let version = self.rings.version(); // first: what changes from here on is seen the next time
+        let known = self.rings.known();
+        let (state, file) = (known.state, known.file);
+        let in_rings = state.rings().flat_map(|ring| ring.nodes());
+        let mut peers = Vec::<(Node, Peer)>::new();
+        for node in file.nodes().iter().chain(file.leaving()).chain(in_rings) {
+            if peers.iter().any(|(known, _)| known.name == node.name) {
+                continue;
+            }
+            let peer = old.peers.iter().find(|(known, _)| known.name == node.name);
+            let peer = peer.map_or_else(|| self.peer(node), |(_, peer)| peer.clone());
+            peer.move_to(&node.address);
+            peers.push((node.clone(), peer));
+        }
+        let ring = |(number, cluster): (usize, &Arc<Cluster>)| {
+            let nodes = cluster.nodes().iter().filter_map(|node| {
+                let ring = encode_numbers([state.fingerprint(number, &node.name).into()]);
+                let (_, peer) = peers.iter().find(|(known, _)| known.name == node.name)?;
+                Some((peer.clone(), ring))
+            });
+            let own = self.own_store.as_ref().filter(|_| self.asks_itself);
+            let own = own.and_then(|store| cluster.place(store.name()));
+            Ring {
+                cluster: cluster.clone(),
+                nodes: nodes.collect(),
+                own,
+            }
+        };
+        let rings = state.rings().enumerate().map(ring).collect();
+        View {
+            version,
+            state,
+            peers,
+            rings,
+        }
+    }
+
+    fn peer(&self, node: &Node) -> Peer {
+        let (dial, window) = (self.dial.clone(), self.rings.known().file.limits.window);
+        match self.patience {
+            None => Peer::new(node, window, dial),
+            Some(patience) => Peer::apart(node, patience, dial),
         }
     }
 
@@ -132,70 +244,142 @@ impl Replicas {
             replicas: self,
             key,
             encoded_key: encode_bytes(key),
-            part: self.cluster.owner(key),
+            view: Mutex::new(self.view()),
             begun,
             deadline: begun + self.timeout,
         })
     }
 
-    /// Asks one node, on the ring that this coordinator knows. The parameters are MessagePack.
+    /// Asks one node of the ring, on the state that this coordinator knows. The parameters are
+    /// MessagePack.
     pub async fn ask(&self, at: usize, method: &str, params: &[&[u8]]) -> Result<Encoded, Error> {
-        let (peer, ring) = self.node(at)?;
-        let params = [&[ring.as_slice()], params].concat();
-        peer.call(method, &params).within(self.timeout).await
+        self.source(0, at)?.ask(method, params).await
     }
 
-    /// Asks one node how it is.
+    /// A node of one of the rings that are asked (0, or 1 for the new one), as it is asked now: once
+    /// the ring has changed, it refuses.
+    pub fn source(&self, ring: usize, place: usize) -> Result<Source, Error> {
+        let (peer, ring) = self.view().node(ring, place)?.clone();
+        let timeout = self.timeout;
+        Ok(Source {
+            peer,
+            ring,
+            timeout,
+        })
+    }
+
+    /// Asks one node of the ring how it is.
     pub async fn status(&self, place: usize) -> Result<Status, Error> {
-        let (peer, _) = self.node(place)?;
-        Status::read(&peer.call("status", &[]).within(self.timeout).await?)
+        self.source(0, place)?.status().await
+    }
+
+    /// Tells a node how the ring is, and hears how it is for that node: who is behind moves on.
+    pub async fn exchange(&self, name: &str) -> Result<Told, Error> {
+        let peer = self.peer_of(name)?;
+        let own = match &self.own_store {
+            Some(store) => store.told(),
+            None => self.rings.told("", 0),
+        };
+        let told = Told::read(&peer.ask("ring", &[&own.packed()]).await?)?;
+        if told.name != name {
+            let why = format!("{} answers in the place of {name}", told.name);
+            return Err(Error::new(Kind::WrongRing, why));
+        }
+        self.hear(&told)?;
+        Ok(told)
+    }
+
+    /// Asks the node of this name, in whichever ring it is, something without parameters.
+    pub async fn ask_node(&self, name: &str, method: &str) -> Result<Encoded, Error> {
+        self.peer_of(name)?
+            .call(method, &[])
+            .within(self.timeout)
+            .await
+    }
+
+    fn peer_of(&self, name: &str) -> Result<Peer, Error> {
+        let view = self.view();
+        let peer = view.peers.iter().find(|(node, _)| node.name == name);
+        let nowhere = || Error::bad_request(format!("there is no node {name:?}"));
+        peer.map(|(_, peer)| peer.clone()).ok_or_else(nowhere)
+    }
+
+    /// Moves to a state, as if a node had told it.
+    pub fn hear(&self, told: &Told) -> Result<(), Error> {
+        match &self.own_store {
+            Some(store) => store.hear(told),
+            None => self.rings.hear(told).map(drop),
+        }
+    }
+
+    /// Hears from all nodes of the file and of the rings how the ring is; who has answered, and what.
+    pub async fn exchange_all(&self) -> Vec<(Node, Result<Told, Error>)> {
+        let view = self.view();
+        let told = view
+            .peers
+            .iter()
+            .map(async |(node, _)| (node.clone(), self.exchange(&node.name).await));
+        join_all(told).await
     }
 
     /// How many bytes of a node's answers came since this was last asked.
-    pub fn take_received(&self, place: usize) -> usize {
-        self.node(place).map_or(0, |(peer, _)| peer.take_received())
+    pub fn take_received(&self, name: &str) -> usize {
+        self.peer_of(name).map_or(0, |peer| peer.take_received())
     }
 
     /// Waits until what was told in the background has arrived, for a moment at most.
     pub async fn settle(&self) {
-        let until = Instant::now() + 10 * HEDGE;
-        while Instant::now() < until && self.nodes.iter().any(|(peer, _)| peer.is_busy()) {
+        let (until, view) = (Instant::now() + 10 * HEDGE, self.view());
+        while Instant::now() < until && view.peers.iter().any(|(_, peer)| peer.is_busy()) {
             sleep(Duration::from_millis(1)).await;
         }
     }
+}
 
-    /// What nodes said instead of an answer: `bob: connection refused; carol: joining: …`.
-    pub(crate) fn said(&self, errors: &Errors) -> String {
-        let said = errors.iter().map(|(place, error)| {
-            let name = self.cluster.name(*place);
-            match error.kind {
-                Kind::Unavailable | Kind::UnknownOutcome => format!("{name}: {}", error.why),
-                _ => format!("{name}: {error}"),
-            }
-        });
-        said.collect::<Vec<_>>().join("; ")
+impl Source {
+    /// Asks; the fingerprint of the ring goes before the parameters.
+    pub async fn ask(&self, method: &str, params: &[&[u8]]) -> Result<Encoded, Error> {
+        let params = [&[self.ring.as_slice()], params].concat();
+        self.peer.call(method, &params).within(self.timeout).await
     }
 
-    fn node(&self, place: usize) -> Result<&(Peer, Encoded), Error> {
+    /// Asks how it is.
+    pub async fn status(&self) -> Result<Status, Error> {
+        Status::read(&self.peer.call("status", &[]).within(self.timeout).await?)
+    }
+}
+
+impl View {
+    fn node(&self, ring: usize, place: usize) -> Result<&(Peer, Encoded), Error> {
         let nowhere = || Error::bad_request("the ring has no such place");
-        self.nodes.get(place).ok_or_else(nowhere)
+        let ring = self.rings.get(ring);
+        ring.and_then(|ring| ring.nodes.get(place))
+            .ok_or_else(nowhere)
     }
 
-    /// The store of this coordinator's own node, if that node is at `place`.
-    fn own_store_at(&self, place: usize) -> Option<&Store> {
-        let own = self.own_store.as_deref();
-        own.filter(|store| store.place == place)
+    /// Where an entry goes whose stamp was chosen under the state of `chosen`; `None` where it was
+    /// chosen before the only ring that is asked now.
+    fn takes(&self, chosen: &View) -> Option<Where> {
+        let home = |view: &View| view.state.born(view.rings.len() - 1);
+        match self.state.step == chosen.state.step
+            || self.rings.len() == 1 && home(self) == home(chosen)
+        {
+            true => Some(Where::All),
+            false => (self.rings.len() == 2 && self.state.born(0) == home(chosen))
+                .then_some(Where::OldRing),
+        }
     }
+}
 
+impl Ring {
     /// The places of a part's replicas in the order of asking: the coordinator's own node, then
     /// along the ring from there (or from the owner), but as [`Peer::turn`] has it.
     fn order(&self, part: usize, now: Instant) -> Few<usize> {
         let mut places: Few<usize> = self.cluster.replicas(part).collect();
-        let is_own = |place: usize| self.own_store_at(place).is_some();
-        let own = places.iter().position(|place| is_own(*place));
+        let own = places.iter().position(|place| Some(*place) == self.own);
         places.rotate_left(own.unwrap_or(0));
         let turn = |place: &usize| {
-            let peer = self.nodes.get(*place).filter(|_| !is_own(*place));
+            let peer = self.nodes.get(*place).filter(|_| Some(*place) != self.own);
             peer.map(|(peer, _)| peer.turn(now)) // none, which is ourselves, is the lowest
         };
         if !places.is_sorted_by_key(turn) {
@@ -205,11 +389,22 @@ impl Replicas {
     }
 }
 
+/// What nodes said instead of an answer: `bob: connection refused; carol: joining: …`.
+pub(crate) fn said(cluster: &Cluster, errors: &Errors) -> String {
+    let said = errors.iter().map(|(place, error)| {
+        let name = cluster.name(*place);
+        match error.kind {
+            Kind::Unavailable | Kind::UnknownOutcome => format!("{name}: {}", error.why),
+            _ => format!("{name}: {error}"),
+        }
+    });
+    said.collect::<Vec<_>>().join("; ")
+}
+
 impl Operation<'_> {
     /// The newest entry that a majority has, and whether all of it has it.
     pub async fn load(&self) -> Result<Newest, Error> {
-        let majority = self.replicas.cluster.majority();
-        let answers = self.load_above(None, majority).await?;
+        let answers = self.load_above(None, |cluster| cluster.majority()).await?;
         let stamp = highest(&answers);
         let agreed = answers.iter().all(|answer| answer.stamp == stamp);
         let mut newest = answers.into_iter().filter(|answer| answer.stamp == stamp);
@@ -223,8 +418,8 @@ impl Operation<'_> {
     /// The highest stamp that a majority has, for a set of this value. Refused with `full:` if one
     /// that was asked has no memory for it.
     pub async fn load_stamp(&self, value: &[u8]) -> Result<Stamp, Error> {
-        let cluster = &self.replicas.cluster;
-        let first = match fastrand::usize(..ASKS_ALL) < self.key.len() + value.len() + OVERHEAD {
+        let asks_all = fastrand::usize(..ASKS_ALL) < self.key.len() + value.len() + OVERHEAD;
+        let first = |cluster: &Cluster| match asks_all {
             true => cluster.copies(),
             false => cluster.majority(),
         };
@@ -232,107 +427,269 @@ impl Operation<'_> {
         Ok(highest(&self.load_above(known, first).await?))
     }
 
-    /// Has a majority keep the entry, and tells the other replicas too.
+    /// Has a majority keep the entry, which is new, and tells the other replicas too.
     pub async fn store(&self, entry: Entry<&[u8]>) -> Result<(), Error> {
         check_value(entry.value).map_err(|error| self.error(error.kind, &error.why))?;
-        let head = entry.stamp.begin(3);
-        let ask = |place| match self.replicas.own_store_at(place) {
-            Some(store) => Sent::Answered(store.keep(self.key, entry)),
-            None => self.send(place, "store", 3, [&head, entry.value]),
-        };
-        self.majority(First::Store, |_| Ok(()), ask).await.map(drop)
-    }
-
-    /// The same for an entry that another coordinator wrote. For a read, an unknown outcome is
-    /// only unavailable.
-    pub async fn repair(&self, entry: &Entry) -> Result<(), Error> {
-        if planted(Bug::GetWithoutRepair) {
-            return Ok(());
+        let (mut chosen, mut heard) = (self.loaded_under(), false);
+        let (mut view, mut entry) = (chosen.clone(), entry.of_epoch(chosen.state.epoch()));
+        loop {
+            let place = match view.takes(&chosen) {
+                Some(_) if planted(Bug::OldStampForNewRing) => Some(Where::All),
+                Some(Where::All) if planted(Bug::SetWaitsForOldRingAlone) => Some(Where::OldRing),
+                place => place,
+            };
+            let Some(place) = place else {
+                let why = "the ring has changed before enough replicas had answered";
+                return Err(self.error(Kind::UnknownOutcome, why));
+            };
+            match self.store_in(&view, place, entry, &mut heard).await {
+                Ok(()) if place == Where::All || planted(Bug::SetWaitsForOldRingAlone) => {
+                    return Ok(());
+                }
+                // The old ring has it. A get takes it to the new one, or what is newer there.
+                Ok(()) => return self.get().await.map(drop).map_err(Error::of_a_write),
+                Err(Failed::For(error)) => return Err(error),
+                Err(Failed::Moved) if heard && !planted(Bug::NewStampAfterChange) => {
+                    view = self.replicas.view()
+                }
+                Err(Failed::Moved) => {
+                    // No replica has taken it, nor will: it may have another stamp.
+                    let stamp = self.load_stamp(entry.value).await?;
+                    (chosen, view) = (self.loaded_under(), self.loaded_under());
+                    entry = stamp.newer(entry.value).of_epoch(chosen.state.epoch());
+                }
+            }
         }
-        self.store(entry.borrow()).await.map_err(Error::of_read)
     }
 
-    /// What a majority has, without the values where `known` is as new.
-    async fn load_above(&self, known: Option<Stamp>, first: usize) -> Result<Few<Loaded>, Error> {
-        // Our own replica answers first (see `order`). The others are told its stamp, and leave out
-        // a value that we hold.
-        let mut told = known;
-        let ask = |place| {
-            if let Some(store) = self.replicas.own_store_at(place) {
-                let own = store.load(self.key, known);
-                told = known.max(own.as_ref().ok().map(|own| own.stamp));
-                return Sent::Answered(own);
+    /// Has a majority keep an entry that another coordinator wrote. If the ring changes meanwhile, it
+    /// reads again. For a read, an unknown outcome is only unavailable.
+    pub async fn repair(&self, mut newest: Newest) -> Result<Newest, Error> {
+        while !newest.agreed && !planted(Bug::GetWithoutRepair) {
+            let view = self.loaded_under();
+            let place = match planted(Bug::GetRepairsOldRingAlone) {
+                true => Where::OldRing,
+                false => Where::All,
+            };
+            match self
+                .store_in(&view, place, newest.entry.borrow(), &mut false)
+                .await
+            {
+                Ok(()) => newest.agreed = true,
+                Err(Failed::Moved) => newest = self.load().await?,
+                Err(Failed::For(error)) => return Err(error.of_read()),
             }
-            match told.map(|told| told.begin(2)) {
-                Some(told) => self.send(place, "load", 3, [&told, &[]]),
-                None => self.send(place, "load", 2, [&[], &[]]),
-            }
+        }
+        Ok(newest)
+    }
+
+    /// What a get answers.
+    async fn get(&self) -> Result<Newest, Error> {
+        self.repair(self.load().await?).await
+    }
+
+    /// The rings that were asked for what this operation knows.
+    fn loaded_under(&self) -> Arc<View> {
+        lock(&self.view).clone()
+    }
+
+    /// Has a majority keep the entry, in one ring or in each of two. `heard` becomes true if any
+    /// replica may have it now.
+    async fn store_in(
+        &self,
+        view: &View,
+        place: Where,
+        entry: Entry<&[u8]>,
+        heard: &mut bool,
+    ) -> Result<(), Failed> {
+        let head = entry.stamp.begin(3);
+        let ask = |ring, place| match self.own_store_at(view, ring, place) {
+            Some(store) => Sent::Answered(store.keep(self.key, entry)),
+            None => self.send(view, (ring, place), "store", 3, [&head, entry.value]),
         };
-        self.majority(First::Load(first), loaded, ask).await
+        let rings = match place {
+            Where::OldRing => 1,
+            Where::All => view.rings.len(),
+        };
+        let first = |_: &Cluster| COPIES;
+        let opened = Instant::now();
+        let asked = Asked {
+            opened,
+            first: &first,
+            is_store: true,
+            rings,
+        };
+        self.majority(view, asked, |_| Ok(()), ask, heard)
+            .await
+            .map(drop)
     }
 
-    /// The answers of a majority of different replicas. All of them came within one window, which
-    /// opened before the first was asked. An attempt that fails is made again until the deadline.
+    /// What a majority has, without the values where `known` is as new. If the ring changes
+    /// meanwhile, it is asked anew.
+    async fn load_above(
+        &self,
+        known: Option<Stamp>,
+        first: impl Fn(&Cluster) -> usize + Sync,
+    ) -> Result<Few<Loaded>, Error> {
+        let (mut view, mut opened) = (self.loaded_under(), self.begun);
+        loop {
+            // Our own replica answers first (see `order`). The others are told its stamp, and leave out
+            // a value that we hold.
+            let mut told = known;
+            let ask = |ring, place| {
+                if let Some(store) = self.own_store_at(&view, ring, place) {
+                    let own = store.load(self.key, known);
+                    told = told.max(own.as_ref().ok().map(|own| own.stamp));
+                    return Sent::Answered(own);
+                }
+                match told.map(|told| told.begin(2)) {
+                    Some(told) => self.send(&view, (ring, place), "load", 3, [&told, &[]]),
+                    None => self.send(&view, (ring, place), "load", 2, [&[], &[]]),
+                }
+            };
+            let rings = view.rings.len();
+            let asked = Asked {
+                opened,
+                first: &first,
+                is_store: false,
+                rings,
+            };
+            match self.majority(&view, asked, loaded, ask, &mut false).await {
+                Ok(answers) => {
+                    *lock(&self.view) = view;
+                    return Ok(answers);
+                }
+                Err(Failed::For(error)) => return Err(error),
+                Err(Failed::Moved) => (view, opened) = (self.replicas.view(), Instant::now()),
+            }
+        }
+    }
+
+    /// The answers of a majority of different replicas of each ring. All of them came within one
+    /// window, which opened before the first was asked. An attempt that fails is made again until the
+    /// deadline, or until the ring has changed.
     async fn majority<T>(
         &self,
-        first: First,
+        view: &View,
+        asked: Asked<'_>,
         read: Read<T>,
-        mut ask: impl FnMut(usize) -> Sent<T>,
-    ) -> Result<Few<T>, Error> {
-        let mut opened = match first {
-            First::Load(_) => self.begun, // an operation begins with a load
-            First::Store => Instant::now(),
-        };
+        mut ask: impl FnMut(usize, usize) -> Sent<T>,
+        heard: &mut bool,
+    ) -> Result<Few<T>, Failed> {
+        let mut opened = asked.opened;
         if opened >= self.deadline {
-            return Err(self.error(Kind::Unavailable, "no time is left to ask its replicas"));
+            return Err(self
+                .error(Kind::Unavailable, "no time is left to ask its replicas")
+                .into());
         }
-        let mut answers = Few::new();
-        let mut heard = false; // whether a replica may have stored what the majority did not
+        let mut kept = [Answers::new(), Answers::new()];
         loop {
-            let mut attempt = self.attempt(opened, first, answers);
-            future::poll_fn(|context| attempt.poll(&mut ask, read, context)).await;
-            if attempt.has_majority() {
-                let answers = attempt.answers.into_iter();
+            let mut attempts: SmallVec<[Attempt<T>; 1]> = SmallVec::new();
+            for ((number, ring), answers) in
+                view.rings.iter().enumerate().take(asked.rings).zip(kept)
+            {
+                attempts.push(self.attempt(number, ring, opened, asked, answers));
+            }
+            future::poll_fn(|context| poll_all(&mut attempts, &mut ask, read, context)).await;
+            if attempts.iter().all(Attempt::has_majority) {
+                let answers = attempts.into_iter().flat_map(|attempt| attempt.answers);
                 return Ok(answers.map(|(_, answer)| answer).collect());
             }
-            if attempt.has_no_room(&[Kind::Full, Kind::Busy]) {
-                self.take_back(&attempt);
+            for attempt in &mut attempts {
+                if attempt.has_no_room(&[Kind::Full, Kind::Busy]) {
+                    self.take_back(view, attempt);
+                }
+                attempt.give_up();
+                *heard |= asked.is_store && attempt.may_have_stored();
             }
-            attempt.give_up();
-            heard |= first == First::Store && attempt.may_have_stored();
-            let hopeless = attempt.is_hopeless(self.replicas.cluster.copies());
+            let told = self.follow(view, &attempts).await;
+            if !self.replicas.view().state.is(&view.state) {
+                return Err(Failed::Moved);
+            }
+            let hopeless = !told && attempts.iter().any(Attempt::is_hopeless);
             if hopeless || Instant::now() + PAUSE + MIN_ATTEMPT >= self.deadline {
-                return Err(self.no_majority(&attempt, hopeless, heard));
+                return Err(self.no_majority(view, &attempts, hopeless, *heard).into());
             }
-            answers = attempt.answers;
-            sleep(PAUSE.mul_f32(0.5 + fastrand::f32())).await; // not in step with another set
+            kept = [Answers::new(), Answers::new()];
+            if planted(Bug::AnswersCountedAcrossWindows) {
+                attempts
+                    .into_iter()
+                    .zip(&mut kept)
+                    .for_each(|(attempt, kept)| *kept = attempt.answers);
+            }
+            if !told {
+                sleep(PAUSE.mul_f32(0.5 + fastrand::f32())).await; // not in step with another set
+            }
             opened = Instant::now();
         }
     }
 
-    /// Opens a window.
-    fn attempt<T>(&self, opened: Instant, first: First, mut answers: Answers<T>) -> Attempt<T> {
-        if !planted(Bug::AnswersCountedAcrossWindows) {
-            answers.clear(); // each attempt has a window of its own, and counts afresh
+    /// Tells the nodes how the ring is that know another state, and moves on if they know a later
+    /// one. Where no node has answered, any other one may know why. Whether a node has moved on.
+    async fn follow<T>(&self, view: &View, attempts: &[Attempt<T>]) -> bool {
+        let mut names: Few<&str> = Few::new();
+        for attempt in attempts {
+            let others = attempt
+                .errors
+                .iter()
+                .filter(|(_, error)| error.kind == Kind::WrongRing);
+            let ring = view.rings.get(attempt.ring);
+            names.extend(others.filter_map(|(place, _)| Some(ring?.cluster.name(*place))));
         }
-        let mut to_ask = match first {
-            First::Load(_) => self.replicas.order(self.part, opened),
-            First::Store => self.replicas.cluster.replicas(self.part).collect(), // all at once
+        names.retain(|name| {
+            self.replicas
+                .own_store
+                .as_ref()
+                .is_none_or(|own| own.name() != *name)
+        });
+        let is_told = !names.is_empty();
+        if !is_told {
+            let any = fastrand::usize(..view.peers.len().max(1));
+            names.extend(view.peers.get(any).map(|(node, _)| &*node.name));
+        }
+        let patience = if is_told {
+            view.state.ring.limits.window
+        } else {
+            PAUSE
+        };
+        let exchanges = names.iter().map(|name| self.replicas.exchange(name));
+        let told = timeout(patience, join_all(exchanges))
+            .await
+            .unwrap_or_default();
+        let same = |told: &Told| {
+            told.state(&view.state.ring)
+                .is_ok_and(|state| state.is(&view.state))
+        };
+        is_told && told.iter().flatten().any(same)
+    }
+
+    /// Opens a window.
+    fn attempt<T>(
+        &self,
+        number: usize,
+        ring: &Ring,
+        opened: Instant,
+        asked: Asked<'_>,
+        answers: Answers<T>,
+    ) -> Attempt<T> {
+        let cluster = &ring.cluster;
+        let part = cluster.owner(self.key);
+        let mut to_ask = match asked.is_store {
+            false => ring.order(part, opened),
+            true => cluster.replicas(part).collect(), // all at once
         };
         to_ask.retain(|place| answers.iter().all(|(counted, _)| counted != place));
-        let cluster = &self.replicas.cluster;
         Attempt {
+            ring: number,
             opened,
             closes: self.deadline.min(opened + cluster.limits.window),
-            needed: match first {
-                First::Store if planted(Bug::SetWaitsForOne) => 1,
-                _ => cluster.majority(),
+            needed: match asked.is_store && planted(Bug::SetWaitsForOne) {
+                true => 1,
+                false => cluster.majority(),
             },
-            due: match first {
-                First::Load(first) => first,
-                First::Store => COPIES,
-            },
-            first,
+            copies: cluster.copies(),
+            due: (asked.first)(cluster),
+            is_store: asked.is_store,
             to_ask: to_ask.into_iter(),
             calls: Few::new(),
             answers,
@@ -340,15 +697,26 @@ impl Operation<'_> {
         }
     }
 
+    /// The coordinator's own node, if that is at this place of the ring.
+    fn own_store_at(&self, view: &View, ring: usize, place: usize) -> Option<Replica<'_>> {
+        let asked = view
+            .rings
+            .get(ring)
+            .filter(|ring| ring.own == Some(place))?;
+        let (_, ring) = asked.nodes.get(place)?;
+        self.replicas.own_store.as_ref()?.on(ring).ok()
+    }
+
     /// Sends one replica a question about the key.
     fn send<T>(
         &self,
-        place: usize,
+        view: &View,
+        (ring, place): (usize, usize),
         method: &str,
         params: u8,
         rest: [&[u8]; 2], // what follows the ring and the key
     ) -> Sent<T> {
-        let (peer, ring) = match self.replicas.node(place) {
+        let (peer, ring) = match view.node(ring, place) {
             Ok(node) => node,
             Err(error) => return Sent::Answered(Err(error)),
         };
@@ -357,13 +725,19 @@ impl Operation<'_> {
     }
 
     /// Takes back what replicas have allowed to a set that another one refuses.
-    fn take_back<T>(&self, refused: &Attempt<T>) {
+    fn take_back<T>(&self, view: &View, refused: &Attempt<T>) {
         let nothing = Stamp::of_a_set(NIL);
         let answered = refused.answers.iter().map(|(place, _)| *place);
         for place in answered.chain(refused.calls.iter().map(|(place, _)| *place)) {
-            match self.replicas.own_store_at(place) {
+            match self.own_store_at(view, refused.ring, place) {
                 Some(store) => drop(store.load(self.key, Some(nothing))),
-                None => drop(self.send::<()>(place, "load", 3, [&nothing.begin(2), &[]])),
+                None => drop(self.send::<()>(
+                    view,
+                    (refused.ring, place),
+                    "load",
+                    3,
+                    [&nothing.begin(2), &[]],
+                )),
             }
         }
     }
@@ -375,15 +749,26 @@ impl Operation<'_> {
     }
 
     /// Why there is no majority: what each replica said, or the refusal that most of them mean.
-    fn no_majority<T>(&self, attempt: &Attempt<T>, refused: bool, heard: bool) -> Error {
-        let (cluster, errors) = (&self.replicas.cluster, &attempt.errors);
+    fn no_majority<T>(
+        &self,
+        view: &View,
+        attempts: &[Attempt<T>],
+        refused: bool,
+        heard: bool,
+    ) -> Error {
+        let lacking = attempts.iter().find(|attempt| !attempt.has_majority());
+        let ring = lacking.and_then(|attempt| view.rings.get(attempt.ring));
+        let (Some(attempt), Some(Ring { cluster, .. })) = (lacking, ring) else {
+            return self.error(Kind::Unavailable, "no ring is known");
+        };
+        let errors = &attempt.errors;
         let refusals = errors.iter().filter(|(_, error)| error.kind.is_refusal());
         let refusal = refusals.max_by_key(|(_, error)| error.kind == Kind::Full);
         if let (true, false, Some((place, error))) = (refused, heard, refusal) {
             let name = cluster.name(*place);
             return self.error(error.kind, &format!("{name}: {}", error.why));
         }
-        let (said, answered) = (self.replicas.said(errors), attempt.answers.len());
+        let (said, answered) = (said(cluster, errors), attempt.answers.len());
         let (copies, needed) = (cluster.copies(), cluster.majority());
         let why = format!("{answered} of {copies} replicas answered, {needed} needed ({said})");
         match heard {
@@ -393,12 +778,43 @@ impl Operation<'_> {
     }
 }
 
+/// What is asked: how many replicas at once, and of how many rings.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    opened: Instant, // before the first question
+    first: &'a (dyn Fn(&Cluster) -> usize + Sync),
+    is_store: bool,
+    rings: usize,
+}
+
+/// Ready when each ring's attempt is.
+fn poll_all<T>(
+    attempts: &mut [Attempt<T>],
+    ask: &mut impl FnMut(usize, usize) -> Sent<T>,
+    read: Read<T>,
+    context: &mut Context<'_>,
+) -> Poll<()> {
+    let mut all = Poll::Ready(());
+    for attempt in attempts {
+        let number = attempt.ring;
+        if attempt
+            .poll(&mut |place| ask(number, place), read, context)
+            .is_pending()
+        {
+            all = Poll::Pending;
+        }
+    }
+    all
+}
+
 /// One attempt: the questions that are asked in one window, and their answers.
 struct Attempt<T> {
+    ring: usize,
     opened: Instant,
     closes: Instant,
-    first: First,
+    is_store: bool,
     needed: usize,
+    copies: usize,
     due: usize,                                  // how many replicas are to be asked now
     to_ask: smallvec::IntoIter<[usize; COPIES]>, // the replicas that were not asked yet
     calls: Few<(usize, Call)>,
@@ -477,13 +893,13 @@ impl<T> Attempt<T> {
     /// Whether a replica has no memory for this set, for one of these reasons.
     fn has_no_room(&self, reasons: &[Kind]) -> bool {
         let mut errors = self.errors.iter();
-        self.first != First::Store && errors.any(|(_, error)| reasons.contains(&error.kind))
+        !self.is_store && errors.any(|(_, error)| reasons.contains(&error.kind))
     }
 
     /// Whether asking again cannot help.
-    fn is_hopeless(&self, copies: usize) -> bool {
+    fn is_hopeless(&self) -> bool {
         self.has_no_room(&[Kind::Full])
-            || self.count_errors(Kind::is_refusal) > copies - self.needed
+            || self.count_errors(Kind::is_refusal) > self.copies - self.needed
     }
 
     /// Whether a replica may have done what it was asked.

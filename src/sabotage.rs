@@ -24,6 +24,30 @@ pub enum Bug {
     OldEntryReplacesNew,
     /// A replica without memory refuses what a majority may have answered for.
     FullReplicaRefusesToStore,
+    /// The stamps of a new ring begin anew.
+    StampsWithoutEpoch,
+    /// A change of the ring hands nothing over.
+    HandOverSkipped,
+    /// It hands over deletes alone.
+    LiveValuesNotHandedOver,
+    /// It hands over before all nodes know of the change.
+    HandOverBeforeAllKnow,
+    /// It ends before all nodes know of it.
+    EndsBeforeAllKnow,
+    /// A node goes on to serve those that do not know of the change.
+    LowerStateServed,
+    /// A get repairs the old ring alone.
+    GetRepairsOldRingAlone,
+    /// A set or delete waits for the old ring alone.
+    SetWaitsForOldRingAlone,
+    /// A set that meets a change takes another stamp, though a replica may have the first one.
+    NewStampAfterChange,
+    /// A stamp that was chosen before the new ring was asked goes to it.
+    OldStampForNewRing,
+    /// A node that has started serves before it has been told how the ring is.
+    ServesBeforeHearing,
+    /// A node that has started takes its part of the new ring as read.
+    StartingNodeTakesNewRingAsRead,
     /// A node that sees two memories lost at once says nothing.
     DoubtsNeverNoted,
 }

@@ -26,6 +26,7 @@ impl Service for Node {
             ("store", [ring, k, e]) => self.store.on(ring)?.store(key(k)?, entry(e)?)?.into(),
             ("scan", [ring, part, page @ ..]) => self.store.on(ring)?.scan(part, page)?,
             ("status", []) => self.store.status().into(),
+            ("ring", told) => self.store.ring(told)?,
             ("acknowledge", []) => self.store.acknowledge(),
             _ => return Err(Error::not_a_request(method, params.len())),
         })

@@ -17,7 +17,7 @@ pub struct Status {
     pub name: String,
     /// The version of kv54 that runs there.
     pub version: String,
-    /// `joining` or `ready`.
+    /// `joining` or `ready`; `waiting` or `left` where it is not in the ring yet, or not any more.
     pub state: String,
     /// The nodes that it must hear from before it is ready.
     pub waiting_for: Vec<String>,
@@ -31,6 +31,10 @@ pub struct Status {
     pub progress: usize,
     /// The fingerprint that `load`, `store` and `scan` to this node must carry.
     pub ring: u32,
+    /// How often the ring has begun to change while it ran.
+    pub epoch: u64,
+    /// How many keys and tombstones it holds for the ring into which it is changing.
+    pub handed_over: usize,
     /// Keys with a value.
     pub keys: usize,
     /// Keys that were deleted: their stamps stay, so that no old copy comes back.
@@ -62,7 +66,15 @@ impl Status {
     pub fn notes(&self) -> String {
         let waiting = (!self.waiting_for.is_empty()).then(|| self.waiting());
         let full = format!("full: {} of {} bytes", self.bytes, self.memory);
-        let remarks = waiting.into_iter().chain(self.full.then_some(full));
+        let place = match &*self.state {
+            "waiting" => Some("not yet in the ring; kv54 resize takes it in".to_owned()),
+            "left" => Some("not in the ring any more; it can be stopped".to_owned()),
+            _ => None,
+        };
+        let remarks = waiting
+            .into_iter()
+            .chain(place)
+            .chain(self.full.then_some(full));
         remarks.collect::<Vec<_>>().join("; ")
     }
 

@@ -1,6 +1,7 @@
 //! What a replica keeps in memory: for each part of the ring that it holds, a map
 //! from key to the newest entry that it has been told. Entries are never removed, so
 //! the place at which a key was first inserted never changes: the cursor of a scan counts on it.
+//! While the ring changes, a node holds its parts of the old ring and those of the new one.
 
 mod memory;
 
@@ -12,14 +13,14 @@ use indexmap::IndexMap;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use crate::cluster::{Cluster, Limits};
+use crate::cluster::{Cluster, Limits, Rings, State, Told};
 use crate::entry::{Entry, Loaded, Packed, Stamp, check_key, check_value, size};
 use crate::error::{Error, Kind};
 use crate::rpc::codec::{self, Encoded, quoted};
 use crate::rpc::{Answer, lock};
 use crate::sabotage::{Bug, planted};
 use crate::status::Status;
-use memory::{Memory, Refusal, Usage};
+use memory::{Memory, Refusal, Seen, Usage};
 
 /// What an entry takes beside its key and value, in bytes: its place in the map, and two allocations.
 pub(crate) const OVERHEAD: usize = 100;
@@ -32,23 +33,42 @@ pub const MAX_PAGE: usize = 64 << 10;
 
 /// The memory of one node.
 pub struct Store {
-    /// The ring that this node is part of.
-    pub cluster: Arc<Cluster>,
-    /// This node's place in the ring.
-    pub place: usize,
+    /// The rings that it knows of.
+    pub rings: Arc<Rings>,
     /// When this node started.
     pub started: Instant,
+    name: String,
     start_id: u64,
-    fingerprint: u32, // what a call from another node must name
     limits: Mutex<Limits>,
     kept: Mutex<Kept>,
 }
 
+/// A node as a replica on one ring, which is named by its fingerprint.
+pub struct Replica<'a> {
+    store: &'a Store,
+    ring: u64,
+}
+
 struct Kept {
     memory: Memory,
-    parts: Parts,
+    held: Vec<Held>,         // for each ring that is asked
+    starting: bool,          // some part was not ready yet since the node started
+    unheard: bool, // it does not know yet whether the ring has changed: it answers nothing
+    heard: BTreeSet<String>, // who has said how the ring is
+    member: bool,  // it has been in a ring that was asked
     // How each other node was read lately: bytes in a second, or why it could not be read.
-    reading: BTreeMap<usize, Result<usize, String>>,
+    reading: BTreeMap<String, Result<usize, String>>,
+}
+
+/// What a node keeps as a part of one ring.
+struct Held {
+    ring: u64, // what a call must name
+    born: u64,
+    cluster: Arc<Cluster>,
+    place: Option<usize>, // of this node
+    parts: Parts,
+    bytes: usize,                  // also those that it shares with another ring
+    others: BTreeMap<usize, Seen>, // the memory of other nodes
 }
 
 /// The parts that this node holds, by their owners' places.
@@ -72,33 +92,29 @@ impl Store {
     /// An empty store for the node at this place. It knows nothing of what the node may have
     /// answered before it started, and must hear from the other replicas first.
     pub fn new(cluster: Arc<Cluster>, place: usize) -> Self {
-        let held = |number: &usize| cluster.replicas(*number).any(|node| node == place);
-        let part = |number| {
-            let others = cluster.replicas(number).filter(|node| *node != place);
-            let missing = others.map(|node| (node, (0, 0))).collect();
-            let part = Part {
-                missing,
-                ..Part::default()
-            };
-            (number, part)
-        };
-        let kept = Kept {
-            memory: Memory::new(cluster.limits.memory, cluster.limits.window),
-            parts: (0..cluster.nodes().len()).filter(held).map(part).collect(),
+        let name = cluster.name(place).to_owned();
+        let (limits, rings) = (cluster.limits, Rings::new(cluster));
+        let mut kept = Kept {
+            memory: Memory::new(limits.memory, limits.window),
+            held: Vec::new(),
+            starting: true,
+            unheard: true,
+            heard: BTreeSet::new(),
+            member: false,
             reading: BTreeMap::new(),
         };
+        kept.move_to(&rings.known().state, &name);
         Store {
-            fingerprint: cluster.fingerprint(cluster.name(place)),
-            limits: Mutex::new(cluster.limits),
-            cluster,
-            place,
+            rings,
             started: Instant::now(),
+            name,
             start_id: fastrand::u64(..),
+            limits: Mutex::new(limits),
             kept: Mutex::new(kept),
         }
     }
 
-    /// The limits of this node now; those in `cluster` are the ones that it started with.
+    /// The limits of this node now; those of the rings are the ones that it started with.
     pub fn limits(&self) -> Limits {
         *lock(&self.limits)
     }
@@ -109,31 +125,117 @@ impl Store {
         lock(&self.kept).memory.own.limit = limits.memory;
     }
 
-    /// This store, for an asker that names its `ring` by the fingerprint.
-    pub fn on(&self, ring: &[u8]) -> Result<&Self, Error> {
-        if codec::number(ring) == Some(self.fingerprint.into()) {
-            return Ok(self);
+    /// This node as a replica, for an asker that names its `ring` by the fingerprint.
+    pub fn on(&self, ring: &[u8]) -> Result<Replica<'_>, Error> {
+        match codec::number(ring) {
+            Some(ring) => Ok(Replica { store: self, ring }),
+            None => Err(self.wrong_ring(&quoted(ring))),
         }
-        let why = format!(
-            "{}'s ring is {} ({}), yours is {}: use the same cluster.toml",
-            self.name(),
-            self.fingerprint,
-            self.cluster.ring(),
-            quoted(ring),
-        );
-        Err(Error::new(Kind::WrongRing, why))
     }
 
+    /// The same for this one of the rings that are asked: 0, or 1 for the new one.
+    pub fn at(&self, ring: usize) -> Replica<'_> {
+        let state = self.rings.known().state;
+        let ring = state.fingerprint(ring, &self.name).into();
+        Replica { store: self, ring }
+    }
+
+    fn wrong_ring(&self, asked: &str) -> Error {
+        let state = self.rings.known().state;
+        let why = format!(
+            "{}'s ring is {} ({}), yours is {asked}: use the same cluster.toml",
+            self.name,
+            state.fingerprint(0, &self.name),
+            state.ring.ring(),
+        );
+        Error::new(Kind::WrongRing, why)
+    }
+
+    /// How the ring is, for one who says how it is for them.
+    pub fn ring(&self, told: &[&[u8]]) -> Result<Answer, Error> {
+        match told {
+            [] => {}
+            [told] => self.hear(&Told::read(told)?)?,
+            _ => return Err(Error::not_a_request("ring", told.len())),
+        }
+        Ok(Encoded::from(self.told().packed()).into())
+    }
+
+    /// How the ring is, in this node's words.
+    pub fn told(&self) -> Told {
+        self.rings.told(&self.name, self.start_id)
+    }
+
+    /// Moves to the state that is told, if it is further than the own one.
+    pub fn hear(&self, told: &Told) -> Result<(), Error> {
+        let mut kept = lock(&self.kept);
+        if let Some(state) = self.rings.hear(told)? {
+            kept.move_to(&state, &self.name);
+            log::info!("{}", state.told());
+        }
+        if !told.name.is_empty()
+            && told
+                .state(&self.rings.known().file)?
+                .is(&self.rings.known().state)
+        {
+            kept.heard.insert(told.name.clone());
+        }
+        Ok(())
+    }
+
+    /// The nodes that could know of a later state than this node does, and have not said anything
+    /// yet. Nobody is left where it has answered for its state before.
+    pub fn unheard(&self) -> Vec<String> {
+        self.unheard_in(&lock(&self.kept))
+    }
+
+    fn unheard_in(&self, kept: &Kept) -> Vec<String> {
+        let known = self.rings.known();
+        if !kept.unheard || planted(Bug::ServesBeforeHearing) {
+            return Vec::new();
+        }
+        let file = State::of(known.file.clone());
+        let told = known.certain || known.state.step > 0;
+        let state = if told && known.state.has(&self.name) {
+            &*known.state
+        } else {
+            &file
+        };
+        let neighbours = state.rings().flat_map(|ring| ring.neighbours(&self.name));
+        let mut names: BTreeSet<&str> = neighbours.collect();
+        if !state.has(&self.name) && !told {
+            names.extend(known.file.names()); // whoever is in the ring
+        }
+        names.retain(|name| !kept.heard.contains(*name));
+        names.into_iter().map(str::to_owned).collect()
+    }
+
+    /// Every node that could know of a later state has been heard: this node answers from now on.
+    pub fn heard_all(&self) {
+        let mut kept = lock(&self.kept);
+        kept.unheard = false;
+        kept.starting = kept.is_joining();
+        kept.member = self.rings.known().state.has(&self.name);
+        self.rings.is_certain();
+    }
+}
+
+impl Replica<'_> {
     /// What is kept under this key, without the value where `known` is as new. Refused
     /// while another replica may know of a write that was here before this node's start, and for a
     /// set that brings more than there is memory for.
     pub fn load(&self, key: &[u8], known: Option<Stamp>) -> Result<Loaded, Error> {
-        let mut kept = lock(&self.kept);
-        let Kept { memory, parts, .. } = &mut *kept;
-        let (number, part) = self.part(key, parts)?;
+        let mut kept = lock(&self.store.kept);
+        let (memory, held, _) = self.held(&mut kept)?;
+        let held = &*held;
+        let (number, part) = held.part(key, &self.store.name)?;
         if !part.missing.is_empty() && !planted(Bug::JoiningAnswersLoad) {
-            let names = part.missing.keys().map(|place| self.cluster.name(*place));
-            let why = format!("waiting for {}", names.collect::<Vec<_>>().join(", "));
+            let names: Vec<&str> = part
+                .missing
+                .keys()
+                .map(|place| held.cluster.name(*place))
+                .collect();
+            let why = format!("waiting for {}", names.join(", "));
             return Err(Error::new(Kind::Joining, why));
         }
         let entry = part.entries.get(key);
@@ -147,14 +249,19 @@ impl Store {
                 Some(old) => bytes.saturating_sub(size(&old.value)),
                 None => bytes + key.len() + OVERHEAD,
             };
-            let allowed = memory.allow(key, added, self.others(number));
-            allowed.map_err(|refusal| self.full(&refusal, added))?;
+            let others = held
+                .others_of(number)
+                .map(|place| (place, held.others.get(&place).copied()));
+            let allowed = memory.allow(key, added, others);
+            allowed.map_err(|refusal| self.full(held, &refusal, added))?;
         }
         Ok(Entry { stamp, value })
     }
 
-    fn full(&self, refusal: &Refusal, added: usize) -> Error {
-        let name = self.cluster.name(refusal.place.unwrap_or(self.place));
+    fn full(&self, held: &Held, refusal: &Refusal, added: usize) -> Error {
+        let name = refusal
+            .place
+            .map_or(&*self.store.name, |place| held.cluster.name(place));
         let Usage { bytes, limit } = refusal.usage;
         let kept = format!("{name} keeps {bytes} bytes of at most {limit}");
         match refusal.coming {
@@ -176,21 +283,30 @@ impl Store {
             let why = "a stamp's counter is from 1 to 2^63 - 1";
             return Err(Error::bad_request(why));
         }
-        let mut kept = lock(&self.kept);
-        let Kept { memory, parts, .. } = &mut *kept;
-        let (_, part) = self.part(key, parts)?;
+        let mut kept = lock(&self.store.kept);
+        let (memory, held, other) = self.held(&mut kept)?;
+        let (number, part) = held.part(key, &self.store.name)?;
         let found = part.entries.get_full(key);
         let (index, old) = found.map(|(index, _, old)| (index, old)).unzip();
         if old.is_some_and(|old| old.stamp >= entry.stamp) && !planted(Bug::OldEntryReplacesNew) {
             return Ok(());
         }
-        let freed = old.map_or(0, |old| size(&old.value));
-        let added = size(entry.value) + old.map_or(key.len() + OVERHEAD, |_| 0);
+        // A value that the other ring's part has too lies in memory once.
+        let twin = other.and_then(|other| other.entry(key));
+        let twin_of = |stamp| twin.filter(|twin| twin.stamp == stamp);
+        let shared = twin_of(entry.stamp).map(|twin| &twin.value);
+        let head = old.map_or(key.len() + OVERHEAD, |_| 0);
+        let (new, gone) = (size(entry.value), old.map_or(0, |old| size(&old.value)));
+        let added = head + shared.map_or(new, |_| 0);
+        let freed = old.and_then(|old| twin_of(old.stamp)).map_or(gone, |_| 0);
         if planted(Bug::FullReplicaRefusesToStore) && !memory.own.has_room(added) {
             return Err(Error::new(Kind::Full, "planted"));
         }
         memory.keep(key, added, freed);
-        part.put(index, key, entry);
+        held.bytes = held.bytes + head + new - gone;
+        if let Some(part) = held.parts.get_mut(&number) {
+            part.put(index, key, entry, shared);
+        }
         Ok(())
     }
 
@@ -209,9 +325,10 @@ impl Store {
             let why = "a part, a cursor and a size are integers from 0";
             return Err(Error::bad_request(why));
         };
-        let kept = lock(&self.kept);
+        let mut kept = lock(&self.store.kept);
+        let (_, held, _) = self.held(&mut kept)?;
         let not_kept = || Error::new(Kind::WrongRing, format!("part {number} is not kept here"));
-        let entries = &kept.parts.get(&number).ok_or_else(not_kept)?.entries;
+        let entries = &held.parts.get(&number).ok_or_else(not_kept)?.entries;
         let (mut page, mut count, mut bytes) = (Vec::new(), 0_u32, 0);
         for (key, entry) in entries.get_range(cursor..).into_iter().flatten() {
             bytes += key.len() + size(&entry.value) + OVERHEAD;
@@ -229,7 +346,7 @@ impl Store {
             _ => Encoded::from_slice(codec::NIL),
         };
         let header = [&[0xdd], &count.to_be_bytes()[..]].concat();
-        let start_id = codec::encode_numbers([self.start_id]);
+        let start_id = codec::encode_numbers([self.store.start_id]);
         let answer = [&[0x93], &*start_id, &next, &header, &page].concat();
         Ok(Encoded::from(answer).into())
     }
@@ -237,115 +354,219 @@ impl Store {
     /// The parts that this node holds together with each other node.
     pub fn shared(&self) -> BTreeMap<usize, Vec<usize>> {
         let mut shared = BTreeMap::<_, Vec<_>>::new();
-        for part in lock(&self.kept).parts.keys() {
-            for node in self.others(*part) {
-                shared.entry(node).or_default().push(*part);
+        self.with(|held| {
+            for part in held.parts.keys() {
+                for node in held.others_of(*part) {
+                    shared.entry(node).or_default().push(*part);
+                }
             }
-        }
+        });
         shared
     }
 
     /// Notes what another node says of itself: how much it keeps, and of which parts.
     pub fn note_status(&self, place: usize, theirs: &Status) {
-        let mut kept = lock(&self.kept);
         let (bytes, limit) = (theirs.bytes, theirs.memory);
-        if limit > 0 {
-            let seen = (Instant::now(), Usage { bytes, limit });
-            kept.memory.others.insert(place, seen); // an older version has none
-        }
-        for (number, part) in &mut kept.parts {
-            let entries = theirs.entries.get(self.cluster.name(*number));
-            part.had_entries |= entries.is_some_and(|entries| *entries > 0);
-        }
+        self.with(|held| {
+            if limit > 0 {
+                held.others
+                    .insert(place, (Instant::now(), Usage { bytes, limit })); // an older version has none
+            }
+            for (number, part) in &mut held.parts {
+                let entries = theirs.entries.get(held.cluster.name(*number));
+                part.had_entries |= entries.is_some_and(|entries| *entries > 0);
+            }
+        });
     }
 
     /// Notes how many of a part's entries at another replica have been read: it can be read.
     pub fn note_progress(&self, part: usize, place: usize, read: usize, of: usize) {
-        let mut kept = lock(&self.kept);
-        let reading = kept.reading.entry(place).or_insert(Ok(0));
-        *reading = Ok(reading.as_ref().map_or(0, |rate| *rate));
-        let part = kept.parts.get_mut(&part);
-        if let Some(progress) = part.and_then(|part| part.missing.get_mut(&place)) {
-            *progress = (read, of);
-        }
-    }
-
-    /// Notes how many bytes came from another node in a second, if it can be read.
-    pub fn note_rate(&self, place: usize, rate: usize) {
-        if let Some(Ok(old)) = lock(&self.kept).reading.get_mut(&place) {
-            *old = rate;
-        }
-    }
-
-    /// Notes why another node cannot be read.
-    pub fn note_trouble(&self, place: usize, why: String) {
-        lock(&self.kept).reading.insert(place, Err(why));
+        self.with(|held| {
+            let part = held.parts.get_mut(&part);
+            if let Some(progress) = part.and_then(|part| part.missing.get_mut(&place)) {
+                *progress = (read, of);
+            }
+        });
     }
 
     /// Notes that another replica of a part has been read to the end.
     pub fn mark_read(&self, part: usize, place: usize) {
-        if let Some(part) = lock(&self.kept).parts.get_mut(&part) {
-            part.missing.remove(&place);
-            if planted(Bug::ReadyAfterOneNeighbour) {
-                part.missing.clear();
+        self.with(|held| {
+            if let Some(part) = held.parts.get_mut(&part) {
+                part.missing.remove(&place);
+                if planted(Bug::ReadyAfterOneNeighbour) {
+                    part.missing.clear();
+                }
             }
-        }
+        });
+        let mut kept = lock(&self.store.kept);
+        kept.starting &= kept.is_joining();
+    }
+
+    /// Whether another replica of a part is still to be read.
+    pub fn is_missing(&self, part: usize, place: usize) -> bool {
+        let missing = self.with(|held| {
+            held.parts
+                .get(&part)
+                .is_some_and(|part| part.missing.contains_key(&place))
+        });
+        missing == Some(true)
+    }
+
+    /// This node's place in the ring; one behind its end where it is not in it.
+    pub fn place(&self) -> usize {
+        self.with(|held| held.place.unwrap_or(held.cluster.nodes().len()))
+            .unwrap_or(usize::MAX)
     }
 
     /// Whether this node's word counts for a part.
     pub fn is_ready_for(&self, part: usize) -> bool {
-        let kept = lock(&self.kept);
-        let part = kept.parts.get(&part);
-        part.is_none_or(|part| part.missing.is_empty())
+        let ready = self.with(|held| {
+            held.parts
+                .get(&part)
+                .is_none_or(|part| part.missing.is_empty())
+        });
+        ready.unwrap_or(true)
     }
 
     /// The parts of which this node or another one has, or had, an entry.
     pub fn parts_with_entries(&self) -> Vec<usize> {
-        let kept = lock(&self.kept);
         let known = |part: &Part| part.had_entries || !part.entries.is_empty();
-        let parts = kept.parts.iter().filter(|(_, part)| known(part));
-        parts.map(|(number, _)| *number).collect()
+        let parts = self.with(|held| {
+            let parts = held.parts.iter().filter(|(_, part)| known(part));
+            parts.map(|(number, _)| *number).collect()
+        });
+        parts.unwrap_or_default()
     }
 
     /// Notes why this node cannot vouch for a part; false if it has a doubt about it already.
     pub fn doubt(&self, part: usize, why: &str) -> bool {
+        let noted = self.with(|held| {
+            let part = held.parts.get_mut(&part);
+            let part = part.filter(|part| part.doubt.is_none() && !planted(Bug::DoubtsNeverNoted));
+            part.map(|part| part.doubt = Some(why.to_owned())).is_some()
+        });
+        noted == Some(true)
+    }
+
+    /// Looks at what is held of this ring, if it is still asked.
+    fn with<T>(&self, look: impl FnOnce(&mut Held) -> T) -> Option<T> {
+        let mut kept = lock(&self.store.kept);
+        kept.held
+            .iter_mut()
+            .find(|held| held.ring == self.ring)
+            .map(look)
+    }
+
+    /// What is held of this ring, and of the other one while it changes. Refused if the asker knows
+    /// another state than this node.
+    fn held<'k>(
+        &self,
+        kept: &'k mut Kept,
+    ) -> Result<(&'k mut Memory, &'k mut Held, Option<&'k Held>), Error> {
+        if kept.unheard {
+            let why = format!(
+                "waiting to hear from {}",
+                self.store.unheard_in(kept).join(", ")
+            );
+            return Err(Error::new(Kind::Joining, why));
+        }
+        let (memory, held) = (&mut kept.memory, &mut kept.held);
+        let at = held.iter().position(|held| held.ring == self.ring);
+        let served = if planted(Bug::LowerStateServed) {
+            0
+        } else {
+            held.len()
+        };
+        let at = at.unwrap_or(served.min(held.len()));
+        let (before, from) = held.split_at_mut(at);
+        match from {
+            [found, after @ ..] => Ok((memory, found, before.first().or(after.first()))),
+            [] => Err(self.store.wrong_ring(&self.ring.to_string())),
+        }
+    }
+}
+
+impl Store {
+    /// The names of the other nodes that keep what this node keeps.
+    pub fn neighbours(&self) -> Vec<String> {
+        let state = self.rings.known().state;
+        let names = state.rings().flat_map(|ring| ring.neighbours(&self.name));
+        names.map(str::to_owned).collect()
+    }
+
+    /// Whether it or another node has, or had, an entry.
+    pub fn knows_entries(&self) -> bool {
+        let rings = self.rings.known().state.rings().count();
+        (0..rings).any(|ring| !self.at(ring).parts_with_entries().is_empty())
+    }
+
+    /// Notes how many bytes came from another node in a second, if it can be read.
+    pub fn note_rate(&self, name: &str, rate: usize) {
+        if let Some(Ok(old)) = lock(&self.kept).reading.get_mut(name) {
+            *old = rate;
+        }
+    }
+
+    /// Notes that another node can be read, or why it cannot be.
+    pub fn note_reading(&self, name: &str, why_not: Option<String>) {
         let mut kept = lock(&self.kept);
-        let part = kept.parts.get_mut(&part);
-        let part = part.filter(|part| part.doubt.is_none() && !planted(Bug::DoubtsNeverNoted));
-        part.map(|part| part.doubt = Some(why.to_owned())).is_some()
+        match (why_not, kept.reading.get(name)) {
+            (Some(why), _) => drop(kept.reading.insert(name.to_owned(), Err(why))),
+            (None, Some(Ok(_))) => {}
+            (None, _) => drop(kept.reading.insert(name.to_owned(), Ok(0))),
+        }
     }
 
     /// Forgets all doubts: a person has read them.
     pub fn acknowledge(&self) -> Answer {
-        for part in lock(&self.kept).parts.values_mut() {
-            part.doubt = None;
+        for held in &mut lock(&self.kept).held {
+            held.parts.values_mut().for_each(|part| part.doubt = None);
         }
         ().into()
     }
 
     /// What there is to say about this node.
     pub fn status(&self) -> Status {
-        let kept = lock(&self.kept);
+        let (kept, known) = (lock(&self.kept), self.rings.known());
         let mut status = Status {
-            name: self.name().to_owned(),
+            name: self.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            progress: kept.progress(self.cluster.copies()),
-            ring: self.fingerprint,
+            progress: kept.progress(),
+            ring: known.state.fingerprint(0, &self.name),
+            epoch: known.state.epoch(),
+            handed_over: kept.held.get(1).map_or(0, Held::count),
             bytes: kept.memory.own.bytes,
             memory: kept.memory.own.limit,
             full: kept.memory.is_full(),
             uptime_s: self.started.elapsed().as_secs(),
             ..Status::default()
         };
-        let mut missing = BTreeSet::<&usize>::new();
-        for (number, part) in &kept.parts {
-            part.tell(self.cluster.name(*number), &mut status);
-            missing.extend(part.missing.keys());
+        // What it holds of the old ring counts, or of the new one where it was not in the old one.
+        if let Some(held) = kept.held.first() {
+            for (number, part) in &held.parts {
+                part.tell(held.cluster.name(*number), &mut status);
+            }
         }
-        let is_ready = missing.is_empty();
-        for place in missing {
-            let name = self.cluster.name(*place).to_owned();
-            let remark = match kept.reading.get(place) {
+        let mut missing: BTreeSet<String> = match kept.unheard {
+            true => self.unheard_in(&kept).into_iter().collect(),
+            false => BTreeSet::new(),
+        };
+        for held in &kept.held {
+            let places = held.parts.values().flat_map(|part| part.missing.keys());
+            missing.extend(places.map(|place| held.cluster.name(*place).to_owned()));
+        }
+        let state = match (
+            kept.unheard || !missing.is_empty(),
+            known.state.has(&self.name),
+        ) {
+            (true, _) => "joining",
+            (_, true) => "ready",
+            _ if kept.member || known.file.place(&self.name).is_none() => "left",
+            _ => "waiting",
+        };
+        for name in missing {
+            let remark = match kept.reading.get(&name) {
                 None | Some(Ok(0)) => None,
                 Some(Ok(rate)) => Some(format!("{}/s", ByteSize(*rate as u64).display().si())),
                 Some(Err(why)) => Some(why.clone()),
@@ -354,43 +575,91 @@ impl Store {
             status.remarks.extend(remark);
             status.waiting_for.push(name);
         }
-        let state = if is_ready { "ready" } else { "joining" };
         state.clone_into(&mut status.state);
         status
     }
 
     /// This node's name.
     pub fn name(&self) -> &str {
-        self.cluster.name(self.place)
+        &self.name
     }
+}
 
-    /// The places of a part's other replicas.
-    fn others(&self, part: usize) -> impl Iterator<Item = usize> {
-        let replicas = self.cluster.replicas(part);
-        replicas.filter(|place| *place != self.place)
+impl Held {
+    /// An empty share of a ring. What it holds counts once every other replica has been read; at
+    /// once in a ring that was never asked before.
+    fn new(cluster: &Arc<Cluster>, name: &str, counts: bool) -> Self {
+        let place = cluster.place(name);
+        let mut parts = Parts::new();
+        for number in 0..cluster.nodes().len() {
+            let replicas: Vec<usize> = cluster.replicas(number).collect();
+            if place.is_some_and(|place| replicas.contains(&place)) {
+                let others = replicas
+                    .into_iter()
+                    .filter(|at| Some(*at) != place || cluster.copies() == 1);
+                let missing = others.filter(|_| !counts).map(|at| (at, (0, 0))).collect();
+                let part = Part {
+                    missing,
+                    ..Part::default()
+                };
+                parts.insert(number, part);
+            }
+        }
+        Held {
+            ring: 0,
+            born: 0,
+            cluster: cluster.clone(),
+            place,
+            parts,
+            bytes: 0,
+            others: BTreeMap::new(),
+        }
     }
 
     /// The part of this key, if it is one that this node holds.
-    fn part<'a>(&self, key: &[u8], parts: &'a mut Parts) -> Result<(usize, &'a mut Part), Error> {
+    fn part(&self, key: &[u8], name: &str) -> Result<(usize, &Part), Error> {
         check_key(key)?;
         let number = self.cluster.owner(key);
-        let part = parts.get_mut(&number).map(|part| (number, part));
+        let part = self.parts.get(&number).map(|part| (number, part));
         part.ok_or_else(|| {
-            let (key, name) = (String::from_utf8_lossy(key), self.name());
+            let key = String::from_utf8_lossy(key);
             Error::new(Kind::WrongRing, format!("{key:?} is not a key of {name}"))
         })
+    }
+
+    /// How many entries there are.
+    fn count(&self) -> usize {
+        self.parts.values().map(|part| part.entries.len()).sum()
+    }
+
+    fn entry(&self, key: &[u8]) -> Option<&Entry> {
+        self.parts.get(&self.cluster.owner(key))?.entries.get(key)
+    }
+
+    /// The places of a part's other replicas.
+    fn others_of(&self, part: usize) -> impl Iterator<Item = usize> + use<> {
+        let (lone, own) = (self.cluster.copies() == 1, self.place);
+        let replicas = self.cluster.replicas(part);
+        replicas.filter(move |place| lone || Some(*place) != own) // without others, it waits all the same
     }
 }
 
 impl Part {
     /// Keeps an entry in the place of the one before it, or in a new one.
-    fn put(&mut self, index: Option<usize>, key: &[u8], entry: Entry<&[u8]>) {
+    fn put(
+        &mut self,
+        index: Option<usize>,
+        key: &[u8],
+        entry: Entry<&[u8]>,
+        shared: Option<&Packed>,
+    ) {
         let key_hash = crc32fast::hash(key);
         self.digest ^= digest(key_hash, entry.stamp);
         self.tombstones += usize::from(entry.value == codec::NIL);
         let old = index.and_then(|index| self.entries.get_index_mut(index));
         let Some((_, old)) = old else {
-            let (stamp, value) = (entry.stamp, entry.value.into());
+            let value = shared.cloned().unwrap_or_else(|| entry.value.into());
+            let stamp = entry.stamp;
             let key = SmallVec::from_slice(key);
             self.entries.insert(key, Entry { stamp, value });
             return;
@@ -398,7 +667,10 @@ impl Part {
         self.digest ^= digest(key_hash, old.stamp);
         self.tombstones -= usize::from(old.value.is_nil());
         old.stamp = entry.stamp;
-        old.value.replace(entry.value);
+        match shared {
+            Some(shared) => old.value = shared.clone(),
+            None => old.value.replace(entry.value),
+        }
     }
 
     /// Adds what there is to say about it, under its owner's name.
@@ -418,15 +690,54 @@ impl Part {
 }
 
 impl Kept {
+    /// Takes what is held of the rings of this state along. In a ring that is new, this node's word
+    /// counts at once: nobody has asked it before. But a node that has started a moment ago may have
+    /// been asked before its start.
+    fn move_to(&mut self, state: &State, name: &str) {
+        let mut old = std::mem::take(&mut self.held);
+        for (ring, cluster) in state.rings().enumerate() {
+            let born = state.born(ring);
+            let same = |held: &Held| held.born == born && held.cluster.names() == cluster.names();
+            let held = match old.iter().position(same) {
+                Some(at) => old.swap_remove(at),
+                None => {
+                    let is_new = ring == 1
+                        && (!self.starting || planted(Bug::StartingNodeTakesNewRingAsRead));
+                    Held::new(cluster, name, is_new)
+                }
+            };
+            self.held.push(Held {
+                ring: state.fingerprint(ring, name).into(),
+                born,
+                ..held
+            });
+        }
+        self.member |= !self.unheard && state.has(name);
+        if !old.is_empty() {
+            self.memory.own.bytes = self.held.iter().map(|held| held.bytes).sum(); // the others shared with them
+            std::thread::spawn(move || drop(old)); // millions of entries take a while
+        }
+    }
+
+    fn is_joining(&self) -> bool {
+        let parts = self.held.iter().flat_map(|held| held.parts.values());
+        parts.into_iter().any(|part| !part.missing.is_empty())
+    }
+
     /// How much of what the other replicas keep has been read, in percent.
-    fn progress(&self, copies: usize) -> usize {
-        let missing = self.parts.values().flat_map(|part| part.missing.values());
-        let left = missing.map(|(read, of)| {
-            let percent = read.saturating_mul(100).checked_div(*of); // `of` is the other's word
-            100 - percent.unwrap_or(0).min(99)
-        });
-        let whole = self.parts.len() * (copies - 1);
-        100 - left.sum::<usize>().div_ceil(whole.max(1))
+    fn progress(&self) -> usize {
+        let (mut left, mut whole) = (0, 0);
+        for held in &self.held {
+            whole += held.parts.len() * (held.cluster.copies() - 1).max(1);
+            let missing = held.parts.values().flat_map(|part| part.missing.values());
+            left += missing
+                .map(|(read, of)| {
+                    let percent = read.saturating_mul(100).checked_div(*of); // `of` is the other's word
+                    100 - percent.unwrap_or(0).min(99)
+                })
+                .sum::<usize>();
+        }
+        100 - left.div_ceil(whole.max(1))
     }
 }
 

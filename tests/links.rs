@@ -125,10 +125,12 @@ fn a_neighbour_of_the_former_version_which_takes_no_size_is_read_to_the_end() {
         let cluster = cluster::Cluster::parse("cluster.toml".as_ref(), &file).unwrap();
         let (cluster, keys) = (Arc::new(cluster), 1_000);
         let former = Former(Store::new(cluster.clone(), 0));
+        former.0.heard_all();
         for n in 0..keys {
             let entry = Stamp::default();
             former
                 .0
+                .at(0)
                 .keep(format!("key{n}").as_bytes(), entry.newer(b"\x01"))
                 .unwrap();
         }
@@ -138,7 +140,7 @@ fn a_neighbour_of_the_former_version_which_takes_no_size_is_read_to_the_end() {
         let serving = rpc::serve(incoming, &former, || limits, stop.clone());
         let replicas = Replicas::new(cluster, Duration::from_secs(5), &tcp());
         let reading = async {
-            let (mut scan, mut read, mut pages) = (Scan::new(&replicas, 0, 0), 0, 0);
+            let (mut scan, mut read, mut pages) = (Scan::new(&replicas, 0, 0).unwrap(), 0, 0);
             while let Some(page) = scan.page().await.unwrap() {
                 read += entries(&page).unwrap().len();
                 pages += 1;
@@ -162,7 +164,7 @@ fn pages_are_small_at_first_and_grow_while_they_come_quickly() {
                 .await
                 .unwrap();
         }
-        let (mut scan, mut counts) = (Scan::new(&client.replicas, 0, 0), Vec::new());
+        let (mut scan, mut counts) = (Scan::new(&client.replicas, 0, 0).unwrap(), Vec::new());
         while let Some(page) = scan.page().await.unwrap() {
             counts.push(entries(&page).unwrap().len());
         }

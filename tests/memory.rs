@@ -175,7 +175,8 @@ fn a_small_node_beside_large_ones_is_never_more_than_a_quarter_above_its_limit()
 #[test]
 fn a_set_that_was_allowed_lets_others_wait_until_it_writes_or_is_taken_back() {
     let cluster = Cluster::with_limits(&THREE, LITTLE);
-    let carol = ready_store(&cluster);
+    let store = ready_store(&cluster);
+    let carol = store.at(0);
     let brings = |bytes: usize| Some(Stamp::of_a_set(&vec![0; bytes]));
     let kind = |key: &[u8], bytes| carol.load(key, brings(bytes)).unwrap_err().kind;
     carol.load(b"tea", brings(600_000)).unwrap();
@@ -199,7 +200,8 @@ fn what_a_neighbour_has_left_counts_while_it_is_news() {
         .build()
         .unwrap();
     runtime.block_on(async {
-        let carol = ready_store(&cluster);
+        let store = ready_store(&cluster);
+        let carol = store.at(0);
         let alice = Status {
             bytes: 900_000,
             memory: 1 << 20,
@@ -220,9 +222,10 @@ fn what_a_neighbour_has_left_counts_while_it_is_news() {
 /// The memory of carol, who is ready.
 fn ready_store(cluster: &Cluster) -> Store {
     let carol = Store::new(cluster.ring(), 2);
-    for (place, parts) in carol.shared() {
+    carol.heard_all();
+    for (place, parts) in carol.at(0).shared() {
         for part in parts {
-            carol.mark_read(part, place);
+            carol.at(0).mark_read(part, place);
         }
     }
     carol

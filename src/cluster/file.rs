@@ -17,11 +17,16 @@ use crate::error::plain;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    nodes: Spanned<BTreeMap<Spanned<String>, Spanned<String>>>,
+    nodes: Spanned<Table>,
+    #[serde(default)]
+    leaving: Table,
     #[serde(default)]
     limits: Limits,
     tls: Option<Spanned<Files>>,
 }
+
+/// Names and addresses.
+type Table = BTreeMap<Spanned<String>, Spanned<String>>;
 
 /// The table `[limits]`: a field that is not there has its default.
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -154,38 +159,70 @@ fn lines_before(text: &str, at: usize) -> usize {
 /// Checks what concerns more than one field. The files of `[tls]` lie beside this one.
 fn ring(file: File, path: &Path) -> Result<Cluster, Wrong> {
     let start = file.nodes.span().start;
-    let nodes = sorted(file.nodes.into_inner())?;
+    let nodes = sorted("nodes", file.nodes.into_inner(), &[])?;
     if nodes.is_empty() {
         return Err((start, "nodes: a ring has at least one node".to_owned()));
     }
+    let leaving = sorted("leaving", file.leaving, &nodes)?;
     if let Some(table) = &file.tls {
         let certified = nodes.iter().try_for_each(|node| certifiable(&node.name));
         certified.map_err(|why| (table.span().start, format!("tls: {why}")))?;
     }
     let (mut limits, mut tls) = (file.limits, file.tls.map(Spanned::into_inner));
-    limits.reserve = 2 * (nodes.len() - 1);
+    limits.reserve = 2 * (nodes.len() + leaving.len() - 1);
     if let Some(Files { ca, cert, key }) = &mut tls {
         for file in [ca, cert, key] {
             *file = path.with_file_name(&*file);
         }
     }
-    Ok(Cluster { nodes, limits, tls })
+    Ok(Cluster {
+        nodes,
+        leaving,
+        limits,
+        tls,
+    })
 }
 
-/// The nodes in ring order, which is the order of the table's map.
-fn sorted(table: BTreeMap<Spanned<String>, Spanned<String>>) -> Result<Vec<Node>, Wrong> {
+impl Cluster {
+    /// The same limits and files for a ring of other nodes, which must be in ring order.
+    pub(super) fn with(&self, nodes: &[Node]) -> Result<Self, String> {
+        let sorted = nodes.is_sorted_by(|one, next| one.name < next.name);
+        let odd = nodes
+            .iter()
+            .find(|node| !is_name(&node.name) || check_address(&node.address).is_err());
+        if let (true, false, None) = (sorted, nodes.is_empty(), odd) {
+            let (nodes, leaving, tls) = (nodes.to_vec(), Vec::new(), self.tls.clone());
+            let limits = self.limits;
+            return Ok(Cluster {
+                nodes,
+                leaving,
+                limits,
+                tls,
+            });
+        }
+        Err("a ring is names in order, each with host:port".to_owned())
+    }
+}
+
+/// The nodes of a table in ring order, which is the order of its map. None of them is one of `others`.
+fn sorted(field: &str, table: Table, others: &[Node]) -> Result<Vec<Node>, Wrong> {
     let mut nodes: Vec<Node> = Vec::new();
     for (name, address) in table {
         let (name_at, at) = (name.span().start, address.span().start);
         let (name, address) = (name.into_inner(), address.into_inner().to_lowercase());
         if !is_name(&name) {
             let why = "a name is letters, digits, '.', '-' and '_', 64 at most";
-            return Err((name_at, format!("nodes.{name:?}: {why}")));
+            return Err((name_at, format!("{field}.{name:?}: {why}")));
         }
-        check_address(&address).map_err(|why| (at, format!("nodes.{name}: {address:?}{why}")))?;
-        if let Some(Node { name: twin, .. }) = nodes.iter().find(|twin| twin.address == address) {
+        if others.iter().any(|other| other.name == name) {
+            let why = "a node that leaves is not in [nodes]";
+            return Err((name_at, format!("{field}.{name}: {why}")));
+        }
+        check_address(&address).map_err(|why| (at, format!("{field}.{name}: {address:?}{why}")))?;
+        let mut known = others.iter().chain(&nodes);
+        if let Some(Node { name: twin, .. }) = known.find(|twin| twin.address == address) {
             let why = format!("{address} is the address of {twin} too");
-            return Err((at, format!("nodes.{name}: {why}")));
+            return Err((at, format!("{field}.{name}: {why}")));
         }
         nodes.push(Node { name, address });
     }

@@ -14,10 +14,11 @@ use tokio::time::{Instant, sleep};
 
 use super::{Failure, Options, Outcome, line, remark, shown, text, write};
 use crate::client::Client;
-use crate::entry::{Packed, Stamp};
+use crate::cluster::Cluster;
+use crate::entry::Packed;
 use crate::error::{Error, Kind};
 use crate::join::{Scan, entries};
-use crate::rpc::codec::encode_bytes;
+use crate::replicas::said;
 
 /// How many pages of keys are read at once: enough to keep the nodes busy, and so few that a slow
 /// network can carry their values within one window.
@@ -85,9 +86,11 @@ pub(super) async fn print_all(
         write,
     };
     let replicas = &exporter.client.replicas;
-    let (places, mut printed) = (0..replicas.cluster.nodes().len(), 0);
+    replicas.exchange_all().await; // the file may be behind
+    let cluster = replicas.cluster();
+    let (places, mut printed) = (0..cluster.nodes().len(), 0);
     for part in places.clone() {
-        printed += exporter.export(part, options.timeout()).await?;
+        printed += exporter.export(&cluster, part, options.timeout()).await?;
     }
     let said = join_all(places.map(|place| replicas.status(place))).await;
     let mut doubts = said.into_iter().flatten().flat_map(|status| status.doubts);
@@ -102,8 +105,12 @@ pub(super) async fn print_all(
 impl Exporter {
     /// Lists so many replicas of a part that every write that was answered is on one of them, and
     /// prints what each of them adds. Returns how many keys that were.
-    async fn export(&self, part: usize, patience: Duration) -> Result<usize, Failure> {
-        let cluster = &self.client.replicas.cluster;
+    async fn export(
+        &self,
+        cluster: &Cluster,
+        part: usize,
+        patience: Duration,
+    ) -> Result<usize, Failure> {
         let (copies, needed) = (cluster.copies(), cluster.copies() - cluster.majority() + 1);
         let mut to_list: Vec<usize> = cluster.replicas(part).collect();
         let (mut known, mut printed) = (HashSet::new(), 0);
@@ -126,7 +133,7 @@ impl Exporter {
             let kinds = errors.iter().map(|(_, error)| error.kind);
             let refusal = kinds.filter(|kind| kind.is_refusal()).nth(copies - needed);
             if refusal.is_some() || Instant::now() + RETRY >= deadline {
-                let (name, said) = (cluster.name(part), self.client.replicas.said(&errors));
+                let (name, said) = (cluster.name(part), said(cluster, &errors));
                 let why = format!(
                     "{listed} of the {copies} replicas of {name}'s keys could be listed, \
                      {needed} needed ({said})"
@@ -146,18 +153,7 @@ impl Exporter {
         known: &mut HashSet<Key>,
         pages: &mut Vec<Vec<Key>>,
     ) -> Result<(), Error> {
-        let replicas = &self.client.replicas;
-        let mut scan = Scan::new(replicas, place, part);
-        // A joining node's list may lack answered writes. Such a node refuses `load`, so it is
-        // asked one, for any key of the part. The pages before and after it have one start id:
-        // the node has not restarted since.
-        scan.page().await?;
-        let mut keys = (0_u64..).map(|number| number.to_string());
-        let key = keys.find(|key| replicas.cluster.owner(key.as_bytes()) == part);
-        let key = encode_bytes(key.unwrap_or_default().as_bytes());
-        let load: [&[u8]; 2] = [&key, &Stamp::MAX.begin(2)];
-        replicas.ask(place, "load", &load).await?;
-        scan.cursor = Some(0);
+        let mut scan = Scan::of_a_ready_node(&self.client.replicas, place, part).await?;
         while let Some(page) = scan.page().await? {
             let keys = entries(&page)?.into_iter().map(|(key, _)| key);
             let wanted = keys.filter(|key| key.starts_with(&self.prefix));

@@ -27,7 +27,8 @@ pub(super) struct Where {
 impl Where {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         let client = options.client()?;
-        let (cluster, key) = (&client.replicas.cluster, self.key.into_encoded_bytes());
+        client.replicas.exchange_all().await; // the file may be behind
+        let (cluster, key) = (client.replicas.cluster(), self.key.into_encoded_bytes());
         let (owner, hash) = (cluster.owner(&key), crc32fast::hash(&key));
         let roles = cluster.replicas(owner).zip(["owner", "copy", "copy"]);
         let asked = join_all(roles.map(|(place, role)| ask(&client, place, role, &key)));
@@ -47,7 +48,8 @@ impl Where {
 /// Asks one node what it holds: as `--json` prints it, and as a row of the table.
 async fn ask(client: &Client, place: usize, role: &str, key: &[u8]) -> Option<(Json, [String; 5])> {
     let replicas = &client.replicas;
-    let node = replicas.cluster.nodes().get(place)?;
+    let cluster = replicas.cluster();
+    let node = cluster.nodes().get(place)?;
     let answer = replicas.ask(place, "load", &[&encode_bytes(key)]).await;
     let (mut state, mut stamp, mut deleted, mut error) = ("ready", None, false, None);
     let holds = match answer.and_then(|answer| loaded(&answer)) {

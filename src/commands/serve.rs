@@ -49,7 +49,7 @@ impl Serve {
         let _ = log::set_logger(&Log).map(|()| log::set_max_level(self.log));
         let mut cluster = options.cluster()?;
         let places = match self.all {
-            true => (0..cluster.nodes().len()).collect(),
+            true => (0..cluster.nodes().len() + cluster.leaving().len()).collect(),
             false => vec![self.place(&cluster, options)?],
         };
         fit(&mut Arc::make_mut(&mut cluster).limits, places.len())?;
@@ -96,18 +96,24 @@ impl Serve {
     /// The place of the named node, or of the node that has this machine's name.
     fn place(&self, cluster: &Cluster, options: &Options) -> Result<usize, Failure> {
         if let Some(name) = &self.name {
-            let place = cluster.place(name);
+            let place = found(cluster, name);
             return place.ok_or_else(|| options.no_node(cluster, name));
         }
         let host = hostname::get().map_err(|error| Failure::from(error).of("no host name"))?;
         let host = host.to_string_lossy();
         let short = host.split('.').next().unwrap_or(&host);
-        let place = cluster.place(&host).or_else(|| cluster.place(short));
+        let place = found(cluster, &host).or_else(|| found(cluster, short));
         place.ok_or_else(|| {
             let hint = "it is this machine's name, and kv54 serve NAME runs another";
             options.no_node(cluster, short).with(hint)
         })
     }
+}
+
+/// The place of a node in the ring, or behind it among those that leave.
+fn found(cluster: &Cluster, name: &str) -> Option<usize> {
+    let mut nodes = cluster.nodes().iter().chain(cluster.leaving());
+    nodes.position(|node| node.name == name)
 }
 
 /// Reads the file again, for so many nodes. A wrong one changes nothing.
@@ -116,12 +122,17 @@ fn reload(options: &Options, nodes: usize, file: &watch::Sender<Arc<Cluster>>) {
         Ok(new) => new,
         Err(error) => return log::error!("{error}; nothing is changed"),
     };
-    let [running, other] = [file.borrow().ring(), new.ring()];
-    if running != other {
-        let path = options.config.display();
+    let (path, [running, other]) = (
+        options.config.display(),
+        [&**file.borrow(), &new].map(Cluster::ring),
+    );
+    if file.borrow().limits.window != new.limits.window {
         return log::error!(
             "{path}: another ring ({other}) than the running one ({running}); nothing is changed"
         );
+    }
+    if running != other {
+        log::info!("{path}: another ring ({other}); kv54 resize changes the running one to it");
     }
     match fit(&mut new.limits, nodes) {
         Ok(()) => drop(file.send_replace(Arc::new(new))),

@@ -1,18 +1,21 @@
 //! `status`: how the nodes are.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use futures::future::join_all;
 use indexmap::{IndexMap, IndexSet};
 use serde_json::{Value as Json, json};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{Failure, Options, Outcome, text};
-use crate::cluster::{Cluster, Node};
+use crate::cluster::{Cluster, Node, State};
 use crate::error::{Error, Kind};
-use crate::rpc::{Peer, tls};
+use crate::replicas::Replicas;
+use crate::rpc::codec::Encoded;
+use crate::rpc::tls;
 use crate::status::Status;
 
 /// Show how the nodes are.
@@ -43,25 +46,30 @@ const MOMENT: Duration = Duration::from_millis(300);
 
 impl Show {
     pub(super) async fn run(self, options: &Options) -> Outcome {
-        let cluster = options.cluster()?;
-        let peers = peers(&cluster, options.timeout().min(cluster.limits.window))?;
+        let (file, timeout) = (options.cluster()?, options.timeout());
+        let nodes = Asked::new(&file, timeout.min(file.limits.window))?;
         let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
         if self.acknowledge {
-            join_all(peers.iter().map(|peer| peer.call("acknowledge", &[]))).await;
+            nodes.all("acknowledge").await;
         }
         loop {
-            let (nodes, rows): (Vec<Json>, _) = ask_all(&peers, &cluster).await;
-            let ready = nodes.iter().all(|node| node["state"] == "ready");
+            let said = nodes.ask().await;
             let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
-            if !self.wait || ready || late {
-                let table = text::table(["node", "address", "state", "keys", "bytes", ""], rows);
-                let (keys, tombstones) = distinct(&nodes, &cluster).unzip();
+            if !self.wait || said.all_ready || late {
+                let table =
+                    text::table(["node", "address", "state", "keys", "bytes", ""], said.rows);
+                let (keys, tombstones) = distinct(&said.nodes, &said.state.ring).unzip();
                 let [keys, tombstones] = [keys, tombstones].map(Json::from);
                 let sum = format!("keys without their copies: {keys}, tombstones: {tombstones}\n");
-                let json = json!({ "nodes": nodes, "keys": keys, "tombstones": tombstones });
-                let doubts = doubts(&nodes);
-                options.print(&json, table + &sum.replace("null", "?") + &doubts)?;
-                return Ok(ExitCode::from(match (ready, doubts.is_empty()) {
+                let (doubts, change) = (doubts(&said.nodes), change(&said.nodes, &said.state));
+                let mut json =
+                    json!({ "nodes": said.nodes, "keys": keys, "tombstones": tombstones });
+                if let Some(change) = &change {
+                    json["change"] = change.trim_end().into();
+                }
+                let change = change.unwrap_or_default();
+                options.print(&json, table + &sum.replace("null", "?") + &change + &doubts)?;
+                return Ok(ExitCode::from(match (said.all_ready, doubts.is_empty()) {
                     (true, true) => 0,
                     (true, false) => 1,
                     (false, _) => 3,
@@ -70,6 +78,35 @@ impl Show {
             sleep(Duration::from_millis(100)).await;
         }
     }
+}
+
+/// How far a change of the ring is, if there is one, and whom it waits for.
+fn change(nodes: &[Json], state: &State) -> Option<String> {
+    let next = state.next.as_ref()?;
+    let sum = |field: &str| {
+        nodes
+            .iter()
+            .filter_map(|node| node[field].as_u64())
+            .sum::<u64>()
+    };
+    let (old, new) = (
+        sum("keys") / state.ring.copies() as u64,
+        sum("handed_over") / next.copies() as u64,
+    );
+    let percent = (100 * new).checked_div(old).unwrap_or(100).min(100);
+    let in_ring = nodes
+        .iter()
+        .filter(|node| state.has(node["name"].as_str().unwrap_or("?")));
+    let missing = in_ring.filter(|node| node["state"] != "ready");
+    let missing: Vec<&str> = missing.filter_map(|node| node["name"].as_str()).collect();
+    let waits = match missing[..] {
+        [] => String::new(),
+        _ => format!("; it waits for {}", text::and(&missing)),
+    };
+    let (told, epoch) = (state.told(), state.epoch());
+    Some(format!(
+        "change {epoch}: {told}, {percent} % handed over{waits}; kv54 resize ends it\n"
+    ))
 }
 
 /// What the nodes cannot vouch for, each line once, and what to do about it.
@@ -88,8 +125,7 @@ fn doubts(nodes: &[Json]) -> String {
 
 /// How the nodes are, in half a sentence.
 pub(super) async fn summary(options: &Options) -> Result<String, Failure> {
-    let cluster = options.cluster()?;
-    let (nodes, _) = ask_all(&peers(&cluster, MOMENT)?, &cluster).await;
+    let nodes = Asked::new(&options.cluster()?, MOMENT)?.ask().await.nodes;
     let mut states: IndexMap<_, Vec<_>> = IndexMap::new();
     for node in &nodes {
         let [name, state] = ["name", "state"].map(|field| node[field].as_str().unwrap_or("?"));
@@ -108,7 +144,7 @@ pub(super) async fn summary(options: &Options) -> Result<String, Failure> {
 /// The keys and the tombstones of the ring, each counted once: at the first ready replica of its
 /// part. `None` where a part has none.
 fn distinct(nodes: &[Json], cluster: &Cluster) -> Option<(u64, u64)> {
-    (0..nodes.len()).try_fold((0_u64, 0_u64), |(keys, tombstones), part| {
+    (0..cluster.nodes().len()).try_fold((0_u64, 0_u64), |(keys, tombstones), part| {
         let mut replicas = cluster.replicas(part).filter_map(|place| nodes.get(place));
         let node = replicas.find(|node| node["state"] == "ready")?;
         let count = |field| node.get(field)?.get(cluster.name(part))?.as_u64();
@@ -119,20 +155,68 @@ fn distinct(nodes: &[Json], cluster: &Cluster) -> Option<(u64, u64)> {
     })
 }
 
-fn peers(cluster: &Cluster, patience: Duration) -> Result<Vec<Peer>, Failure> {
-    let dial = tls::dial(cluster)?;
-    let peer = |node: &Node| Peer::new(node, patience, dial.clone());
-    Ok(cluster.nodes().iter().map(peer).collect())
+/// The nodes of the ring, and those of the file.
+struct Asked {
+    file: Arc<Cluster>,
+    replicas: Replicas,
+    patience: Duration,
 }
 
-/// All nodes, each as `--json` prints it and as a row of the table.
-async fn ask_all(peers: &[Peer], cluster: &Cluster) -> (Vec<Json>, Vec<[String; 6]>) {
-    let lines = peers.iter().zip(cluster.nodes()).map(async |(peer, node)| {
-        let answer = peer.ask("status", &[]).await;
-        let status = answer.and_then(|answer| Status::read(&answer));
-        line(node, cluster.fingerprint(&node.name), &status)
-    });
-    join_all(lines).await.into_iter().unzip()
+/// What they say, those of the ring first.
+struct Said {
+    state: Arc<State>,
+    nodes: Vec<Json>,       // as `--json` prints each
+    rows: Vec<[String; 6]>, // of the table
+    all_ready: bool,
+}
+
+impl Asked {
+    fn new(file: &Arc<Cluster>, patience: Duration) -> Result<Self, Failure> {
+        let (file, dial) = (file.clone(), tls::dial(file)?);
+        let replicas = Replicas::new(file.clone(), patience, &dial);
+        Ok(Asked {
+            file,
+            replicas,
+            patience,
+        })
+    }
+
+    /// Asks each node; its answer, under its name.
+    async fn all(&self, method: &str) -> IndexMap<Node, Result<Encoded, Error>> {
+        let _ = timeout(self.patience, self.replicas.exchange_all()).await; // the file may be behind
+        let state = self.replicas.state();
+        let in_rings = state.rings().flat_map(|ring| ring.nodes());
+        let in_file = self.file.nodes().iter().chain(self.file.leaving());
+        let nodes: IndexSet<&Node> = in_rings.chain(in_file).collect();
+        let asked = nodes.into_iter().map(async |node| {
+            (
+                node.clone(),
+                self.replicas.ask_node(&node.name, method).await,
+            )
+        });
+        join_all(asked).await.into_iter().collect()
+    }
+
+    async fn ask(&self) -> Said {
+        let answers = self.all("status").await;
+        let state = self.replicas.state();
+        let mut said = Said {
+            nodes: Vec::new(),
+            rows: Vec::new(),
+            all_ready: true,
+            state,
+        };
+        for (node, answer) in answers {
+            let status = answer.and_then(|answer| Status::read(&answer));
+            let (json, row) = line(&node, said.state.fingerprint(0, &node.name), &status);
+            let is_ready = json["state"] == "ready" || json["state"] == "waiting";
+            let is_needed = said.state.has(&node.name) || self.file.place(&node.name).is_some();
+            said.all_ready &= is_ready || !is_needed;
+            said.nodes.push(json);
+            said.rows.push(row);
+        }
+        said
+    }
 }
 
 fn line(node: &Node, ring: u32, status: &Result<Status, Error>) -> (Json, [String; 6]) {

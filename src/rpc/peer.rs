@@ -52,7 +52,6 @@ pub struct Peer(Arc<Lines>);
 
 struct Lines {
     newest: Mutex<Arc<Line>>,
-    apart: Mutex<Vec<Peer>>, // the same node on other connections
 }
 
 /// A connection, and the questions on it. One that was replaced is read until they are answered.
@@ -106,17 +105,12 @@ impl Peer {
     fn on(line: Arc<Line>) -> Self {
         Peer(Arc::new(Lines {
             newest: Mutex::new(line),
-            apart: Mutex::default(),
         }))
     }
 
-    /// The same node, asked on a connection of its own, where an answer may take as long as it comes.
-    pub(crate) fn apart(&self, patience: Duration) -> Self {
-        let line = lock(&self.0.newest);
-        let (node, dial) = (line.node.clone(), line.dial.clone());
-        let apart = Peer::on(Line::new(node, patience, Duration::MAX, dial));
-        lock(&self.0.apart).push(apart.clone());
-        apart
+    /// The same where an answer may take as long as it comes.
+    pub(crate) fn apart(node: &Node, patience: Duration, dial: Dial) -> Self {
+        Peer::on(Line::new(node.clone(), patience, Duration::MAX, dial))
     }
 
     /// The node has this address from now on. What was asked at another one is still answered there.
@@ -126,9 +120,6 @@ impl Peer {
             let (address, name) = (address.to_owned(), line.node.name.clone());
             let fresh = line.afresh(Node { name, address });
             std::mem::replace(&mut *line, fresh).to_watch.notify_one();
-        }
-        for peer in &*lock(&self.0.apart) {
-            peer.move_to(address);
         }
     }
 

@@ -2,7 +2,7 @@
 //! with its question for the stamp. What is written after that is kept, however little is left:
 //! a majority may have answered for it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -33,10 +33,12 @@ pub(super) struct Refusal {
     pub(super) coming: usize, // what sets may add that were allowed: without them there is room
 }
 
-/// The memory of a node, and as much as it knows of its neighbours' memory.
+/// The memory of another node, and when it was seen.
+pub(super) type Seen = (Instant, Usage);
+
+/// The memory of a node.
 pub(super) struct Memory {
     pub(super) own: Usage,
-    pub(super) others: BTreeMap<usize, (Instant, Usage)>, // when last seen
     allowed: HashMap<Key, (Instant, usize)>, // sets that have not written yet: since when, how much
     coming: usize,                           // the sum of those
     cleaned: Instant,                        // of sets that will not write
@@ -48,7 +50,6 @@ impl Memory {
     pub(super) fn new(limit: usize, window: Duration) -> Self {
         Memory {
             own: Usage { bytes: 0, limit },
-            others: BTreeMap::new(),
             allowed: HashMap::new(),
             coming: 0,
             cleaned: Instant::now(),
@@ -63,7 +64,7 @@ impl Memory {
         &mut self,
         key: &[u8],
         added: usize,
-        mut others: impl Iterator<Item = usize>,
+        mut others: impl Iterator<Item = (usize, Option<Seen>)>,
     ) -> Result<(), Refusal> {
         self.arrived(key);
         if added == 0 {
@@ -78,10 +79,10 @@ impl Memory {
             self.refused = added;
             return Err(full(None, self.own));
         }
-        let is_full = |place| {
-            let (seen, usage) = self.others.get(&place)?;
+        let is_full = |(place, seen): (usize, Option<Seen>)| {
+            let (seen, usage) = seen?;
             let is_full = !usage.has_room(added) && seen.elapsed() < NEWS;
-            is_full.then(|| full(Some(place), *usage))
+            is_full.then(|| full(Some(place), usage))
         };
         if let Some(refusal) = others.find_map(is_full) {
             return Err(refusal);

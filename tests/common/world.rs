@@ -673,7 +673,7 @@ impl Trouble<'_> {
         let (stores, written) = (self.world.stores.borrow(), self.world.written.borrow());
         let loaded = stores
             .get(&node)
-            .and_then(|store| store.load(key.as_bytes(), None).ok());
+            .and_then(|store| store.at(0).load(key.as_bytes(), None).ok());
         let value = written
             .as_ref()
             .filter(|(written, _)| written == key)

@@ -1,0 +1,353 @@
+//! A ring that grows and shrinks while it runs. During a change both rings are asked: what a majority
+//! of the old one knew, a majority of the new one must know before the old one may go. The rings
+//! side by side are those of RAMBO (Lynch, Shvartsman, DISC 2002); [`State`] has the steps.
+//!
+//! Who drives a change keeps nothing. It may be killed at any moment and begin again, on any host.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::client::Client;
+use crate::cluster::{Cluster, Node, State, Told};
+use crate::error::{Error, Kind};
+use crate::join::{Scan, entries};
+use crate::sabotage::{Bug, planted};
+
+/// Before something is tried again that a node could not do.
+const RETRY: Duration = Duration::from_millis(100);
+/// How many keys are handed over at once.
+const AT_ONCE: usize = 64;
+
+/// What a change is about to do.
+pub struct Plan {
+    /// How the ring is now: it may be in the middle of this change.
+    pub from: Arc<State>,
+    /// The ring that is wanted; `None` where it is there already.
+    pub to: Option<Arc<Cluster>>,
+    /// How many keys are handed over, about.
+    pub keys: usize,
+    /// What these keys and their values take, in bytes.
+    pub bytes: usize,
+}
+
+/// How far a change is.
+pub enum Progress {
+    /// It waits for this node, which answered with an error or not at all.
+    Waits(String, Error),
+    /// So many keys have been looked at.
+    Keys(usize),
+}
+
+/// Changes the ring to that of a file.
+pub struct Driver<'a> {
+    /// Reads and writes as any other client, in both rings.
+    pub client: &'a Client,
+    /// The file that has the new ring, and the nodes that leave.
+    pub file: &'a Arc<Cluster>,
+    /// Is told how far it is.
+    pub progress: &'a dyn Fn(Progress),
+}
+
+impl Driver<'_> {
+    /// What is to be done. An error names what is in the way; nothing has been changed.
+    pub async fn plan(&self) -> Result<Plan, Error> {
+        let replicas = &self.client.replicas;
+        replicas.exchange_all().await; // a node may know of others
+        let told = replicas.exchange_all().await;
+        let from = replicas.state();
+        let said: Vec<String> = told
+            .iter()
+            .filter_map(|(node, told)| refusal(node, told, &from))
+            .collect();
+        if !told
+            .iter()
+            .any(|(_, told)| told.as_ref().is_ok_and(|told| told.certain))
+        {
+            let why = format!("no node of a running ring answers ({})", said.join("; "));
+            return Err(Error::new(Kind::Unavailable, why));
+        }
+        let to = self.wanted(&from)?;
+        let is_needed = |name: &str| from.has(name) || self.file.place(name).is_some();
+        let needed = told.iter().filter(|(node, _)| is_needed(&node.name));
+        if let (Some(why), Some(_)) = (
+            needed
+                .filter_map(|(node, told)| refusal(node, told, &from))
+                .next(),
+            &to,
+        ) {
+            return Err(Error::bad_request(why));
+        }
+        if let Some(to) = &to {
+            knows_both(&told, &from, to)?;
+        }
+        let places = 0..from.ring.nodes().len();
+        let statuses = join_all(places.map(|place| replicas.status(place))).await;
+        let (keys, bytes) = statuses
+            .iter()
+            .flatten()
+            .fold((0, 0), |(keys, bytes), status| {
+                (keys + status.keys, bytes + status.bytes)
+            });
+        let copies = from.ring.copies();
+        let (keys, bytes) = (keys / copies, bytes / copies);
+        Ok(Plan {
+            from,
+            to,
+            keys,
+            bytes,
+        })
+    }
+
+    /// The ring that is wanted, unless it is there already.
+    fn wanted(&self, from: &State) -> Result<Option<Arc<Cluster>>, Error> {
+        let wanted = self.file.names();
+        if let Some(next) = &from.next {
+            if next.names() == wanted {
+                return Ok(Some(next.clone()));
+            }
+            let why = format!(
+                "the ring is changing already, from {} to {}: end that first, with its file",
+                from.ring.names().join(" "),
+                next.names().join(" "),
+            );
+            return Err(Error::bad_request(why));
+        }
+        if from.ring.names() == wanted {
+            return Ok(None);
+        }
+        let mut names = from.ring.names().into_iter();
+        match names.find(|name| self.file.node(name).is_none()) {
+            None => Ok(Some(self.file.clone())),
+            Some(name) => Err(Error::bad_request(format!(
+                "{name} is in the running ring, and neither in [nodes] nor in [leaving]"
+            ))),
+        }
+    }
+
+    /// Carries a plan out. It ends once the new ring is alone; an error leaves the change where it is.
+    pub async fn carry_out(&self, plan: &Plan) -> Result<(), Error> {
+        let Some(to) = &plan.to else {
+            return Ok(());
+        };
+        let changing = match plan.from.next {
+            Some(_) => (*plan.from).clone(),
+            None => plan.from.changing_to(to.clone()),
+        };
+        if !planted(Bug::HandOverBeforeAllKnow) && !planted(Bug::EndsBeforeAllKnow) {
+            self.begin(&changing).await?;
+        }
+        let begun = Instant::now();
+        self.hear(&changing)?;
+        if self.client.replicas.state().is(&changing) {
+            self.hand_over(&changing).await?;
+            if planted(Bug::HandOverBeforeAllKnow) {
+                self.begin(&changing).await?;
+            }
+            // An operation that began before has ended within a window, or heard of the change.
+            sleep((begun + to.limits.window).saturating_duration_since(Instant::now())).await;
+        }
+        self.end(&changing).await
+    }
+
+    /// Has all nodes of both rings move on, until there was a moment when all of them had: who answers
+    /// twice with one start id has not forgotten it between.
+    async fn begin(&self, changing: &State) -> Result<(), Error> {
+        self.hear(changing)?;
+        loop {
+            let first = self.tell_all(changing).await?;
+            let second = self.tell_all(changing).await?;
+            if first == second || !self.client.replicas.state().is(changing) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Tells all nodes of both rings, and waits until each has moved on; the start id of each. The
+    /// first node of the old ring is told first: of two changes that begin at once it takes one.
+    async fn tell_all(&self, changing: &State) -> Result<Vec<u64>, Error> {
+        let mut ids = Vec::new();
+        let mut nodes = names(changing);
+        let others = nodes.split_off(1);
+        for nodes in [nodes, others] {
+            let told = join_all(nodes.iter().map(|name| self.tell(name, changing))).await;
+            ids.extend(told.into_iter().collect::<Result<Vec<u64>, _>>()?);
+        }
+        Ok(ids)
+    }
+
+    async fn tell(&self, name: &str, changing: &State) -> Result<u64, Error> {
+        let replicas = &self.client.replicas;
+        loop {
+            match replicas.exchange(name).await {
+                Ok(told) => {
+                    let state = told.state(self.file)?;
+                    if state.is(changing) || state.step > changing.step {
+                        return Ok(told.start_id);
+                    }
+                    let why = format!("{name}: {}; another change has begun", state.told());
+                    return Err(Error::bad_request(why));
+                }
+                Err(error) => (self.progress)(Progress::Waits(name.to_owned(), error)),
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Moves this client itself to a state.
+    fn hear(&self, state: &State) -> Result<(), Error> {
+        let replicas = &self.client.replicas;
+        replicas.hear(&Told::of(state, true)).map(drop)
+    }
+
+    /// Reads every key that lives in the old ring, which takes it to a majority of the new one.
+    async fn hand_over(&self, changing: &State) -> Result<(), Error> {
+        let (ring, mut done) = (&changing.ring, 0);
+        if planted(Bug::HandOverSkipped) {
+            return Ok(());
+        }
+        for part in 0..ring.nodes().len() {
+            let needed = ring.copies().min(2); // of three, any two have every write
+            let (mut seen, mut listed) = (HashSet::new(), HashSet::new());
+            while listed.len() < needed && self.client.replicas.state().is(changing) {
+                for place in ring
+                    .replicas(part)
+                    .filter(|place| !listed.contains(place))
+                    .collect::<Vec<_>>()
+                {
+                    match self.hand_over_list(part, place, &mut seen, &mut done).await {
+                        Ok(()) => drop(listed.insert(place)),
+                        Err(error) => {
+                            (self.progress)(Progress::Waits(ring.name(place).to_owned(), error));
+                            sleep(RETRY).await;
+                        }
+                    }
+                    if listed.len() == needed {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands over what one replica of a part lists and what was not seen before.
+    async fn hand_over_list(
+        &self,
+        part: usize,
+        place: usize,
+        seen: &mut HashSet<Box<[u8]>>,
+        done: &mut usize,
+    ) -> Result<(), Error> {
+        let replicas = &self.client.replicas;
+        let mut scan = Scan::of_a_ready_node(replicas, place, part).await?;
+        let mut quickest = Duration::MAX;
+        while let Some(page) = scan.page().await? {
+            let new: Vec<&[u8]> = entries(&page)?
+                .into_iter()
+                .map(|(key, _)| key)
+                .filter(|key| !seen.contains(*key))
+                .collect();
+            for keys in new.chunks(AT_ONCE) {
+                let asked = Instant::now();
+                for handed in join_all(keys.iter().map(|key| self.hand_over_key(key))).await {
+                    handed?;
+                }
+                seen.extend(keys.iter().map(|key| Box::from(*key)));
+                *done += keys.len();
+                (self.progress)(Progress::Keys(*done));
+                // Nodes that take far longer than they could are busy with their guests: they go first.
+                let took = asked.elapsed() / u32::try_from(keys.len()).unwrap_or(u32::MAX);
+                quickest = quickest.min(took);
+                if took > 2 * quickest {
+                    sleep(asked.elapsed()).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn hand_over_key(&self, key: &[u8]) -> Result<(), Error> {
+        let operation = self.client.replicas.of(key)?;
+        let newest = operation.load().await?;
+        // What is deleted stays behind with the old ring.
+        if newest.entry.value.is_nil() || planted(Bug::LiveValuesNotHandedOver) {
+            return Ok(());
+        }
+        operation.repair(newest).await.map(drop)
+    }
+
+    /// Has all nodes move on to the new ring. Who cannot be reached hears of it from the others.
+    async fn end(&self, changing: &State) -> Result<(), Error> {
+        let ended = changing.changed();
+        self.hear(&ended)?;
+        let told = names(changing).into_iter().map(async |name| {
+            let told = timeout(2 * changing.ring.limits.window, self.tell(name, &ended)).await;
+            told.unwrap_or(Ok(0))
+        });
+        join_all(told)
+            .await
+            .into_iter()
+            .try_for_each(|told| told.map(drop))
+    }
+}
+
+/// The names of the nodes of both rings, those of the old one first.
+fn names(state: &State) -> Vec<&str> {
+    let mut names: Vec<&str> = Vec::new();
+    for name in state.rings().flat_map(|ring| ring.names()) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// Why a node is in the way of a change; `None` if it is where the ring is.
+fn refusal(node: &Node, told: &Result<Told, Error>, from: &State) -> Option<String> {
+    let Node { name, address } = node;
+    let why = match told {
+        Err(error) if error.kind == Kind::NoSuchMethod => {
+            format!("{address} runs a version of kv54 that cannot change its ring")
+        }
+        Err(error) => format!(
+            "{address} does not answer: {}",
+            error.why.replace(&format!("{address}: "), "")
+        ),
+        Ok(told) => match told.state(&from.ring) {
+            Ok(state) if state.is(from) => return None,
+            Ok(state) => format!("it is in another ring: {}", state.told()),
+            Err(error) => error.to_string(),
+        },
+    };
+    Some(format!("{name}: {why}"))
+}
+
+/// A node that was alone in its ring has nobody who could tell it of the change after a restart: its
+/// file must.
+fn knows_both(
+    told: &[(Node, Result<Told, Error>)],
+    from: &State,
+    to: &Cluster,
+) -> Result<(), Error> {
+    let [alone] = from.ring.names()[..] else {
+        return Ok(());
+    };
+    let told = told.iter().find(|(node, _)| node.name == alone);
+    let file = told
+        .and_then(|(_, told)| told.as_ref().ok())
+        .map(|told| &told.file);
+    match to
+        .names()
+        .iter()
+        .all(|name| file.is_some_and(|file| file.iter().any(|known| known == name)))
+    {
+        true => Ok(()),
+        false => Err(Error::bad_request(format!(
+            "{alone} has not read the new cluster.toml yet: give it this file, then kill -HUP its process"
+        ))),
+    }
+}

@@ -61,7 +61,8 @@ async fn hear(store: &Store, replicas: &Replicas) {
         if unheard.is_empty() {
             return store.heard_all();
         }
-        let told = join_all(unheard.iter().map(|name| replicas.exchange(name))).await;
+        let names: Vec<&str> = unheard.iter().map(|name| &**name).collect();
+        let told = replicas.exchange_with(&names).await;
         for (name, told) in unheard.iter().zip(&told) {
             match told {
                 Err(error) => {

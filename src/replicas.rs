@@ -275,18 +275,80 @@ impl Replicas {
 
     /// Tells a node how the ring is, and hears how it is for that node: who is behind moves on.
     pub async fn exchange(&self, name: &str) -> Result<Told, Error> {
+        let told = self.tell(name).await?;
+        self.hear(&told)?;
+        Ok(told)
+    }
+
+    /// The same with several nodes at once. Who knows only what its file says moves on if those that
+    /// are certain are of one ring.
+    pub async fn exchange_with(&self, names: &[&str]) -> Vec<Result<Told, Error>> {
+        let mut told = join_all(names.iter().map(|name| self.tell(name))).await;
+        if !self.rings.known().certain {
+            if let Err(error) = self.are_of_one_ring(&told) {
+                return names.iter().map(|_| Err(error.clone())).collect();
+            }
+        }
+        let mut latest: Vec<&mut Result<Told, Error>> = told.iter_mut().collect();
+        latest.sort_by_key(|told| std::cmp::Reverse(told.as_ref().map_or(0, |told| told.step)));
+        for told in latest {
+            let heard = told.as_ref().map(|told| self.hear(told));
+            if let Ok(Err(error)) = heard {
+                *told = Err(error);
+            }
+        }
+        told
+    }
+
+    /// The same with all nodes of the file and of the rings.
+    pub async fn exchange_all(&self) -> Vec<(Node, Result<Told, Error>)> {
+        let view = self.view();
+        let names: Vec<&str> = view.peers.iter().map(|(node, _)| &*node.name).collect();
+        let nodes = view.peers.iter().map(|(node, _)| node.clone());
+        nodes.zip(self.exchange_with(&names).await).collect()
+    }
+
+    /// Tells a node how the ring is, and returns how it is for that node.
+    async fn tell(&self, name: &str) -> Result<Told, Error> {
         let peer = self.peer_of(name)?;
         let own = match &self.own_store {
             Some(store) => store.told(),
             None => self.rings.told("", 0),
         };
         let told = Told::read(&peer.ask("ring", &[&own.packed()]).await?)?;
-        if told.name != name {
-            let why = format!("{} answers in the place of {name}", told.name);
-            return Err(Error::new(Kind::WrongRing, why));
+        match told.name == name {
+            true => Ok(told),
+            false => {
+                let why = format!("{} answers in the place of {name}", told.name);
+                Err(Error::new(Kind::WrongRing, why))
+            }
         }
-        self.hear(&told)?;
-        Ok(told)
+    }
+
+    /// Refuses nodes that serve in two rings, of which neither can have become the other.
+    fn are_of_one_ring(&self, told: &[Result<Told, Error>]) -> Result<(), Error> {
+        let file = self.rings.known().file;
+        let mut states = Vec::new();
+        for told in told.iter().flatten().filter(|told| told.certain) {
+            states.extend(
+                told.state(&file)
+                    .ok()
+                    .filter(|state| state.has(&told.name))
+                    .map(|state| (&told.name, state)),
+            );
+        }
+        states.sort_by_key(|(_, state)| state.step);
+        for pair in states.windows(2) {
+            if let [(one, before), (other, after)] = pair
+                && !before.is(after)
+                && !before.is_followed_by(after)
+            {
+                let (before, after) = (before.told(), after.told());
+                let why = format!("of two rings: {one} says that {before}, {other} that {after}");
+                return Err(Error::new(Kind::WrongRing, why));
+            }
+        }
+        Ok(())
     }
 
     /// Asks the node of this name, in whichever ring it is, something without parameters.
@@ -308,18 +370,8 @@ impl Replicas {
     pub fn hear(&self, told: &Told) -> Result<(), Error> {
         match &self.own_store {
             Some(store) => store.hear(told),
-            None => self.rings.hear(told).map(drop),
+            None => self.rings.hear(told, false).map(drop),
         }
-    }
-
-    /// Hears from all nodes of the file and of the rings how the ring is; who has answered, and what.
-    pub async fn exchange_all(&self) -> Vec<(Node, Result<Told, Error>)> {
-        let view = self.view();
-        let told = view
-            .peers
-            .iter()
-            .map(async |(node, _)| (node.clone(), self.exchange(&node.name).await));
-        join_all(told).await
     }
 
     /// How many bytes of a node's answers came since this was last asked.
@@ -454,7 +506,10 @@ impl Operation<'_> {
                 }
                 Err(Failed::Moved) => {
                     // No replica has taken it, nor will: it may have another stamp.
-                    let stamp = self.load_stamp(entry.value).await?;
+                    let stamp = match entry.value {
+                        NIL => self.load().await?.entry.stamp, // a delete is never refused for memory
+                        value => self.load_stamp(value).await?,
+                    };
                     (chosen, view) = (self.loaded_under(), self.loaded_under());
                     entry = stamp.newer(entry.value).of_epoch(chosen.state.epoch());
                 }
@@ -643,19 +698,19 @@ impl Operation<'_> {
                 .is_none_or(|own| own.name() != *name)
         });
         let is_told = !names.is_empty();
-        if !is_told {
+        if is_told && !self.replicas.rings.known().certain {
+            names = view.peers.iter().map(|(node, _)| &*node.name).collect(); // not by the first to say so
+        } else if !is_told {
             let any = fastrand::usize(..view.peers.len().max(1));
             names.extend(view.peers.get(any).map(|(node, _)| &*node.name));
         }
         let patience = if is_told {
-            view.state.ring.limits.window
+            2 * view.state.ring.limits.window
         } else {
             PAUSE
         };
-        let exchanges = names.iter().map(|name| self.replicas.exchange(name));
-        let told = timeout(patience, join_all(exchanges))
-            .await
-            .unwrap_or_default();
+        let exchange = self.replicas.exchange_with(&names);
+        let told = timeout(patience, exchange).await.unwrap_or_default();
         let same = |told: &Told| {
             told.state(&view.state.ring)
                 .is_ok_and(|state| state.is(&view.state))

@@ -155,7 +155,13 @@ impl Store {
     pub fn ring(&self, told: &[&[u8]]) -> Result<Answer, Error> {
         match told {
             [] => {}
-            [told] => self.hear(&Told::read(told)?)?,
+            [told] => {
+                let told = Told::read(told)?;
+                // A node that has just started goes by what it asks, not by who comes first.
+                if self.rings.known().certain {
+                    self.hear(&told)?;
+                }
+            }
             _ => return Err(Error::not_a_request("ring", told.len())),
         }
         Ok(Encoded::from(self.told().packed()).into())
@@ -163,21 +169,22 @@ impl Store {
 
     /// How the ring is, in this node's words.
     pub fn told(&self) -> Told {
-        self.rings.told(&self.name, self.start_id)
+        let kept = lock(&self.kept);
+        let joining = kept.unheard || kept.is_joining();
+        let told = self.rings.told(&self.name, self.start_id);
+        Told { joining, ..told }
     }
 
     /// Moves to the state that is told, if it is further than the own one.
     pub fn hear(&self, told: &Told) -> Result<(), Error> {
         let mut kept = lock(&self.kept);
-        if let Some(state) = self.rings.hear(told)? {
+        let holds_entries = !kept.unheard && kept.held.iter().any(|held| held.place.is_some());
+        if let Some(state) = self.rings.hear(told, holds_entries)? {
             kept.move_to(&state, &self.name);
             log::info!("{}", state.told());
         }
-        if !told.name.is_empty()
-            && told
-                .state(&self.rings.known().file)?
-                .is(&self.rings.known().state)
-        {
+        let known = self.rings.known();
+        if !told.name.is_empty() && told.state(&known.file)?.is(&known.state) {
             kept.heard.insert(told.name.clone());
         }
         Ok(())
@@ -194,18 +201,20 @@ impl Store {
         if !kept.unheard || planted(Bug::ServesBeforeHearing) {
             return Vec::new();
         }
-        let file = State::of(known.file.clone());
-        let told = known.certain || known.state.step > 0;
-        let state = if told && known.state.has(&self.name) {
-            &*known.state
+        let (file, state) = (&known.file, &known.state);
+        let mut names: BTreeSet<&str> = if !known.certain && state.step == 0 {
+            let all = file.nodes().iter().chain(file.leaving()); // whoever may be in a running ring
+            all.map(|node| &*node.name)
+                .filter(|name| *name != self.name)
+                .collect()
+        } else if state.has(&self.name) {
+            state
+                .rings()
+                .flat_map(|ring| ring.neighbours(&self.name))
+                .collect()
         } else {
-            &file
+            file.neighbours(&self.name).into_iter().collect()
         };
-        let neighbours = state.rings().flat_map(|ring| ring.neighbours(&self.name));
-        let mut names: BTreeSet<&str> = neighbours.collect();
-        if !state.has(&self.name) && !told {
-            names.extend(known.file.names()); // whoever is in the ring
-        }
         names.retain(|name| !kept.heard.contains(*name));
         names.into_iter().map(str::to_owned).collect()
     }

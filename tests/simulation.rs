@@ -44,13 +44,14 @@ fn every_answer_is_one_that_a_single_register_could_have_given() {
     let runs = runs.into_inner().unwrap();
     let sum = |field: &str| runs.iter().map(|run| world::field(run, field)).sum::<u64>();
     println!(
-        "{seeds} seeds in {:.0?}: {} operations done, {} refused, {} unknown; {} for memory, {} crashes, {} cuts, {} slow links, {} dead clients; \
+        "{seeds} seeds in {:.0?}: {} operations done, {} refused, {} unknown; {} for memory, {} changes of the ring, {} crashes, {} cuts, {} slow links, {} dead clients; \
          {} forgetful runs, {} of them with wrong answers that a node had warned of",
         start.elapsed(),
         sum("done"),
         sum("refused"),
         sum("unknown"),
         sum("full"),
+        sum("changes"),
         sum("crashes"),
         sum("cuts"),
         sum("slow"),

@@ -81,6 +81,15 @@ impl State {
         }
     }
 
+    /// Whether another state can be reached from this one: by one step, or from one change into
+    /// the next.
+    pub fn is_followed_by(&self, other: &State) -> bool {
+        let kept = self.next.as_ref().unwrap_or(&self.ring);
+        let steps = other.step.checked_sub(self.step);
+        let is_near = steps == Some(1) || steps == Some(2) && self.next.is_some();
+        is_near && other.ring.names() == kept.names()
+    }
+
     /// Whether it is the same step with the same names.
     pub fn is(&self, other: &State) -> bool {
         let names = |state: &State| state.rings().map(|ring| ring.names().join(" ")).collect();
@@ -113,6 +122,8 @@ pub struct Told {
     pub start_id: u64,
     /// Whether a node that serves is known to have this state. Else it is only what a file says.
     pub certain: bool,
+    /// Whether the node has started and does not know yet what it missed.
+    pub joining: bool,
     /// The window of the ring, in milliseconds.
     pub window: u64,
     /// See [`State`].
@@ -229,18 +240,27 @@ impl Rings {
         self.lock().certain = true;
     }
 
-    /// Moves to the state that is told, if it is further than the own one. An own state that is only
-    /// what a file says gives way to a certain one.
-    pub fn hear(&self, told: &Told) -> Result<Option<Arc<State>>, Error> {
+    /// Moves to the state that a node tells, if it is further than the own one. What a file says
+    /// gives way to what is certain; who holds entries takes only what follows its own state, and
+    /// anybody else what a client or a node of its ring tells: another ring may have gone further.
+    pub fn hear(&self, told: &Told, holds_entries: bool) -> Result<Option<Arc<State>>, Error> {
         let mut known = self.lock();
         let heard = told.state(&known.file)?;
-        let is_own = heard.is(&known.state);
-        known.certain |= is_own && told.certain;
-        if is_own || (heard.step, told.certain) <= (known.state.step, known.certain) {
+        if heard.is(&known.state) {
+            known.certain |= told.certain;
             return Ok(None);
         }
-        known.certain = told.certain;
-        known.state = Arc::new(heard);
+        if !told.certain || known.certain && heard.step < known.state.step {
+            return Ok(None);
+        }
+        let follows = known.state.is_followed_by(&heard);
+        let is_known = told.name.is_empty() || known.state.has(&told.name);
+        let is_later = heard.step > known.state.step && is_known;
+        if known.certain && !follows && (holds_entries || !is_later) {
+            let why = format!("{}, and not {}", known.state.told(), heard.told());
+            return Err(Error::new(Kind::WrongRing, why));
+        }
+        (known.certain, known.state) = (true, Arc::new(heard));
         let state = known.state.clone();
         drop(known);
         self.version.fetch_add(1, Relaxed);

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use futures::stream;
+use kv54::beyond::rings::Driver;
 use kv54::client::Client;
 use kv54::cluster::Cluster;
 use kv54::entry::Packed;
@@ -41,11 +42,17 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const HEARD: Duration = Duration::from_millis(500);
 /// How long copies may differ on a quiet network.
 const REPAIR: Duration = Duration::from_secs(10);
+/// How many drive the same change at once, at most.
+const DRIVERS: usize = 2;
 const NAMES: [&str; 7] = ["alice", "bob", "carol", "dave", "erin", "frank", "grace"];
 
 /// What a run's clients and nodes share with the one who looks on.
 struct World {
-    cluster: Arc<Cluster>,
+    ring: RefCell<Arc<Cluster>>,           // the newest that is alone
+    target: RefCell<Option<Arc<Cluster>>>, // the file of the ring that is wanted, until it is alone
+    former: RefCell<Arc<Cluster>>,         // the file before it
+    resizes: bool,
+    changes: Cell<usize>,
     keys: Vec<String>,
     history: History,
     stores: RefCell<BTreeMap<usize, Arc<Store>>>,
@@ -104,7 +111,7 @@ pub fn run(seed: u64) -> Result<String, String> {
     fastrand::seed(seed);
     let mut rng = Rng::with_seed(seed);
     let world = Rc::new(World::draw(seed, &mut rng));
-    let size = world.cluster.nodes().len();
+    let size = world.ring().nodes().len();
     let usual = if world.lonely || rng.bool() {
         rng.u64(4..12)
     } else {
@@ -120,9 +127,18 @@ pub fn run(seed: u64) -> Result<String, String> {
         .tcp_capacity(4096)
         .build();
     sim.set_message_latency_curve(rng.f64() * 4.0 + 1.0);
-    for (place, name) in NAMES.iter().enumerate().take(size) {
+    for (place, name) in NAMES.iter().enumerate() {
+        if world.resizes || world.is_asked(name) {
+            let world = world.clone();
+            sim.host(*name, move || node(world.clone(), place));
+        }
+        if world.resizes && !world.is_asked(name) {
+            sim.crash(*name);
+        }
+    }
+    for number in 0..if world.resizes { DRIVERS } else { 0 } {
         let world = world.clone();
-        sim.host(*name, move || node(world.clone(), place));
+        sim.host(driver_name(number), move || driver(world.clone()));
     }
     let clients = if world.lonely { 3 } else { rng.usize(2..=6) };
     for number in 0..clients {
@@ -144,6 +160,7 @@ pub fn run(seed: u64) -> Result<String, String> {
         cuts,
         slow,
         dead,
+        started: Vec::new(),
     };
     trouble
         .run()
@@ -178,12 +195,6 @@ impl World {
         // Two in three of those have one writer, one key and few readers, so that nobody repairs
         // by the way what the worst of accidents has done.
         let lonely = harsh && rng.u8(..3) > 0;
-        let nodes: Vec<String> = NAMES
-            .iter()
-            .map(|name| format!("{name} = \"{name}:54\""))
-            .collect();
-        let window = format!("[limits]\nwindow = \"{}ms\"", WINDOW.as_millis());
-        let file = format!("[nodes]\n{}\n{window}", nodes[..size].join("\n"));
         let keys = if lonely { 1 } else { rng.usize(1..=3) };
         let pace = if lonely {
             50
@@ -193,11 +204,23 @@ impl World {
         // One run in four: not all keys fit into memory, and into some nodes fewer than into others.
         let little = !lonely && rng.u8(..4) == 0;
         let keys = if little { keys + 5 } else { keys };
-        let memory = little.then(|| (0..size).map(|_| rng.usize(250..900)).collect());
+        let memory = little.then(|| NAMES.map(|_| rng.usize(250..900)).to_vec());
         // One run in eight: drawn from another number, so that the others stay what they are.
         let forgetful = size >= 2 && Rng::with_seed(!seed).u8(..8) == 0;
+        // Five runs in eight: the ring changes meanwhile.
+        let mut other = Rng::with_seed(seed.wrapping_mul(54));
+        let resizes = !forgetful && other.u8(..8) < 6;
+        let mut names = NAMES.to_vec();
+        if resizes {
+            other.shuffle(&mut names);
+        }
+        let ring = file_of(&names[..size], &[]);
         World {
-            cluster: Arc::new(Cluster::parse("cluster.toml".as_ref(), &file).unwrap()),
+            ring: RefCell::new(ring.clone()),
+            target: RefCell::default(),
+            former: RefCell::new(ring),
+            resizes,
+            changes: Cell::new(0),
             keys: (0..keys).map(|n| format!("key{n}-{seed}")).collect(),
             pace,
             memory,
@@ -219,6 +242,48 @@ impl World {
 }
 
 impl World {
+    fn ring(&self) -> Arc<Cluster> {
+        self.ring.borrow().clone()
+    }
+
+    /// The rings that are asked, or are to be.
+    fn rings(&self) -> Vec<Arc<Cluster>> {
+        let target = self.target.borrow().clone();
+        [self.ring()].into_iter().chain(target).collect()
+    }
+
+    fn is_asked(&self, name: &str) -> bool {
+        self.rings().iter().any(|ring| ring.place(name).is_some())
+    }
+
+    /// Whether a ring has this node alone: then nothing is promised when it crashes.
+    fn is_alone(&self, node: usize) -> bool {
+        let alone = |ring: &Arc<Cluster>| ring.names() == [NAMES[node]];
+        self.rings().iter().any(alone)
+    }
+
+    /// The nodes that are asked, or are to be.
+    fn nodes(&self) -> Vec<usize> {
+        (0..NAMES.len())
+            .filter(|node| self.is_asked(NAMES[*node]))
+            .collect()
+    }
+
+    /// A file that a program may have now: the newest one, or while the ring changes the one before
+    /// it. A node that is alone needs the newest.
+    fn file(&self, name: Option<&str>) -> Arc<Cluster> {
+        let (ring, former) = (self.ring(), self.former.borrow().clone());
+        let lone = ring.nodes().len() == 1;
+        let files = match self.target.borrow().clone() {
+            Some(target) if lone && name.is_some() => vec![target],
+            Some(target) => vec![former, target],
+            None => vec![ring],
+        };
+        let has = |file: &Arc<Cluster>| name.is_none_or(|name| file.node(name).is_some());
+        let files: Vec<_> = files.into_iter().filter(has).collect();
+        files[fastrand::usize(..files.len())].clone()
+    }
+
     /// Only a set is refused for memory, and then for sure.
     fn note_full(&self, operation: Operation, error: &Error) {
         match (operation, error.kind) {
@@ -228,6 +293,16 @@ impl World {
                 self.wronged.borrow_mut().get_or_insert(wrong);
             }
             _ => {}
+        }
+    }
+
+    /// The ring of this file is alone.
+    fn end(&self, file: &Arc<Cluster>) {
+        let mut target = self.target.borrow_mut();
+        if target.take_if(|target| Arc::ptr_eq(target, file)).is_some() {
+            let names: Vec<&str> = file.names();
+            *self.ring.borrow_mut() = file_of(&names, &[]);
+            self.changes.set(self.changes.get() + 1);
         }
     }
 
@@ -242,7 +317,8 @@ impl World {
 
     /// Whether a node ever said that it cannot vouch for this key's part.
     fn is_doubted(&self, key: &str) -> bool {
-        let owner = self.cluster.name(self.cluster.owner(key.as_bytes()));
+        let ring = self.ring();
+        let owner = ring.name(ring.owner(key.as_bytes()));
         let doubts = self.doubts.borrow();
         doubts
             .iter()
@@ -259,7 +335,7 @@ impl World {
     fn check(&self) -> Result<(), String> {
         if self.forgetful {
             return self.history.check_but(|key| {
-                let part = self.cluster.owner(key.as_bytes());
+                let part = self.ring().owner(key.as_bytes());
                 self.is_doubted(key) || self.unseen.borrow().contains(&part)
             });
         }
@@ -280,14 +356,27 @@ fn dial() -> Dial {
     })
 }
 
-async fn node(world: Rc<World>, place: usize) -> turmoil::Result {
+/// What stands in a file.
+fn file_of(names: &[&str], leaving: &[&str]) -> Arc<Cluster> {
+    let table = |names: &[&str]| {
+        let lines = names.iter().map(|name| format!("{name} = \"{name}:54\"\n"));
+        lines.collect::<String>()
+    };
+    let (nodes, leaving, window) = (table(names), table(leaving), WINDOW.as_millis());
+    let file = format!("[nodes]\n{nodes}[leaving]\n{leaving}[limits]\nwindow = \"{window}ms\"");
+    Arc::new(Cluster::parse("cluster.toml".as_ref(), &file).unwrap())
+}
+
+async fn node(world: Rc<World>, number: usize) -> turmoil::Result {
     let listener = TcpListener::bind("0.0.0.0:54").await?;
-    let mut cluster = (*world.cluster).clone();
+    let mut cluster = (*world.file(Some(NAMES[number]))).clone();
     if let Some(memory) = &world.memory {
-        cluster.limits.memory = memory[place];
+        cluster.limits.memory = memory[number];
     }
+    let mut nodes = cluster.nodes().iter().chain(cluster.leaving());
+    let place = nodes.position(|node| node.name == NAMES[number]).unwrap();
     let store = Arc::new(Store::new(Arc::new(cluster), place));
-    world.stores.borrow_mut().insert(place, store.clone());
+    world.stores.borrow_mut().insert(number, store.clone());
     let node = Node::new(store, TIMEOUT, &dial());
     let incoming = pin!(stream::unfold(listener, async |listener| {
         let accepted: io::Result<_> = listener.accept().await;
@@ -299,13 +388,39 @@ async fn node(world: Rc<World>, place: usize) -> turmoil::Result {
     Ok(())
 }
 
+/// Changes the ring to the one that is wanted, whenever another one is.
+async fn driver(world: Rc<World>) -> turmoil::Result {
+    loop {
+        let target = world.target.borrow().clone();
+        if let Some(file) = target {
+            let replicas = Replicas::new(file.clone(), TIMEOUT, &dial());
+            let driver = Driver {
+                client: &Client { replicas },
+                file: &file,
+                progress: &|_| {},
+            };
+            if let Ok(plan) = driver.plan().await
+                && driver.carry_out(&plan).await.is_ok()
+            {
+                world.end(&file);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(1..100))).await;
+    }
+}
+
 /// Reads and writes until all is calm, then reads every key a last time.
 async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Result {
     let client = Client {
-        replicas: Replicas::new(world.cluster.clone(), TIMEOUT, &dial()),
+        replicas: Replicas::new(world.file(None), TIMEOUT, &dial()),
     };
-    let peer = |node: &kv54::cluster::Node| Peer::new(node, TIMEOUT, dial());
-    let peers: Vec<Peer> = world.cluster.nodes().iter().map(peer).collect();
+    let all = file_of(&NAMES, &[]);
+    let mut all: Vec<_> = all.nodes().iter().collect();
+    all.sort_by_key(|node| NAMES.iter().position(|name| *name == node.name));
+    let peers: Vec<Peer> = all
+        .into_iter()
+        .map(|node| Peer::new(node, TIMEOUT, dial()))
+        .collect();
     while !world.calm.get() {
         let key = &world.keys[fastrand::usize(..world.keys.len())];
         let operation = match fastrand::u8(..20) {
@@ -324,13 +439,9 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
         let answer = if coordinates {
             ask_majority(&world, &client, key, operation).await
         } else {
-            ask_node(
-                &world,
-                &peers[fastrand::usize(..peers.len())],
-                key,
-                operation,
-            )
-            .await
+            let nodes = world.nodes();
+            let node = nodes[fastrand::usize(..nodes.len())];
+            ask_node(&world, &peers[node], key, operation).await
         };
         if let Err(error) = &answer {
             world.note_full(operation, error);
@@ -417,6 +528,7 @@ struct Trouble<'a> {
     cuts: usize,
     slow: usize,
     dead: usize,
+    started: Vec<usize>,
 }
 
 /// What a node suffers from. The first two have lost their memory.
@@ -438,9 +550,12 @@ enum Way {
 
 impl Trouble<'_> {
     fn run(&mut self) -> Result<(), String> {
-        let nodes = 0..self.world.cluster.nodes().len();
         self.pass(PATIENCE, "getting ready", |trouble| {
-            nodes.clone().all(|node| trouble.is_ready(node))
+            trouble
+                .world
+                .nodes()
+                .into_iter()
+                .all(|node| trouble.is_ready(node))
         })?;
         let end = self.sim.elapsed() + TROUBLE;
         let mut next = self.sim.elapsed();
@@ -457,7 +572,7 @@ impl Trouble<'_> {
         }
         self.pass(PATIENCE, "recovering", |trouble| {
             trouble.recover();
-            trouble.ill.is_empty()
+            trouble.ill.is_empty() && trouble.world.target.borrow().is_none()
         })?;
         self.world.calm.set(true);
         self.pass(PATIENCE, "answering the last questions", |trouble| {
@@ -478,16 +593,17 @@ impl Trouble<'_> {
             dead,
             ..
         } = self;
-        let (size, tally) = (world.cluster.nodes().len(), world.history.tally());
+        let (size, tally) = (world.ring().nodes().len(), world.history.tally());
         let (blameless, full) = (world.blameless.get(), world.full.get());
         let line = format!(
             "seed {seed}: ring of {size}{}, done {}, refused {}, unknown {}, blameless {blameless}, \
-             full {full}, crashes {crashes}, cuts {cuts}, slow {slow}, dead {dead}, forgetful {}, doubts {}, \
+             full {full}, changes {}, crashes {crashes}, cuts {cuts}, slow {slow}, dead {dead}, forgetful {}, doubts {}, \
              wrong {}, fingerprint {}",
             if world.harsh { " in harsh times" } else { "" },
             tally.done,
             tally.refused,
             tally.unknown,
+            world.changes.get(),
             u8::from(world.forgetful),
             world.doubts.borrow().len(),
             u8::from(world.forgetful && world.was_rightly_doubted()),
@@ -497,6 +613,8 @@ impl Trouble<'_> {
         let fair =
             (tally.done + tally.refused + tally.unknown).saturating_sub(blameless + full + dead);
         let wanted = match size {
+            _ if world.resizes && !world.harsh => fair * 97 / 100,
+            _ if world.resizes => 30,
             1 => fair,
             2 => 10,
             _ if world.forgetful => 10,
@@ -542,22 +660,19 @@ impl Trouble<'_> {
         let stores = self.world.stores.borrow();
         stores
             .get(&node)
-            .is_some_and(|store| store.status().state == "ready")
+            .is_some_and(|store| store.status().state != "joining")
     }
 
     /// Whether two nodes hold copies of the same keys.
     fn share(&self, one: usize, other: usize) -> bool {
-        let cluster = &self.world.cluster;
-        (0..cluster.nodes().len()).any(|part| {
-            let holds = |node| cluster.replicas(part).any(|holder| holder == node);
-            holds(one) && holds(other)
-        })
+        let shares = |ring: &Arc<Cluster>| ring.neighbours(NAMES[one]).contains(&NAMES[other]);
+        self.world.rings().iter().any(shares)
     }
 
     /// Whether this may happen to a node: in ordinary times one of a key's replicas is ill at
     /// a time; and never have two of them lost their memory, for then nothing is promised.
     fn may_suffer(&self, node: usize, ill: Ill) -> bool {
-        self.world.cluster.nodes().len() > 1
+        !self.world.is_alone(node)
             && !self.ill.contains_key(&node)
             && self.ill.iter().all(|(other, (others, _))| {
                 if self.world.forgetful {
@@ -569,9 +684,13 @@ impl Trouble<'_> {
     }
 
     fn befall(&mut self) {
-        let node = self.rng.usize(..self.world.cluster.nodes().len());
+        let nodes = self.world.nodes();
+        let node = nodes[self.rng.usize(..nodes.len())];
         let client = client_name(self.rng.usize(..self.clients));
         let way = [Way::Out, Way::In, Way::Both][self.rng.usize(..3)];
+        if self.world.resizes && self.rng.u8(..3) == 0 {
+            return self.resize();
+        }
         match self.rng.u8(..16) {
             0..8 if self.world.forgetful => self.forget(node),
             4.. if self.world.lonely => self.desert(),
@@ -593,15 +712,82 @@ impl Trouble<'_> {
         }
     }
 
+    /// Another ring is wanted: its file is there, and its new nodes are started. If one is wanted
+    /// already, who drives the change may be killed, and begins again.
+    fn resize(&mut self) {
+        let world = self.world.clone();
+        if world.target.borrow().is_some() {
+            if self.rng.bool() {
+                let driver = driver_name(self.rng.usize(..DRIVERS));
+                self.sim.crash(&*driver);
+                self.sim.bounce(&*driver);
+            }
+            return;
+        }
+        let (old, mut names) = (world.ring(), NAMES.to_vec());
+        self.rng.shuffle(&mut names);
+        names.truncate(self.rng.usize(1..=NAMES.len()));
+        let is_gone = |name: &&str| !names.contains(name);
+        let leaving: Vec<&str> = old.names().into_iter().filter(is_gone).collect();
+        let file = file_of(&names, &leaving);
+        if file.names() == old.names() {
+            return;
+        }
+        for (node, name) in NAMES.iter().enumerate() {
+            // One that has left without hearing of the end is started anew.
+            let stores = world.stores.borrow();
+            let is_behind = |store: &Arc<Store>| {
+                old.place(name).is_none() && store.rings.known().state.next.is_some()
+            };
+            if stores.get(&node).is_some_and(is_behind) && !self.ill.contains_key(&node) {
+                self.sim.crash(*name);
+            }
+            if names.contains(name)
+                && !self.sim.is_host_running(*name)
+                && !self.ill.contains_key(&node)
+            {
+                self.started.push(node);
+            }
+        }
+        *world.former.borrow_mut() = old.clone();
+        *world.target.borrow_mut() = Some(file.clone());
+        for node in std::mem::take(&mut self.started) {
+            self.sim.bounce(NAMES[node]);
+        }
+        for store in world.stores.borrow().values() {
+            if old.nodes().len() == 1 || self.rng.bool() {
+                store.rings.read_again(file.clone());
+            }
+        }
+    }
+
+    /// Stops the nodes that have left the ring.
+    fn stop_leavers(&mut self) {
+        if !self.world.resizes {
+            return;
+        }
+        for (node, name) in NAMES.iter().enumerate() {
+            let is_idle = !self.world.is_asked(name) && !self.ill.contains_key(&node);
+            if is_idle && self.sim.is_host_running(*name) && self.rng.u8(..100) == 0 {
+                self.sim.crash(*name);
+                self.world.stores.borrow_mut().remove(&node);
+            }
+        }
+    }
+
     /// A client reaches one replica of a key well, another late or not at all and the third
     /// not at all. Just when the first one has what the others have not, it may lose its
     /// memory: the way to lose a write that two replicas have confirmed.
     fn desert(&mut self) {
         let client = client_name(0); // one that asks the replicas itself
-        let cluster = self.world.cluster.clone();
+        let rings = self.world.rings();
+        let cluster = &rings[self.rng.usize(..rings.len())];
         let key = self.world.keys[self.rng.usize(..self.world.keys.len())].clone();
         let part = cluster.owner(key.as_bytes());
-        let mut replicas: Vec<usize> = cluster.replicas(part).collect();
+        let mut replicas: Vec<usize> = cluster
+            .replicas(part)
+            .map(|place| number_of(cluster, place))
+            .collect();
         self.rng.shuffle(&mut replicas);
         let [first, late, gone] = replicas[..] else {
             return;
@@ -631,7 +817,7 @@ impl Trouble<'_> {
     /// A node and its successor lose their memories, one after the other and perhaps at once, after
     /// a time in which they were the only two that clients could reach. Perhaps the third follows.
     fn forget(&mut self, node: usize) {
-        let size = self.world.cluster.nodes().len();
+        let size = self.world.ring().nodes().len();
         let [next, third] = [1, 2].map(|step| (node + step) % size);
         let clients: Vec<String> = (0..self.clients).map(client_name).collect();
         if third != node && self.rng.bool() {
@@ -653,14 +839,17 @@ impl Trouble<'_> {
     /// Notes the parts whose last memory goes with this node while nobody can have seen it: every
     /// other replica is down, or was started so little before that it has not heard this node yet.
     fn note_what_nobody_sees(&self, node: usize) {
-        let (cluster, now) = (&self.world.cluster, self.sim.elapsed());
+        let (cluster, now) = (&self.world.ring(), self.sim.elapsed());
         let sees = |other: usize| match self.ill.get(&other) {
             Some((Ill::Down, _)) => false,
             Some((Ill::Joining, since)) => now > *since + HEARD,
             _ => true,
         };
         for part in 0..cluster.nodes().len() {
-            let replicas: Vec<usize> = cluster.replicas(part).collect();
+            let replicas: Vec<usize> = cluster
+                .replicas(part)
+                .map(|place| number_of(cluster, place))
+                .collect();
             let mut others = replicas.iter().filter(|other| **other != node);
             if replicas.contains(&node) && !others.any(|other| sees(*other)) {
                 self.world.unseen.borrow_mut().insert(part);
@@ -728,8 +917,10 @@ impl Trouble<'_> {
     /// Ends what has lasted long enough.
     fn recover(&mut self) {
         let now = self.sim.elapsed();
+        self.stop_leavers();
         for (node, (ill, until)) in self.ill.clone() {
             match ill {
+                Ill::Down if !self.world.is_asked(NAMES[node]) => drop(self.ill.remove(&node)), // it has left
                 Ill::Down if now >= until => {
                     self.sim.bounce(NAMES[node]);
                     self.ill.insert(node, (Ill::Joining, until));
@@ -752,25 +943,34 @@ impl Trouble<'_> {
     }
 
     fn everybody_else(&self, node: usize) -> Vec<String> {
-        let nodes = self
-            .world
-            .cluster
-            .nodes()
-            .iter()
-            .map(|node| node.name.clone());
-        let others = nodes.filter(|name| *name != NAMES[node]);
+        let others = NAMES.iter().filter(|name| **name != NAMES[node]);
+        let others = others.filter(|name| self.world.resizes || self.world.is_asked(name));
+        let drivers = (0..DRIVERS).filter(|_| self.world.resizes).map(driver_name);
+        let others = others.map(ToString::to_string).chain(drivers);
         others.chain((0..self.clients).map(client_name)).collect()
     }
 
     fn copies_are_equal(&self) -> bool {
         let mut seen = BTreeMap::new();
-        self.world.stores.borrow().values().all(|store| {
+        let stores = self.world.stores.borrow();
+        let in_ring = |store: &&Arc<Store>| self.world.is_asked(store.name());
+        stores.values().filter(in_ring).all(|store| {
             let digests = store.status().digests;
             digests
                 .into_iter()
                 .all(|(part, digest)| *seen.entry(part).or_insert_with(|| digest.clone()) == digest)
         })
     }
+}
+
+/// The number of the node at this place of a ring.
+fn number_of(ring: &Cluster, place: usize) -> usize {
+    let name = ring.name(place);
+    NAMES.iter().position(|known| *known == name).unwrap()
+}
+
+fn driver_name(number: usize) -> String {
+    format!("driver{number}")
 }
 
 fn client_name(number: usize) -> String {

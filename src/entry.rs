@@ -47,6 +47,21 @@ impl Stamp {
         (self.counter == u64::MAX && bytes <= MESSAGE.bytes).then_some(bytes)
     }
 
+    /// How often the ring had begun to change when it was chosen.
+    pub fn epoch(self) -> u64 {
+        self.counter >> EPOCH
+    }
+
+    /// The last counter of an epoch.
+    pub fn last(epoch: u64) -> u64 {
+        ((epoch + 1) << EPOCH) - 1
+    }
+
+    /// Whether its key has used half of the stamps of an epoch.
+    pub fn is_worn(self) -> bool {
+        self.counter & 1 << (EPOCH - 1) != 0
+    }
+
     /// A new write of this value, over what has this stamp.
     #[must_use]
     pub fn newer<V>(self, value: V) -> Entry<V> {

@@ -45,6 +45,8 @@ pub struct Status {
     pub memory: usize,
     /// Whether the last set that was refused for that would be refused again.
     pub full: bool,
+    /// Whether a key has used half of the stamps of its epoch.
+    pub worn: bool,
     /// How many entries it holds of each part, by the part's owner: keys and tombstones.
     pub entries: BTreeMap<String, usize>,
     /// How many of these are tombstones, by the part's owner.
@@ -71,10 +73,10 @@ impl Status {
             "left" => Some("not in the ring any more; it can be stopped".to_owned()),
             _ => None,
         };
-        let remarks = waiting
-            .into_iter()
-            .chain(place)
-            .chain(self.full.then_some(full));
+        let worn = "a key has used half of its stamps: kv54 resize --again gives it new ones";
+        let worn = self.worn.then(|| worn.to_owned());
+        let remarks = waiting.into_iter().chain(place).chain(worn);
+        let remarks = remarks.chain(self.full.then_some(full));
         remarks.collect::<Vec<_>>().join("; ")
     }
 

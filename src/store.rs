@@ -51,6 +51,7 @@ pub struct Replica<'a> {
 
 struct Kept {
     memory: Memory,
+    epoch: u64,
     held: Vec<Held>,         // for each ring that is asked
     starting: bool,          // some part was not ready yet since the node started
     unheard: bool, // it does not know yet whether the ring has changed: it answers nothing
@@ -68,6 +69,7 @@ struct Held {
     place: Option<usize>, // of this node
     parts: Parts,
     bytes: usize,                  // also those that it shares with another ring
+    worn: bool,                    // some key has used half of its stamps
     others: BTreeMap<usize, Seen>, // the memory of other nodes
 }
 
@@ -96,6 +98,7 @@ impl Store {
         let (limits, rings) = (cluster.limits, Rings::new(cluster));
         let mut kept = Kept {
             memory: Memory::new(limits.memory, limits.window),
+            epoch: 0,
             held: Vec::new(),
             starting: true,
             unheard: true,
@@ -198,7 +201,7 @@ impl Store {
 
     fn unheard_in(&self, kept: &Kept) -> Vec<String> {
         let known = self.rings.known();
-        if !kept.unheard || planted(Bug::ServesBeforeHearing) {
+        if !kept.unheard {
             return Vec::new();
         }
         let (file, state) = (&known.file, &known.state);
@@ -288,12 +291,16 @@ impl Replica<'_> {
 
     /// The same for a value that was checked before.
     pub fn keep(&self, key: &[u8], entry: Entry<&[u8]>) -> Result<(), Error> {
-        if !(1..1 << 63).contains(&entry.stamp.counter) {
-            let why = "a stamp's counter is from 1 to 2^63 - 1";
+        let mut kept = lock(&self.store.kept);
+        let (epoch, worn) = (kept.epoch, entry.stamp.is_worn());
+        let (memory, held, other) = self.held(&mut kept)?;
+        if entry.stamp.counter == 0 || entry.stamp.epoch() > epoch {
+            let why = format!(
+                "a stamp's counter is from 1 to {} now; kv54 resize --again begins anew",
+                Stamp::last(epoch)
+            );
             return Err(Error::bad_request(why));
         }
-        let mut kept = lock(&self.store.kept);
-        let (memory, held, other) = self.held(&mut kept)?;
         let (number, part) = held.part(key, &self.store.name)?;
         let found = part.entries.get_full(key);
         let (index, old) = found.map(|(index, _, old)| (index, old)).unzip();
@@ -312,6 +319,7 @@ impl Replica<'_> {
             return Err(Error::new(Kind::Full, "planted"));
         }
         memory.keep(key, added, freed);
+        held.worn |= worn;
         held.bytes = held.bytes + head + new - gone;
         if let Some(part) = held.parts.get_mut(&number) {
             part.put(index, key, entry, shared);
@@ -548,6 +556,7 @@ impl Store {
             bytes: kept.memory.own.bytes,
             memory: kept.memory.own.limit,
             full: kept.memory.is_full(),
+            worn: kept.held.iter().any(|held| held.worn),
             uptime_s: self.started.elapsed().as_secs(),
             ..Status::default()
         };
@@ -621,6 +630,7 @@ impl Held {
             place,
             parts,
             bytes: 0,
+            worn: false,
             others: BTreeMap::new(),
         }
     }
@@ -704,6 +714,7 @@ impl Kept {
     /// been asked before its start.
     fn move_to(&mut self, state: &State, name: &str) {
         let mut old = std::mem::take(&mut self.held);
+        self.epoch = state.epoch();
         for (ring, cluster) in state.rings().enumerate() {
             let born = state.born(ring);
             let same = |held: &Held| held.born == born && held.cluster.names() == cluster.names();

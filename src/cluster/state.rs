@@ -11,6 +11,9 @@ use tokio::sync::Notify;
 use super::{Cluster, Node};
 use crate::error::{Error, Kind};
 
+/// The last step: a stamp has 26 bits for the epoch.
+const MAX_STEP: u64 = 2 << 25;
+
 /// Which ring is asked, or which two. A state is followed by the next step, and never comes back.
 #[derive(Clone, Debug)]
 pub struct State {
@@ -167,6 +170,10 @@ impl Told {
         if u128::from(self.window) != window {
             let why = format!("a window of {} ms, and not of {window} ms", self.window);
             return Err(Error::new(Kind::WrongRing, why));
+        }
+        if self.step > MAX_STEP {
+            let why = format!("step {}, at most {MAX_STEP} are taken", self.step);
+            return Err(Error::bad_request(why));
         }
         let ring = |nodes: &[Node]| {
             let own = |node: &Node| file.node(&node.name).unwrap_or(node).clone();

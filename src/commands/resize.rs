@@ -25,6 +25,9 @@ pub(super) struct Resize {
     /// Say what is to be done, and do nothing
     #[arg(long)]
     dry_run: bool,
+    /// Change into a new ring also where the names stay the same: what was deleted is then forgotten
+    #[arg(long)]
+    again: bool,
 }
 
 impl Resize {
@@ -34,6 +37,7 @@ impl Resize {
         let driver = Driver {
             client: &client,
             file: &file,
+            again: self.again,
             progress: &|progress| match progress {
                 Progress::Keys(keys) => bar.set_position(keys as u64),
                 Progress::Waits(name, error) if *waits.borrow() != name => {
@@ -92,7 +96,10 @@ fn said(plan: &Plan) -> String {
         (!names.is_empty()).then(|| [verb("come"), verb("leave")])
     });
     let changes = [come.map(|[come, _]| come), go.map(|[_, leave]| leave)];
-    let changes: Vec<String> = changes.into_iter().flatten().collect();
+    let mut changes: Vec<String> = changes.into_iter().flatten().collect();
+    if changes.is_empty() {
+        changes.push("the same names, without what was deleted".to_owned());
+    }
     let begun = if plan.from.next.is_some() {
         "it has begun already; "
     } else {

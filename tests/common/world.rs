@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use futures::stream;
-use kv54::beyond::rings::Driver;
+use kv54::beyond::rings::{Driver, Progress};
 use kv54::client::Client;
 use kv54::cluster::Cluster;
 use kv54::entry::Packed;
@@ -138,7 +138,7 @@ pub fn run(seed: u64) -> Result<String, String> {
     }
     for number in 0..if world.resizes { DRIVERS } else { 0 } {
         let world = world.clone();
-        sim.host(driver_name(number), move || driver(world.clone()));
+        sim.host(driver_name(number), move || driver(world.clone(), number));
     }
     let clients = if world.lonely { 3 } else { rng.usize(2..=6) };
     for number in 0..clients {
@@ -306,6 +306,51 @@ impl World {
         }
     }
 
+    /// A hand-over begins only when every node has known of the change at one moment.
+    fn note_progress(&self, progress: &Progress, file: &Arc<Cluster>) {
+        let target = self.target.borrow();
+        let is_own = target
+            .as_ref()
+            .is_some_and(|target| Arc::ptr_eq(target, file));
+        if matches!(progress, Progress::Keys(_)) && is_own && self.latest_step() % 2 == 1 {
+            let is_asked = |name: &str| self.is_asked(name);
+            self.note_behind(self.latest_step(), "handed over before", &is_asked);
+        }
+    }
+
+    /// And so does the new ring stand alone.
+    fn note_steps(&self) {
+        let ring = self.ring();
+        let was_asked = |name: &str| ring.place(name).is_some();
+        self.note_behind(
+            self.latest_step().saturating_sub(1),
+            "ended before",
+            &was_asked,
+        );
+    }
+
+    fn latest_step(&self) -> u64 {
+        let stores = self.stores.borrow();
+        let steps = stores.values().map(|store| store.rings.known().state.step);
+        steps.max().unwrap_or(0)
+    }
+
+    fn note_behind(&self, step: u64, what: &str, is_asked: &dyn Fn(&str) -> bool) {
+        let stores = self.stores.borrow();
+        let asked = stores.values().filter(|store| is_asked(store.name()));
+        for store in asked.filter(|store| store.unheard().is_empty()) {
+            if store.rings.known().state.step < step {
+                let steps: Vec<_> = asked_steps(&stores);
+                let wrong = format!(
+                    "the change {what} {} knew of it: {steps:?} at {:?}",
+                    store.name(),
+                    turmoil::sim_elapsed()
+                );
+                self.wronged.borrow_mut().get_or_insert(wrong);
+            }
+        }
+    }
+
     /// A value that is large at times, where memory is little.
     fn value(&self, number: u64) -> Packed {
         let long = self.memory.is_some() && number % 3 == 0;
@@ -389,15 +434,19 @@ async fn node(world: Rc<World>, number: usize) -> turmoil::Result {
 }
 
 /// Changes the ring to the one that is wanted, whenever another one is.
-async fn driver(world: Rc<World>) -> turmoil::Result {
+async fn driver(world: Rc<World>, number: usize) -> turmoil::Result {
     loop {
         let target = world.target.borrow().clone();
-        if let Some(file) = target {
+        let is_same = |file: &Arc<Cluster>| file.names() == world.ring().names();
+        let again = target.as_ref().is_some_and(is_same);
+        // Two would change again and again into the same names.
+        if let Some(file) = target.filter(|_| number == 0 || !again) {
             let replicas = Replicas::new(file.clone(), TIMEOUT, &dial());
             let driver = Driver {
                 client: &Client { replicas },
                 file: &file,
-                progress: &|_| {},
+                again,
+                progress: &|progress| world.note_progress(&progress, &file),
             };
             if let Ok(plan) = driver.plan().await
                 && driver.carry_out(&plan).await.is_ok()
@@ -427,6 +476,7 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
             _ if world.lonely && !first => Operation::Get,
             0..10 => Operation::Get,
             10 => Operation::Set(None),
+            11..14 if world.resizes => Operation::Set(None), // what is deleted stays behind
             _ => {
                 world.next_value.set(world.next_value.get() + 1);
                 Operation::Set(Some(world.next_value.get()))
@@ -561,6 +611,7 @@ impl Trouble<'_> {
         let mut next = self.sim.elapsed();
         while self.sim.elapsed() < end {
             self.sim.step().map_err(|error| error.to_string())?;
+            self.world.note_steps();
             self.recover();
             if self.sim.elapsed() >= next {
                 self.befall();
@@ -730,9 +781,6 @@ impl Trouble<'_> {
         let is_gone = |name: &&str| !names.contains(name);
         let leaving: Vec<&str> = old.names().into_iter().filter(is_gone).collect();
         let file = file_of(&names, &leaving);
-        if file.names() == old.names() {
-            return;
-        }
         for (node, name) in NAMES.iter().enumerate() {
             // One that has left without hearing of the end is started anew.
             let stores = world.stores.borrow();
@@ -961,6 +1009,14 @@ impl Trouble<'_> {
                 .all(|(part, digest)| *seen.entry(part).or_insert_with(|| digest.clone()) == digest)
         })
     }
+}
+
+/// Which step each node knows.
+fn asked_steps(stores: &BTreeMap<usize, Arc<Store>>) -> Vec<(&str, u64)> {
+    let steps = stores
+        .values()
+        .map(|store| (store.name(), store.rings.known().state.step));
+    steps.collect()
 }
 
 /// The number of the node at this place of a ring.

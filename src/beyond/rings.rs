@@ -16,6 +16,7 @@ use crate::cluster::{Cluster, Node, State, Told};
 use crate::error::{Error, Kind};
 use crate::join::{Scan, entries};
 use crate::sabotage::{Bug, planted};
+use crate::status::Status;
 
 /// Before something is tried again that a node could not do.
 const RETRY: Duration = Duration::from_millis(100);
@@ -93,22 +94,24 @@ impl Driver<'_> {
         if let Some(to) = &to {
             knows_both(&told, &from, to)?;
         }
-        let places = 0..from.ring.nodes().len();
-        let statuses = join_all(places.map(|place| replicas.status(place))).await;
-        let (keys, bytes) = statuses
-            .iter()
-            .flatten()
-            .fold((0, 0), |(keys, bytes), status| {
-                (keys + status.keys, bytes + status.bytes)
-            });
-        let copies = from.ring.copies();
-        let (keys, bytes) = (keys / copies, bytes / copies);
+        let (keys, bytes) = self.amount(&from.ring).await;
         Ok(Plan {
             from,
             to,
             keys,
             bytes,
         })
+    }
+
+    /// How many keys and bytes a ring has, about: each counts once.
+    async fn amount(&self, ring: &Cluster) -> (usize, usize) {
+        let places = 0..ring.nodes().len();
+        let statuses = join_all(places.map(|place| self.client.replicas.status(place))).await;
+        let sum = |count: fn(&Status) -> usize| {
+            let counts = statuses.iter().flatten().map(count);
+            counts.fold(0, usize::saturating_add) / ring.copies() // a stranger's word may be anything
+        };
+        (sum(|status| status.keys), sum(|status| status.bytes))
     }
 
     /// The ring that is wanted, unless it is there already.

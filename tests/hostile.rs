@@ -15,14 +15,15 @@ mod common;
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use common::wire::{MIB, NIL, Outcome, PATIENCE, Wire, array, bin, entry, request, says, stamp};
 use common::{Cluster, Hiccups};
-use kv54::rpc::codec::encode;
+use kv54::cluster::{State, Told};
+use kv54::rpc::codec::{decode, encode};
 use msgpack_rpc::Value;
 
 const RING: [&str; 4] = ["alice", "bob", "carol", "dave"];
@@ -793,18 +794,82 @@ fn a_neighbour_that_lies_to_a_joining_node() {
     let page = |id| response(id, NIL, array([1.into(), (1_u64 << 62).into(), array([])]));
     let entries = Value::Map(vec![("alice".into(), u64::MAX.into())]);
     let status = Value::Map(vec![("entries".into(), entries)]);
-    // Every other question is for the status, and the others are for a page.
+    // How the ring is it tells in truth: the page and the status are what is not to be believed.
+    let ring = State::of(cluster.ring());
+    let told = Told {
+        name: "bob".to_owned(),
+        ..Told::of(&ring, false)
+    };
+    let told = decode(&told.packed()).unwrap();
     let _liars = Liars::at(
         &cluster,
         &["bob"],
-        &answers(move |id| match id.as_u64() {
-            Some(n) if n % 3 == 0 => response(id, NIL, status.clone()),
+        &answers_to(move |id, method| match method {
+            "ring" => response(id, NIL, told.clone()),
+            "status" => response(id, NIL, status.clone()),
             _ => page(id),
         }),
     );
     cluster.start("alice");
     cluster.node("alice").wait_for("cannot join from bob");
     Wire::to(&cluster, "alice").does("status", []);
+    let log = cluster.node("alice").log().join("\n");
+    assert!(!log.contains("panicked"), "{log}");
+}
+
+#[test]
+fn a_neighbour_that_lies_about_the_ring() {
+    let mut cluster = Cluster::of(&["alice", "bob"]);
+    let ring = State::of(cluster.ring());
+    let truth = Told {
+        name: "bob".to_owned(),
+        ..Told::of(&ring, true)
+    };
+    let (far, odd) = (u64::MAX, truth.clone());
+    let lies = [
+        Told {
+            step: far,
+            ..truth.clone()
+        },
+        Told {
+            step: 1,
+            ..truth.clone()
+        }, // into a ring of no nodes
+        Told {
+            window: far,
+            ..truth.clone()
+        },
+        Told {
+            ring: truth.ring.into_iter().rev().collect(),
+            ..odd.clone()
+        },
+        Told {
+            name: "carol".to_owned(),
+            ..odd
+        },
+    ];
+    let lies = lies.map(|lie| decode(&lie.packed()).unwrap());
+    let next = AtomicUsize::new(0);
+    let _liars = Liars::at(
+        &cluster,
+        &["bob"],
+        &answers(move |id| {
+            let lie = next.fetch_add(1, Relaxed) % lies.len();
+            response(id, NIL, lies[lie].clone())
+        }),
+    );
+    cluster.start("alice");
+    for why in [
+        "bad-request: a ring has at most 134217726 steps, not 18446744073709551615",
+        "bad-request: a ring is names in order, each with host:port",
+        "wrong-ring: a window of 18446744073709551615 ms, and not of 1000 ms",
+        "wrong-ring: carol answers in the place of bob",
+    ] {
+        let warning = format!("warning: cannot hear from bob how the ring is: {why}");
+        cluster.node("alice").wait_for(&warning);
+    }
+    let status = Wire::to(&cluster, "alice").does("status", []);
+    assert_eq!(status["state"], "joining".into());
     let log = cluster.node("alice").log().join("\n");
     assert!(!log.contains("panicked"), "{log}");
 }
@@ -923,10 +988,17 @@ impl Drop for Liars {
 
 /// Answers every question in this way.
 fn answers(answer: impl Fn(Value) -> Vec<u8> + Send + Sync + 'static) -> Lie {
+    answers_to(move |id, _| answer(id))
+}
+
+/// Answers in this way, to the id and the method of each question.
+fn answers_to(answer: impl Fn(Value, &str) -> Vec<u8> + Send + Sync + 'static) -> Lie {
     Arc::new(move |stream| {
         let mut questions = BufReader::new(&stream);
         while let Ok(question) = rmpv::decode::read_value(&mut questions) {
-            if (&stream).write_all(&answer(question[1].clone())).is_err() {
+            let method = question[2].as_str().unwrap_or_default();
+            let answer = answer(question[1].clone(), method);
+            if (&stream).write_all(&answer).is_err() {
                 break;
             }
         }

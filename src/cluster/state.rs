@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use super::{Cluster, Node};
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, beginning};
+
+/// The last step whose epoch a stamp can carry, above the counters of all epochs before it.
+const MAX_STEP: u64 = (1 << 27) - 2;
 
 /// The last step: a stamp has 26 bits for the epoch.
 const MAX_STEP: u64 = 2 << 25;
@@ -142,7 +145,11 @@ pub struct Told {
 impl Told {
     /// Reads what somebody tells.
     pub fn read(told: &[u8]) -> Result<Self, Error> {
-        rmp_serde::from_slice(told).map_err(|error| Error::bad_request(format!("ring: {error}")))
+        let told = rmp_serde::from_slice(told);
+        told.map_err(|error: rmp_serde::decode::Error| {
+            let why = error.to_string(); // it may quote all that came
+            Error::bad_request(format!("ring: {}", beginning(&why)))
+        })
     }
 
     /// A state that a client tells.
@@ -166,6 +173,10 @@ impl Told {
 
     /// The state that is told, read by a program that has this file: it has the addresses.
     pub fn state(&self, file: &Cluster) -> Result<State, Error> {
+        if self.step > MAX_STEP {
+            let why = format!("a ring has at most {MAX_STEP} steps, not {}", self.step);
+            return Err(Error::bad_request(why));
+        }
         let window = file.limits.window.as_millis();
         if u128::from(self.window) != window {
             let why = format!("a window of {} ms, and not of {window} ms", self.window);

@@ -56,6 +56,7 @@ pub async fn join(store: &Store, replicas: &Replicas) {
 /// answers nothing: at the state that it knows it may have answered before its start, and the others
 /// may have moved on.
 async fn hear(store: &Store, replicas: &Replicas) {
+    let mut refusals = BTreeMap::new(); // the last of each node, which is logged once
     loop {
         let unheard = store.unheard();
         if unheard.is_empty() {
@@ -64,11 +65,15 @@ async fn hear(store: &Store, replicas: &Replicas) {
         let names: Vec<&str> = unheard.iter().map(|name| &**name).collect();
         let told = replicas.exchange_with(&names).await;
         for (name, told) in unheard.iter().zip(&told) {
-            match told {
-                Err(error) => {
-                    store.note_reading(name, Some(remark(&replicas.cluster(), name, error)))
-                }
-                Ok(_) => store.note_reading(name, None),
+            let Err(error) = told else {
+                store.note_reading(name, None);
+                continue;
+            };
+            store.note_reading(name, Some(remark(&replicas.cluster(), name, error)));
+            let line = format!("cannot hear from {name} how the ring is: {error}");
+            if error.kind.is_refusal() && refusals.get(name) != Some(&line) {
+                log::warn!("{line}");
+                refusals.insert(name.clone(), line);
             }
         }
         if store.unheard().len() >= unheard.len() {
@@ -117,20 +122,34 @@ async fn follow_in(
             others,
             place: *place,
         };
-        // Meanwhile it sees which neighbours have entries: they may lose them before it reads them.
-        while store.started.elapsed() < wait {
-            let _ = at.look().await;
-            sleep_until((Instant::now() + RETRY).min(store.started + wait)).await;
-        }
         if *place == own.place() {
-            return parts.iter().for_each(|part| own.mark_read(*part, *place)); // it has no others
+            return be_alone(store, &at, parts, store.started + wait).await;
         }
+        look_until(store.started + wait, &at).await;
         catch_up(store, &at, parts).await;
         if ring == 0 {
             compare(store, &at, parts).await;
         }
     });
     join_all(followed).await;
+}
+
+/// A node that is alone in its ring has no others to read, and waits all the same.
+async fn be_alone(store: &Store, at: &Neighbour<'_>, parts: &[usize], until: Instant) {
+    let why = "two windows pass first".to_owned();
+    store.note_reading(at.cluster.name(at.place), Some(why));
+    sleep_until(until).await;
+    parts
+        .iter()
+        .for_each(|part| at.own.mark_read(*part, at.place));
+}
+
+/// Sees meanwhile whether a neighbour has entries: it may lose them before it is read.
+async fn look_until(until: Instant, at: &Neighbour<'_>) {
+    while Instant::now() < until {
+        let _ = at.look().await;
+        sleep_until((Instant::now() + RETRY).min(until)).await;
+    }
 }
 
 /// Says what has become of this node, and once in a while how far its joining is. Notes the rates.

@@ -626,37 +626,24 @@ impl Operation<'_> {
     async fn majority<T>(
         &self,
         view: &View,
-        asked: Asked<'_>,
+        mut asked: Asked<'_>,
         read: Read<T>,
         mut ask: impl FnMut(usize, usize) -> Sent<T>,
         heard: &mut bool,
     ) -> Result<Few<T>, Failed> {
-        let mut opened = asked.opened;
-        if opened >= self.deadline {
-            return Err(self
-                .error(Kind::Unavailable, "no time is left to ask its replicas")
-                .into());
+        if asked.opened >= self.deadline {
+            let why = "no time is left to ask its replicas";
+            return Err(self.error(Kind::Unavailable, why).into());
         }
         let mut kept = [Answers::new(), Answers::new()];
         loop {
-            let mut attempts: SmallVec<[Attempt<T>; 1]> = SmallVec::new();
-            for ((number, ring), answers) in
-                view.rings.iter().enumerate().take(asked.rings).zip(kept)
-            {
-                attempts.push(self.attempt(number, ring, opened, asked, answers));
-            }
+            let mut attempts = self.attempts(view, asked, kept);
             future::poll_fn(|context| poll_all(&mut attempts, &mut ask, read, context)).await;
             if attempts.iter().all(Attempt::has_majority) {
                 let answers = attempts.into_iter().flat_map(|attempt| attempt.answers);
                 return Ok(answers.map(|(_, answer)| answer).collect());
             }
-            for attempt in &mut attempts {
-                if attempt.has_no_room(&[Kind::Full, Kind::Busy]) {
-                    self.take_back(view, attempt);
-                }
-                attempt.give_up();
-                *heard |= asked.is_store && attempt.may_have_stored();
-            }
+            *heard |= self.give_up(view, &mut attempts);
             let told = self.follow(view, &attempts).await;
             if !self.replicas.view().state.is(&view.state) {
                 return Err(Failed::Moved);
@@ -665,18 +652,36 @@ impl Operation<'_> {
             if hopeless || Instant::now() + PAUSE + MIN_ATTEMPT >= self.deadline {
                 return Err(self.no_majority(view, &attempts, hopeless, *heard).into());
             }
-            kept = [Answers::new(), Answers::new()];
-            if planted(Bug::AnswersCountedAcrossWindows) {
-                attempts
-                    .into_iter()
-                    .zip(&mut kept)
-                    .for_each(|(attempt, kept)| *kept = attempt.answers);
-            }
+            kept = kept_across_windows(attempts);
             if !told {
                 sleep(PAUSE.mul_f32(0.5 + fastrand::f32())).await; // not in step with another set
             }
-            opened = Instant::now();
+            asked.opened = Instant::now();
         }
+    }
+
+    /// Opens a window in each ring that is asked.
+    fn attempts<T>(
+        &self,
+        view: &View,
+        asked: Asked<'_>,
+        kept: [Answers<T>; 2],
+    ) -> SmallVec<[Attempt<T>; 1]> {
+        let rings = view.rings.iter().enumerate().take(asked.rings).zip(kept);
+        let attempts =
+            rings.map(|((number, ring), answers)| self.attempt(number, ring, asked, answers));
+        attempts.collect()
+    }
+
+    /// Closes the window of attempts without a majority. Whether a replica may have stored something.
+    fn give_up<T>(&self, view: &View, attempts: &mut [Attempt<T>]) -> bool {
+        for attempt in &mut *attempts {
+            if attempt.has_no_room(&[Kind::Full, Kind::Busy]) {
+                self.take_back(view, attempt);
+            }
+            attempt.give_up();
+        }
+        attempts.iter().any(Attempt::may_have_stored)
     }
 
     /// Tells the nodes how the ring is that know another state, and moves on if they know a later
@@ -691,18 +696,15 @@ impl Operation<'_> {
             let ring = view.rings.get(attempt.ring);
             names.extend(others.filter_map(|(place, _)| Some(ring?.cluster.name(*place))));
         }
-        names.retain(|name| {
-            self.replicas
-                .own_store
-                .as_ref()
-                .is_none_or(|own| own.name() != *name)
-        });
+        let own = self.replicas.own_store.as_ref().map(|own| own.name());
+        names.retain(|name| Some(*name) != own);
         let is_told = !names.is_empty();
         if is_told && !self.replicas.rings.known().certain {
             names = view.peers.iter().map(|(node, _)| &*node.name).collect(); // not by the first to say so
         } else if !is_told {
             let any = fastrand::usize(..view.peers.len().max(1));
-            names.extend(view.peers.get(any).map(|(node, _)| &*node.name));
+            let any = view.peers.get(any).map(|(node, _)| &*node.name);
+            names.extend(any.filter(|name| Some(*name) != own));
         }
         let patience = if is_told {
             2 * view.state.ring.limits.window
@@ -723,11 +725,10 @@ impl Operation<'_> {
         &self,
         number: usize,
         ring: &Ring,
-        opened: Instant,
         asked: Asked<'_>,
         answers: Answers<T>,
     ) -> Attempt<T> {
-        let cluster = &ring.cluster;
+        let (cluster, opened) = (&ring.cluster, asked.opened);
         let part = cluster.owner(self.key);
         let mut to_ask = match asked.is_store {
             false => ring.order(part, opened),
@@ -840,6 +841,18 @@ struct Asked<'a> {
     first: &'a (dyn Fn(&Cluster) -> usize + Sync),
     is_store: bool,
     rings: usize,
+}
+
+/// The answers of one attempt that count in the next one: none.
+fn kept_across_windows<T>(attempts: SmallVec<[Attempt<T>; 1]>) -> [Answers<T>; 2] {
+    let mut kept = [Answers::new(), Answers::new()];
+    if planted(Bug::AnswersCountedAcrossWindows) {
+        let answers = attempts.into_iter().map(|attempt| attempt.answers);
+        kept.iter_mut()
+            .zip(answers)
+            .for_each(|(kept, answers)| *kept = answers);
+    }
+    kept
 }
 
 /// Ready when each ring's attempt is.
@@ -957,9 +970,10 @@ impl<T> Attempt<T> {
             || self.count_errors(Kind::is_refusal) > self.copies - self.needed
     }
 
-    /// Whether a replica may have done what it was asked.
+    /// Whether a replica may have stored what it was told.
     fn may_have_stored(&self) -> bool {
-        !self.answers.is_empty() || self.count_errors(|kind| kind == Kind::UnknownOutcome) > 0
+        let may_have = |kind| kind == Kind::UnknownOutcome;
+        self.is_store && (!self.answers.is_empty() || self.count_errors(may_have) > 0)
     }
 
     fn count_errors(&self, is: fn(Kind) -> bool) -> usize {

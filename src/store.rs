@@ -566,35 +566,28 @@ impl Store {
                 part.tell(held.cluster.name(*number), &mut status);
             }
         }
-        let mut missing: BTreeSet<String> = match kept.unheard {
-            true => self.unheard_in(&kept).into_iter().collect(),
-            false => BTreeSet::new(),
+        let waits = self.waits_for(&kept);
+        let state = match known.state.has(&self.name) {
+            _ if kept.unheard || !waits.is_empty() => "joining",
+            true => "ready",
+            false if kept.member || known.file.place(&self.name).is_none() => "left",
+            false => "waiting",
         };
-        for held in &kept.held {
-            let places = held.parts.values().flat_map(|part| part.missing.keys());
-            missing.extend(places.map(|place| held.cluster.name(*place).to_owned()));
-        }
-        let state = match (
-            kept.unheard || !missing.is_empty(),
-            known.state.has(&self.name),
-        ) {
-            (true, _) => "joining",
-            (_, true) => "ready",
-            _ if kept.member || known.file.place(&self.name).is_none() => "left",
-            _ => "waiting",
-        };
-        for name in missing {
-            let remark = match kept.reading.get(&name) {
-                None | Some(Ok(0)) => None,
-                Some(Ok(rate)) => Some(format!("{}/s", ByteSize(*rate as u64).display().si())),
-                Some(Err(why)) => Some(why.clone()),
-            };
-            let remark = remark.map(|remark| (name.clone(), remark));
-            status.remarks.extend(remark);
-            status.waiting_for.push(name);
-        }
         state.clone_into(&mut status.state);
+        kept.tell_waiting(waits, &mut status);
         status
+    }
+
+    /// The nodes that it must hear from, and after that those that it must read.
+    fn waits_for(&self, kept: &Kept) -> BTreeSet<String> {
+        if kept.unheard {
+            return self.unheard_in(kept).into_iter().collect();
+        }
+        let missing = kept.held.iter().flat_map(|held| {
+            let places = held.parts.values().flat_map(|part| part.missing.keys());
+            places.map(|place| held.cluster.name(*place).to_owned())
+        });
+        missing.collect()
     }
 
     /// This node's name.
@@ -736,6 +729,20 @@ impl Kept {
         if !old.is_empty() {
             self.memory.own.bytes = self.held.iter().map(|held| held.bytes).sum(); // the others shared with them
             std::thread::spawn(move || drop(old)); // millions of entries take a while
+        }
+    }
+
+    /// Adds the nodes that it waits for, and how well it reads each.
+    fn tell_waiting(&self, names: BTreeSet<String>, status: &mut Status) {
+        for name in names {
+            let remark = match self.reading.get(&name) {
+                None | Some(Ok(0)) => None,
+                Some(Ok(rate)) => Some(format!("{}/s", ByteSize(*rate as u64).display().si())),
+                Some(Err(why)) => Some(why.clone()),
+            };
+            let remark = remark.map(|remark| (name.clone(), remark));
+            status.remarks.extend(remark);
+            status.waiting_for.push(name);
         }
     }
 

@@ -31,8 +31,10 @@ fn a_restarted_node_says_that_it_is_joining_serves_its_guests_and_catches_up() {
     cluster.start("carol");
 
     let key = cluster.key_on(&["bob", "carol", "dave"]);
-    let refused = load(&cluster, "carol", &key).unwrap_err();
-    assert_eq!(refused.to_string(), "joining: waiting for bob, dave");
+    poll("carol has heard how the ring is", || {
+        let refused = load(&cluster, "carol", &key).unwrap_err().to_string();
+        refused == "joining: waiting for bob, dave"
+    });
     cluster
         .kv54(["set", &key, "new", "--via", "carol"])
         .exits(0);
@@ -74,12 +76,19 @@ fn a_restarted_node_says_that_it_is_joining_serves_its_guests_and_catches_up() {
 
 #[test]
 fn a_node_waits_for_the_neighbour_that_is_down_and_is_ready_for_what_needs_no_neighbour() {
-    let mut cluster = Cluster::five();
+    // Time to lose bob between the two: alice has heard from him, and not read him yet.
+    let mut cluster = Cluster::with_limits(&FIVE, "window = \"3s\"");
+    cluster.start_all();
     let written = write(&cluster, 60);
     cluster.wait_until_equal();
-    cluster.kill("bob");
     cluster.kill("alice");
     cluster.start("alice");
+    let lonely = cluster.key_on(&["alice", "bob", "carol"]);
+    poll("alice has heard from all", || {
+        let refused = load(&cluster, "alice", &lonely).unwrap_err().to_string();
+        refused == "joining: waiting for bob, carol"
+    });
+    cluster.kill("bob");
     poll("alice has read all but bob", || {
         status(&cluster, "alice")["waiting_for"] == serde_json::json!(["bob"])
     });
@@ -105,13 +114,41 @@ fn a_node_waits_for_the_neighbour_that_is_down_and_is_ready_for_what_needs_no_ne
             }
         }
     }
-    let lonely = cluster.key_on(&["alice", "bob", "carol"]);
     let get = cluster
         .kv54(["get", &lonely, "--timeout", "500ms"])
         .exits(3);
     get.says(&["unavailable:", "of 3 replicas answered, 2 needed", "bob: "]);
     let sound = cluster.key_on(&["dave", "erin", "alice"]);
     load(&cluster, "alice", &sound).unwrap();
+
+    // Anew, with bob down from the start. He might know that the ring has changed.
+    cluster.kill("alice");
+    cluster.start("alice");
+    poll("alice has heard from all but bob", || {
+        status(&cluster, "alice")["waiting_for"] == serde_json::json!(["bob"])
+    });
+    let entry = ask(&cluster, "carol", "load", &[(*lonely).into()]).unwrap();
+    for refused in [
+        load(&cluster, "alice", &sound),
+        ask(&cluster, "alice", "store", &[(*lonely).into(), entry]),
+    ] {
+        let refused = refused.unwrap_err().to_string();
+        assert_eq!(refused, "joining: waiting to hear from bob");
+    }
+    let line = cluster
+        .node("alice")
+        .wait_for("joining, 0 %, waiting for bob");
+    assert_eq!(
+        line,
+        "alice: joining, 0 %, waiting for bob (connection refused)"
+    );
+    // Her guests are served by the others.
+    let key = cluster.key_on(&["carol", "dave", "erin"]);
+    cluster
+        .kv54(["set", &key, "green", "--via", "alice"])
+        .exits(0);
+    let got = cluster.kv54(["get", &key, "--via", "alice"]).exits(0);
+    assert_eq!(got.text(), "green\n");
 
     cluster.start("bob");
     cluster.node("bob").wait_for("ready with");
@@ -278,13 +315,20 @@ fn large_and_deep_values_come_back_to_a_restarted_node() {
 }
 
 #[test]
-fn a_ring_of_one_is_ready_at_once() {
-    let mut cluster = Cluster::with_limits(&["solo"], "window = \"60s\"");
+fn a_ring_of_one_is_ready_after_two_windows() {
+    // It was perhaps one of several before it restarted, and was told of writes.
+    let mut cluster = Cluster::with_limits(&["solo"], "window = \"2s\"");
     cluster.start("solo");
-    cluster.kv54(["status"]).exits(0);
+    poll("solo says what it waits for", || {
+        let solo = status(&cluster, "solo");
+        solo["state"] == "joining" && solo["remarks"]["solo"] == "two windows pass first"
+    });
+    let refused = load(&cluster, "solo", "tea").unwrap_err();
+    assert_eq!(refused.to_string(), "joining: waiting for solo");
     cluster.kv54(["set", "tea", "green"]).exits(0);
+    assert!(status(&cluster, "solo")["uptime_s"].as_u64().unwrap() >= 4);
     assert_eq!(cluster.kv54(["get", "tea"]).exits(0).text(), "green\n");
-    cluster.node("solo").wait_for("ready with 0 keys");
+    cluster.node("solo").wait_for("ready with");
     cluster.kill("solo"); // nobody else has it
     cluster.start("solo");
     cluster.kv54(["get", "tea"]).exits(1);

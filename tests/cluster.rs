@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use common::wire::Wire;
-use common::{Cluster, FIVE, Hiccups, Node, block_on};
+use common::{Cluster, FIVE, Hiccups, Node, Said, block_on};
 use futures::future::join_all;
 use kv54::cluster::Limits;
 use kv54::entry::{Packed, Stamp, loaded};
@@ -290,13 +290,56 @@ fn a_get_repairs_the_old_copy_that_it_meets() {
 }
 
 #[test]
-fn a_client_with_another_file_is_refused_and_writes_nothing() {
+fn a_client_whose_file_names_another_ring_follows_the_running_one() {
     let cluster = Cluster::five();
     let file = std::fs::read_to_string(cluster.dir.join("cluster.toml")).unwrap();
-    cluster.file(
-        "six.toml",
-        &file.replace("[nodes]", "[nodes]\nfrank = \"127.0.0.1:1\""),
+    let six = file.replace("[nodes]", "[nodes]\nfrank = \"127.0.0.1:1\"");
+    cluster.file("six.toml", &six);
+    let without = |name: &str| {
+        let lines = file.lines().filter(|line| !line.starts_with(name));
+        lines.map(|line| line.to_owned() + "\n").collect::<String>()
+    };
+    cluster.file("four.toml", &without("erin"));
+    for (file, value) in [("six.toml", "green"), ("four.toml", "black")] {
+        let keys = (0..10).map(|n| format!("{value}{n}"));
+        for key in keys {
+            cluster
+                .kv54(["set", &key, value, "--config", file])
+                .exits(0);
+            let got = cluster.kv54(["get", &key, "--config", file]).exits(0);
+            assert_eq!(got.text(), format!("{value}\n"));
+            let got = cluster.kv54(["get", &key]).exits(0);
+            assert_eq!(
+                got.text(),
+                format!("{value}\n"),
+                "by the running ring's file"
+            );
+        }
+    }
+    // A node that the file names is missed, and one that it does not name is shown.
+    let status = cluster.kv54(["status", "--json", "--config", "six.toml"]);
+    assert_eq!(states(&status.exits(3)).pop().unwrap(), "frank down");
+    let status = cluster.kv54(["status", "--json", "--config", "four.toml"]);
+    assert_eq!(
+        states(&status.exits(0)),
+        FIVE.map(|name| format!("{name} ready"))
     );
+}
+
+/// What `status --json` says of each node.
+fn states(status: &Said) -> Vec<String> {
+    let status = status.json();
+    let nodes = status["nodes"].as_array().unwrap().iter();
+    let word = |node: &serde_json::Value, field| node[field].as_str().unwrap().to_owned();
+    nodes
+        .map(|node| word(node, "name") + " " + &word(node, "state"))
+        .collect()
+}
+
+#[test]
+fn a_client_with_another_window_or_with_addresses_mixed_up_is_refused_and_writes_nothing() {
+    let cluster = Cluster::five();
+    let file = std::fs::read_to_string(cluster.dir.join("cluster.toml")).unwrap();
     cluster.file(
         "slow.toml",
         &file.replace("[limits]", "[limits]\nwindow = \"2s\""),
@@ -308,7 +351,7 @@ fn a_client_with_another_file_is_refused_and_writes_nothing() {
         .replace(&bob, &alice)
         .replace('?', &bob);
     cluster.file("swapped.toml", &swapped);
-    for other in ["six.toml", "slow.toml", "swapped.toml"] {
+    for other in ["slow.toml", "swapped.toml"] {
         let key = cluster.key_on(&["erin", "alice", "bob"]);
         let set = cluster
             .kv54(["set", &key, "lost", "--config", other])
@@ -580,11 +623,9 @@ fn a_file_that_a_running_node_cannot_take_changes_nothing() {
     let mut cluster = Cluster::running(&["alice", "bob"]);
     cluster.kv54(["set", "tea", "green"]).exits(0);
     let good = std::fs::read_to_string(cluster.dir.join("cluster.toml")).unwrap();
-    let carol = good.replace("[nodes]", "[nodes]\ncarol = \"127.0.0.1:1\"");
     let slow = good.replace("[limits]", "[limits]\nwindow = \"2s\"");
     let broken = good.replace("[limits]", "memory\n[limits]");
     for (file, says) in [
-        (carol, "alice bob carol, window 1s"),
         (
             slow,
             "another ring (alice bob, window 2s) than the running one (alice bob, window 1s)",
@@ -634,6 +675,28 @@ fn a_file_that_a_running_node_cannot_take_changes_nothing() {
             .text(),
         "green\n"
     );
+}
+
+#[test]
+fn a_file_that_names_another_ring_changes_nothing_before_a_resize() {
+    let mut cluster = Cluster::running(&["alice", "bob"]);
+    cluster.kv54(["set", "tea", "green"]).exits(0);
+    let port = cluster.spare_port(0);
+    cluster.edit("[nodes]", &format!("[nodes]\ncarol = \"127.0.0.1:{port}\""));
+    cluster.reload(
+        "kv54: cluster.toml: another ring (alice bob carol, window 1s); \
+         kv54 resize changes the running one to it",
+    );
+    cluster.reload(&format!(
+        "cluster.toml is read again: carol is at 127.0.0.1:{port}"
+    ));
+    let got = cluster.kv54(["get", "tea", "--via", "bob"]).exits(0);
+    assert_eq!(got.text(), "green\n");
+    // Two are the ring, although this node's file names three, and the third one is not there.
+    cluster.restart("alice");
+    let status = cluster.kv54(["status", "--json"]).exits(3);
+    let two_and_one = ["alice ready", "bob ready", "carol down"];
+    assert_eq!(states(&status), two_and_one);
 }
 
 #[test]

@@ -3,12 +3,15 @@
 //! `cargo run --manifest-path fuzz/Cargo.toml --example seeds`
 
 use std::path::Path;
+use std::sync::Arc;
 
-use kv54::cluster::Cluster;
+use kv54::cluster::{Cluster, State, Told};
 use kv54::entry::{Packed, Stamp};
 use kv54::error::{Error, Kind};
-use kv54::rpc::codec::{encode, write_request, write_response};
+use kv54::rpc::codec::{decode, encode, write_request, write_response};
 use msgpack_rpc::Value;
+
+const NAMES: [&str; 5] = ["alice", "bob", "carol", "dave", "erin"];
 
 fn main() -> std::io::Result<()> {
     let get = request("get", &["tea".into()]);
@@ -57,6 +60,27 @@ fn main() -> std::io::Result<()> {
         let name = format!("neighbour-of-{}", names.len());
         save("request", &name, &[&load, &store, &load, &scan, &get])?;
     }
+    resizes(&[&set, &get, &delete], &old)
+}
+
+/// Rings that change, step by step: a far step would leave no meaning to what comes after it.
+fn resizes(guest: &[&[u8]], entry: &Value) -> std::io::Result<()> {
+    let asked = request("ring", &[]);
+    for (from, to) in [(1, 1), (3, 2), (3, 3), (3, 5)] {
+        let [from, to] = [from, to].map(|nodes| Arc::new(cluster(&NAMES[..nodes])));
+        let both = State::of(from.clone()).changing_to(to.clone());
+        let mut messages = vec![asked.clone(), guest.concat()];
+        for state in [both.clone(), both.changed()] {
+            messages.push(request("ring", &[told(&state)]));
+            for ring in 0..state.rings().count() {
+                messages.extend(neighbour(state.fingerprint(ring, "alice"), entry));
+            }
+            messages.push(guest.concat());
+        }
+        let messages: Vec<&[u8]> = messages.iter().map(Vec::as_slice).collect();
+        let name = format!("resize-{}-to-{}", from.nodes().len(), to.nodes().len());
+        save("request", &name, &messages)?;
+    }
     Ok(())
 }
 
@@ -79,13 +103,21 @@ fn neighbour(ring: u32, entry: &Value) -> [Vec<u8>; 3] {
 
 /// What alice wants to hear as `ring`, where the target `request` plays.
 fn ring(names: &[&str]) -> u32 {
+    cluster(names).fingerprint("alice")
+}
+
+fn cluster(names: &[&str]) -> Cluster {
     let nodes: Vec<String> = names
         .iter()
         .map(|name| format!("{name} = '{name}:54'"))
         .collect();
     let file = format!("limits.window = '50ms'\n[nodes]\n{}", nodes.join("\n"));
-    let cluster = Cluster::parse("cluster.toml".as_ref(), &file).expect("a ring");
-    cluster.fingerprint("alice")
+    Cluster::parse("cluster.toml".as_ref(), &file).expect("a ring")
+}
+
+/// What a client tells that knows of this state.
+fn told(state: &State) -> Value {
+    decode(&Told::of(state, true).packed()).expect("MessagePack")
 }
 
 fn request(method: &str, params: &[Value]) -> Vec<u8> {

@@ -32,6 +32,21 @@ fn is_one_line(text: &str, error: &str) {
 fn is_a_ring(cluster: &Cluster) {
     let (names, nodes) = (cluster.names(), cluster.nodes().len());
     assert!(nodes > 0 && names.is_sorted());
+    let leaving = cluster.leaving();
+    assert!(leaving.is_sorted_by(|one, next| one.name < next.name));
+    for (behind, node) in leaving.iter().enumerate() {
+        assert_eq!(
+            (cluster.place(&node.name), cluster.node(&node.name)),
+            (None, Some(node))
+        );
+        assert_eq!(cluster.name(nodes + behind), node.name);
+        let addresses = cluster.nodes().iter().map(|node| &node.address);
+        assert!(
+            addresses
+                .into_iter()
+                .all(|address| *address != node.address)
+        );
+    }
     assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), nodes);
     for (place, name) in names.iter().enumerate() {
         let sound = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
@@ -68,6 +83,10 @@ fn is_read_as_it_is_written(cluster: &Cluster) {
         .nodes()
         .iter()
         .map(|node| format!("'{}' = '{}'\n", node.name, node.address));
+    let leaving = cluster
+        .leaving()
+        .iter()
+        .map(|node| format!("'{}' = '{}'\n", node.name, node.address));
     let window = format!(
         "[limits]\nwindow = '{}ns'\n",
         cluster.limits.window.as_nanos()
@@ -75,6 +94,8 @@ fn is_read_as_it_is_written(cluster: &Cluster) {
     let file: String = ["[nodes]\n".to_owned()]
         .into_iter()
         .chain(lines)
+        .chain(["[leaving]\n".to_owned()])
+        .chain(leaving)
         .chain([window])
         .collect();
     let again = Cluster::parse("again.toml".as_ref(), &file).expect("it was taken before");
@@ -88,7 +109,9 @@ fn is_read_as_it_is_written(cluster: &Cluster) {
             .nodes()
             .iter()
             .map(|node| (node.name.clone(), node.address.clone()));
-        (nodes.collect::<Vec<_>>(), prints, cluster.limits.window)
+        let leaving = cluster.leaving().to_vec();
+        let limits = (cluster.limits.window, cluster.limits.reserve);
+        (nodes.collect::<Vec<_>>(), leaving, prints, limits)
     };
     assert_eq!(facts(cluster), facts(&again));
 }

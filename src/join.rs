@@ -46,7 +46,7 @@ pub async fn join(store: &Store, replicas: &Replicas) {
             tokio::select! {
                 biased;
                 () = moved => {}
-                _ = follow(store, replicas) => {}
+                () = follow(store, replicas) => {}
             }
         }
     });
@@ -139,9 +139,9 @@ async fn be_alone(store: &Store, at: &Neighbour<'_>, parts: &[usize], until: Ins
     let why = "two windows pass first".to_owned();
     store.note_reading(at.cluster.name(at.place), Some(why));
     sleep_until(until).await;
-    parts
-        .iter()
-        .for_each(|part| at.own.mark_read(*part, at.place));
+    for part in parts {
+        at.own.mark_read(*part, at.place);
+    }
 }
 
 /// Sees meanwhile whether a neighbour has entries: it may lose them before it is read.

@@ -456,7 +456,7 @@ pub(crate) fn said(cluster: &Cluster, errors: &Errors) -> String {
 impl Operation<'_> {
     /// The newest entry that a majority has, and whether all of it has it.
     pub async fn load(&self) -> Result<Newest, Error> {
-        let answers = self.load_above(None, |cluster| cluster.majority()).await?;
+        let answers = self.load_above(None, Cluster::majority).await?;
         let stamp = highest(&answers);
         let agreed = answers.iter().all(|answer| answer.stamp == stamp);
         let mut newest = answers.into_iter().filter(|answer| answer.stamp == stamp);
@@ -502,7 +502,7 @@ impl Operation<'_> {
                 Ok(()) => return self.get().await.map(drop).map_err(Error::of_a_write),
                 Err(Failed::For(error)) => return Err(error),
                 Err(Failed::Moved) if heard && !planted(Bug::NewStampAfterChange) => {
-                    view = self.replicas.view()
+                    view = self.replicas.view();
                 }
                 Err(Failed::Moved) => {
                     // No replica has taken it, nor will: it may have another stamp.
@@ -557,10 +557,10 @@ impl Operation<'_> {
         entry: Entry<&[u8]>,
         heard: &mut bool,
     ) -> Result<(), Failed> {
-        let head = entry.stamp.begin(3);
+        let stamp = entry.stamp.begin(3);
         let ask = |ring, place| match self.own_store_at(view, ring, place) {
             Some(store) => Sent::Answered(store.keep(self.key, entry)),
-            None => self.send(view, (ring, place), "store", 3, [&head, entry.value]),
+            None => self.send(view, (ring, place), "store", 3, [&stamp, entry.value]),
         };
         let rings = match place {
             Where::OldRing => 1,

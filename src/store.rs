@@ -311,16 +311,16 @@ impl Replica<'_> {
         let twin = other.and_then(|other| other.entry(key));
         let twin_of = |stamp| twin.filter(|twin| twin.stamp == stamp);
         let shared = twin_of(entry.stamp).map(|twin| &twin.value);
-        let head = old.map_or(key.len() + OVERHEAD, |_| 0);
+        let new_key = old.map_or(key.len() + OVERHEAD, |_| 0);
         let (new, gone) = (size(entry.value), old.map_or(0, |old| size(&old.value)));
-        let added = head + shared.map_or(new, |_| 0);
+        let added = new_key + shared.map_or(new, |_| 0);
         let freed = old.and_then(|old| twin_of(old.stamp)).map_or(gone, |_| 0);
         if planted(Bug::FullReplicaRefusesToStore) && !memory.own.has_room(added) {
             return Err(Error::new(Kind::Full, "planted"));
         }
         memory.keep(key, added, freed);
         held.worn |= worn;
-        held.bytes = held.bytes + head + new - gone;
+        held.bytes = held.bytes + new_key + new - gone;
         if let Some(part) = held.parts.get_mut(&number) {
             part.put(index, key, entry, shared);
         }
@@ -711,13 +711,11 @@ impl Kept {
         for (ring, cluster) in state.rings().enumerate() {
             let born = state.born(ring);
             let same = |held: &Held| held.born == born && held.cluster.names() == cluster.names();
-            let held = match old.iter().position(same) {
-                Some(at) => old.swap_remove(at),
-                None => {
-                    let is_new = ring == 1
-                        && (!self.starting || planted(Bug::StartingNodeTakesNewRingAsRead));
-                    Held::new(cluster, name, is_new)
-                }
+            let held = if let Some(at) = old.iter().position(same) {
+                old.swap_remove(at)
+            } else {
+                let counts = !self.starting || planted(Bug::StartingNodeTakesNewRingAsRead);
+                Held::new(cluster, name, ring == 1 && counts)
             };
             self.held.push(Held {
                 ring: state.fingerprint(ring, name).into(),

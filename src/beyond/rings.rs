@@ -80,12 +80,10 @@ impl Driver<'_> {
         }
         let to = self.wanted(&from)?;
         let is_needed = |name: &str| from.has(name) || self.file.place(name).is_some();
-        let needed = told.iter().filter(|(node, _)| is_needed(&node.name));
+        let mut needed = told.iter().filter(|(node, _)| is_needed(&node.name));
         // A change that has begun waits for who is missing.
         if let (Some(why), Some(_), None) = (
-            needed
-                .filter_map(|(node, told)| refusal(node, told, &from))
-                .next(),
+            needed.find_map(|(node, told)| refusal(node, told, &from)),
             &to,
             &from.next,
         ) {

@@ -59,10 +59,10 @@ impl State {
     pub fn fingerprint(&self, ring: usize, name: &str) -> u32 {
         let mut lines = self.ring.common(name);
         if self.step > 0 {
-            lines += &format!("\n{} {ring}", self.step);
+            lines = format!("{lines}\n{} {ring}", self.step);
         }
         if let Some(next) = &self.next {
-            lines += &format!("\n{}", next.names().join("\n"));
+            lines = format!("{lines}\n{}", next.names().join("\n"));
         }
         crc32fast::hash(lines.as_bytes())
     }

@@ -64,8 +64,8 @@ impl Show {
                 let (doubts, change) = (doubts(&said.nodes), change(&said.nodes, &said.state));
                 let mut json =
                     json!({ "nodes": said.nodes, "keys": keys, "tombstones": tombstones });
-                if let Some(change) = &change {
-                    json["change"] = change.trim_end().into();
+                if let (Some(fields), Some(change)) = (json.as_object_mut(), &change) {
+                    fields.insert("change".to_owned(), change.trim_end().into());
                 }
                 let change = change.unwrap_or_default();
                 options.print(&json, table + &sum.replace("null", "?") + &change + &doubts)?;
@@ -209,7 +209,8 @@ impl Asked {
         for (node, answer) in answers {
             let status = answer.and_then(|answer| Status::read(&answer));
             let (json, row) = line(&node, said.state.fingerprint(0, &node.name), &status);
-            let is_ready = json["state"] == "ready" || json["state"] == "waiting";
+            let state = json.get("state").and_then(Json::as_str);
+            let is_ready = matches!(state, Some("ready" | "waiting"));
             let is_needed = said.state.has(&node.name) || self.file.place(&node.name).is_some();
             said.all_ready &= is_ready || !is_needed;
             said.nodes.push(json);

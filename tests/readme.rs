@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | `another terminal` | starts `kv54 serve --all` beside the shell |
 //! | `Ctrl-C in the other terminal` | stops that one first |
+//! | `a loop in the other terminal` | runs the block beside the shell; it must not have ended at the end of the page |
 //! | `five nodes are running` | first starts five nodes, as the README does |
 //! | `figures differ` | compares words with a digit in them as if they were equal |
 //! | `not here` | leaves the block out |
@@ -57,7 +58,7 @@ fn the_docs_do_what_they_say() {
 fn follow(page: &Page) {
     let cluster = Cluster::of(&FIVE);
     let mut shell = Shell::new(&cluster);
-    let mut server: Option<common::Node> = None;
+    let (mut server, mut looping): (Option<common::Node>, Option<Block<'_>>) = (None, None);
     for block in page.blocks("console") {
         if block.says("not here") {
             continue;
@@ -77,6 +78,13 @@ fn follow(page: &Page) {
             node.signal("INT");
             assert_eq!(node.wait(), 0);
         }
+        if block.says("a loop in the other terminal") {
+            let (commands, _): (Vec<String>, Vec<_>) = block.commands().into_iter().unzip();
+            let beside = format!("({}) &> loop.txt & loop=$!", commands.join("; "));
+            shell.prints(&beside, &[], &block);
+            looping = Some(block);
+            continue;
+        }
         if block.says("five nodes are running") {
             for command in FIVE_NODES {
                 shell.prints(command, &[], &block);
@@ -85,6 +93,9 @@ fn follow(page: &Page) {
         for (command, expected) in block.commands() {
             shell.prints(&command, &expected, &block);
         }
+    }
+    if let Some(block) = looping {
+        shell.prints("kill -0 $loop || cat loop.txt", &[], &block);
     }
 }
 
@@ -369,9 +380,10 @@ struct Shell {
 
 impl Shell {
     fn new(cluster: &Cluster) -> Shell {
-        let theirs = FIVE.iter().zip(5401..);
-        let addresses =
-            theirs.map(|(name, port)| (format!("127.0.0.1:{port}"), cluster.address(name)));
+        let ours = FIVE.iter().map(|name| cluster.address(name));
+        let more = (0..2).map(|n| format!("127.0.0.1:{}", cluster.spare_port(n))); // frank and grace
+        let theirs = (5401..).map(|port| format!("127.0.0.1:{port}"));
+        let addresses = theirs.zip(ours.chain(more));
         // The binary of this build stands where the README's reader has built it.
         let release = cluster.dir.join("target/release");
         std::fs::create_dir_all(&release).unwrap();

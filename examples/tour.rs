@@ -1,18 +1,20 @@
-//! A tour of kv54: five nodes in this process, one key, and what befalls it.
+//! A tour of kv54: five nodes in this process, a sixth one in the end, one key, and what befalls it.
 //!
-//! `cargo example tour` takes six seconds. First comes the story; below it, how
+//! `cargo example tour` takes seven seconds. First comes the story; below it, how
 //! a node is started, killed and cut off.
-#![allow(clippy::indexing_slicing)] // a host's number is one of the five
+#![allow(clippy::indexing_slicing)] // a host's number is one of the six
 
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::future::ready;
 use std::io::{self, ErrorKind::ConnectionRefused};
 use std::net::TcpListener;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use kv54::beyond::rings::Driver;
 use kv54::client::Client;
 use kv54::cluster::{self, Cluster};
 use kv54::entry::Packed;
@@ -25,10 +27,11 @@ use msgpack_rpc::Value;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-const NAMES: [&str; 5] = ["alice", "bob", "carol", "dave", "erin"];
+const NAMES: [&str; 6] = ["alice", "bob", "carol", "dave", "erin", "frank"];
 const ALICE: usize = 0;
 const CAROL: usize = 2;
 const ERIN: usize = 4;
+const FRANK: usize = 5;
 /// How long an operation is tried again before it is refused.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -39,13 +42,14 @@ async fn main() -> Outcome {
     let mut ring = Ring::bind()?;
     all_is_well(&mut ring).await?;
     one_is_killed(&mut ring).await?;
-    two_are_cut_off(&mut ring).await
+    two_are_cut_off(&mut ring).await?;
+    one_comes(&mut ring).await
 }
 
 async fn all_is_well(ring: &mut Ring) -> Outcome {
     println!("start alice, bob, carol, dave and erin");
     (ALICE..=ERIN).try_for_each(|place| ring.start(place))?;
-    let took = ring.wait_until_ready().await;
+    let took = ring.wait_until("ready", ALICE..=ERIN).await;
     println!("    ready after {took:.1?}: nobody has missed anything (src/join.rs)");
 
     println!("set tea green");
@@ -75,7 +79,7 @@ async fn one_is_killed(ring: &mut Ring) -> Outcome {
     let status = ring.status(ERIN).await;
     let (state, others) = (status.state, status.waiting_for.join(", "));
     println!("    {state}: waiting for {others} (src/join.rs)");
-    let took = ring.wait_until_ready().await;
+    let took = ring.wait_until("ready", ALICE..=ERIN).await;
     println!("    ready after {took:.1?}: it has read what it missed (src/join.rs)");
     let tea = ring.get_through(ERIN, "tea").await?;
     println!("    get tea through erin: {tea} (src/store.rs)");
@@ -100,7 +104,39 @@ async fn two_are_cut_off(ring: &mut Ring) -> Outcome {
     Ok(())
 }
 
-/// Five hosts, the network between them, and somebody who asks.
+async fn one_comes(ring: &mut Ring) -> Outcome {
+    println!("take frank into the ring");
+    ring.wait_until("ready", ALICE..=ERIN).await;
+    ring.cluster = cluster_of(&ring.hosts)?;
+    ring.start(FRANK)?;
+    ring.client.replicas.move_to(&ring.cluster);
+    ring.wait_until("waiting", FRANK..=FRANK).await;
+    let driver = Driver {
+        client: &ring.client,
+        file: &ring.cluster,
+        progress: &|_| {},
+    };
+    let plan = driver.plan().await?;
+    let asking = async {
+        loop {
+            if let Err(error) = ring.client.get(b"tea").await {
+                return error;
+            }
+        }
+    };
+    tokio::select! {
+        changed = driver.carry_out(&plan) => changed?,
+        error = asking => return Err(error.into()),
+    }
+    println!("    every get was answered meanwhile, by two rings (src/beyond/rings.rs)");
+    let (owner, names) = ring.replicas("tea");
+    println!("    crc32(\"tea\") % 6 = {owner}: {names} (src/cluster.rs)");
+    let tea = ring.get_through(FRANK, "tea").await?;
+    println!("    get tea through frank: {tea} (src/server.rs)");
+    Ok(())
+}
+
+/// Six hosts, the network between them, and somebody who asks.
 struct Ring {
     cluster: Arc<Cluster>,
     hosts: Vec<Host>,
@@ -144,20 +180,29 @@ async fn live(store: Arc<Store>, listener: TcpListener, network: &Dial, stop: &C
     }
 }
 
+/// The file that has these hosts.
+fn cluster_of(hosts: &[Host]) -> Outcome<Arc<Cluster>> {
+    let mut file = vec!["[nodes]".to_owned()];
+    for (name, host) in NAMES.iter().zip(hosts) {
+        file.push(format!("{name} = \"{}\"", host.listener.local_addr()?));
+    }
+    let cluster = Cluster::parse("cluster.toml".as_ref(), &file.join("\n"))?;
+    Ok(Arc::new(cluster))
+}
+
 impl Ring {
     fn bind() -> Outcome<Ring> {
-        let (mut file, mut hosts) = (vec!["[nodes]".to_owned()], Vec::new());
-        for name in NAMES {
+        let mut hosts = Vec::new();
+        for _ in NAMES {
             let listener = TcpListener::bind("127.0.0.1:0")?;
             listener.set_nonblocking(true)?;
-            file.push(format!("{name} = \"{}\"", listener.local_addr()?));
             hosts.push(Host {
                 listener,
                 memory: None,
                 running: None,
             });
         }
-        let cluster = Arc::new(Cluster::parse("cluster.toml".as_ref(), &file.join("\n"))?);
+        let cluster = cluster_of(&hosts[..=ERIN])?;
         let unreachable = Unreachable::default();
         let replicas = Replicas::new(cluster.clone(), TIMEOUT, &network(&unreachable));
         Ok(Ring {
@@ -198,18 +243,20 @@ impl Ring {
 
     /// What a node says of itself, as soon as it says anything.
     async fn status(&self, place: usize) -> Status {
+        let (replicas, name) = (&self.client.replicas, NAMES[place]);
         loop {
-            if let Ok(status) = self.client.replicas.status(place).await {
+            let told = replicas.ask_node(name, "status").await;
+            if let Ok(status) = told.and_then(|told| Status::read(&told)) {
                 return status;
             }
             sleep(Duration::from_millis(20)).await;
         }
     }
 
-    async fn wait_until_ready(&self) -> Duration {
+    async fn wait_until(&self, state: &str, places: RangeInclusive<usize>) -> Duration {
         let began = Instant::now();
-        for place in ALICE..=ERIN {
-            while self.status(place).await.state != "ready" {
+        for place in places {
+            while self.status(place).await.state != state {
                 sleep(Duration::from_millis(20)).await;
             }
         }

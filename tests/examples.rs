@@ -39,6 +39,10 @@ cut erin and alice off: they keep their memory, but nobody reaches them
     bob alone cannot know that the others know nothing newer (src/client.rs)
 let them back
     get tea: "black", as soon as two of three are there (src/client.rs)
+take frank into the ring
+    every get was answered meanwhile, by two rings (src/beyond/rings.rs)
+    crc32("tea") % 6 = 0: alice, bob, carol (src/cluster.rs)
+    get tea through frank: "black" (src/server.rs)
 "#;
 
 #[test]

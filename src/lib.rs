@@ -6,7 +6,7 @@
 //! | [`server`] | **a node**: what it answers to each method |
 //! | [`client`] | **any two of three**: get, set, delete |
 //! | [`node`] | a node's life: it is put together, binds, joins, serves, stops |
-//! | [`cluster`] | the ring: sorted names → `crc32 % N`, next, next; and the file `cluster.toml` |
+//! | [`cluster`] | the ring: sorted names → `crc32 % N`, next, next; the file `cluster.toml`; the steps of a change |
 //! | [`entry`] | stamp and value, and their one wire form |
 //! | [`store`] | the newest entry of each key, in memory |
 //! | [`status`] | what a node says of itself |

@@ -69,6 +69,9 @@ async fn hear(store: &Store, replicas: &Replicas) {
                 store.note_reading(name, None);
                 continue;
             };
+            if error.kind == Kind::NoSuchMethod {
+                store.note_heard(name); // a former version knows its file alone
+            }
             store.note_reading(name, Some(remark(&replicas.cluster(), name, error)));
             let line = format!("cannot hear from {name} how the ring is: {error}");
             if error.kind.is_refusal() && refusals.get(name) != Some(&line) {

@@ -316,13 +316,11 @@ impl Replicas {
             None => self.rings.told("", 0),
         };
         let told = Told::read(&peer.ask("ring", &[&own.packed()]).await?)?;
-        match told.name == name {
-            true => Ok(told),
-            false => {
-                let why = format!("{} answers in the place of {name}", told.name);
-                Err(Error::new(Kind::WrongRing, why))
-            }
+        if told.name != name {
+            let why = format!("{} answers in the place of {name}", told.name);
+            return Err(Error::new(Kind::WrongRing, why));
         }
+        Ok(told)
     }
 
     /// Refuses nodes that serve in two rings, of which neither can have become the other.

@@ -222,6 +222,11 @@ impl Store {
         names.into_iter().map(str::to_owned).collect()
     }
 
+    /// Notes that a node knows of no later state.
+    pub fn note_heard(&self, name: &str) {
+        lock(&self.kept).heard.insert(name.to_owned());
+    }
+
     /// Every node that could know of a later state has been heard: this node answers from now on.
     pub fn heard_all(&self) {
         let mut kept = lock(&self.kept);

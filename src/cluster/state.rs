@@ -14,9 +14,6 @@ use crate::error::{Error, Kind, beginning};
 /// The last step whose epoch a stamp can carry, above the counters of all epochs before it.
 const MAX_STEP: u64 = (1 << 27) - 2;
 
-/// The last step: a stamp has 26 bits for the epoch.
-const MAX_STEP: u64 = 2 << 25;
-
 /// Which ring is asked, or which two. A state is followed by the next step, and never comes back.
 #[derive(Clone, Debug)]
 pub struct State {
@@ -181,10 +178,6 @@ impl Told {
         if u128::from(self.window) != window {
             let why = format!("a window of {} ms, and not of {window} ms", self.window);
             return Err(Error::new(Kind::WrongRing, why));
-        }
-        if self.step > MAX_STEP {
-            let why = format!("step {}, at most {MAX_STEP} are taken", self.step);
-            return Err(Error::bad_request(why));
         }
         let ring = |nodes: &[Node]| {
             let own = |node: &Node| file.node(&node.name).unwrap_or(node).clone();

@@ -47,6 +47,7 @@ const DRIVERS: usize = 2;
 const NAMES: [&str; 7] = ["alice", "bob", "carol", "dave", "erin", "frank", "grace"];
 
 /// What a run's clients and nodes share with the one who looks on.
+#[allow(clippy::struct_excessive_bools)] // each run has some of these troubles
 struct World {
     ring: RefCell<Arc<Cluster>>,           // the newest that is alone
     target: RefCell<Option<Arc<Cluster>>>, // the file of the ring that is wanted, until it is alone
@@ -214,11 +215,11 @@ impl World {
         if resizes {
             other.shuffle(&mut names);
         }
-        let ring = file_of(&names[..size], &[]);
+        let first = file_of(&names[..size], &[]);
         World {
-            ring: RefCell::new(ring.clone()),
+            ring: RefCell::new(first.clone()),
             target: RefCell::default(),
-            former: RefCell::new(ring),
+            former: RefCell::new(first),
             resizes,
             changes: Cell::new(0),
             keys: (0..keys).map(|n| format!("key{n}-{seed}")).collect(),

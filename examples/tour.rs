@@ -114,6 +114,7 @@ async fn one_comes(ring: &mut Ring) -> Outcome {
     let driver = Driver {
         client: &ring.client,
         file: &ring.cluster,
+        again: false,
         progress: &|_| {},
     };
     let plan = driver.plan().await?;

@@ -61,6 +61,7 @@ fn is_caught(bug: Bug, seed: u64) -> bool {
         "failed for memory",
         "handed over before",
         "ended before",
+        "answered before",
     ];
     run.is_err_and(|why| wrong.iter().any(|wrong| why.contains(wrong)))
 }

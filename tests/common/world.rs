@@ -422,6 +422,13 @@ async fn node(world: Rc<World>, number: usize) -> turmoil::Result {
     let mut nodes = cluster.nodes().iter().chain(cluster.leaving());
     let place = nodes.position(|node| node.name == NAMES[number]).unwrap();
     let store = Arc::new(Store::new(Arc::new(cluster), place));
+    // It may have answered before, in a state that it does not know yet.
+    let part = store.at(0).place() as u64;
+    let [part, cursor] = [part, 0].map(|number| encode(&number.into()));
+    if store.at(0).scan(&part, &[&cursor]).is_ok() {
+        let wrong = format!("{} answered before it had heard", store.name());
+        world.wronged.borrow_mut().get_or_insert(wrong);
+    }
     world.stores.borrow_mut().insert(number, store.clone());
     let node = Node::new(store, TIMEOUT, &dial());
     let incoming = pin!(stream::unfold(listener, async |listener| {

@@ -493,21 +493,31 @@ fn who_knows_the_stamp_is_spared_the_value() {
 }
 
 #[test]
-fn a_counter_from_2_to_the_63_on_is_refused() {
+fn a_counter_of_an_epoch_that_has_not_begun_is_refused() {
     let cluster = Cluster::running(&["alice"]);
     let mut wire = Wire::to(&cluster, "alice");
     let ring = Value::from(wire.status("ring"));
-    for counter in [1 << 63, u64::MAX] {
+    for counter in [0, 1 << 37, 1 << 63, u64::MAX] {
         let params = [ring.clone(), "tea".into(), entry(counter, 1, "green")];
-        wire.refuses("store", params, &["bad-request: ", "2^63"]);
+        wire.refuses(
+            "store",
+            params,
+            &["bad-request: ", "from 1 to 137438953471", "--again"],
+        );
     }
     assert_eq!(
         wire.does("load", [ring.clone(), "tea".into()]),
         entry(0, 0, NIL)
     );
-    let last = entry((1 << 63) - 1, u64::MAX, "green");
+    let last = entry((1 << 37) - 1, u64::MAX, "green");
     wire.does("store", [ring.clone(), "tea".into(), last.clone()]);
     assert_eq!(wire.does("load", [ring, "tea".into()]), last);
+    assert_eq!(wire.does("status", [])["worn"], Value::from(true));
+    wire.refuses(
+        "set",
+        ["tea".into(), "black".into()],
+        &["bad-request: ", "--again"],
+    );
 }
 
 #[test]

@@ -219,6 +219,7 @@ impl Driver<'_> {
                     let why = format!("{name}: {}; another change has begun", error.why);
                     return Err(Error::bad_request(why));
                 }
+                Err(_) if self.client.replicas.state().step > changing.step => return Ok(0), // it has ended
                 Err(error) => error,
             };
             (self.progress)(Progress::Waits(name.to_owned(), why));

@@ -18,7 +18,7 @@ use socket2::SockRef;
 use tokio::runtime::Builder;
 
 use crate::client::Client;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Node};
 use crate::error::{Error, Kind, escaped, is_control, plain};
 use crate::node;
 use crate::replicas::Replicas;
@@ -162,6 +162,20 @@ impl Options {
             )));
         }
         Ok(Arc::new(Cluster::read(&self.config)?))
+    }
+
+    /// The file, and the node of this name: of the file, or else of the ring that runs.
+    async fn node(&self, name: &str) -> Result<(Arc<Cluster>, Node), Failure> {
+        let cluster = self.cluster()?;
+        if let Some(node) = cluster.node(name) {
+            return Ok((cluster.clone(), node.clone()));
+        }
+        let replicas = self.client()?.replicas;
+        replicas.exchange_all().await; // the file may be behind
+        let state = replicas.state();
+        let node = state.rings().find_map(|ring| ring.node(name)).cloned();
+        let node = node.ok_or_else(|| self.no_node(&cluster, name))?;
+        Ok((cluster, node))
     }
 
     /// The failure of asking for a node that is not in the file.

@@ -63,9 +63,8 @@ impl Driver<'_> {
         replicas.exchange_all().await; // a node may know of others
         let told = replicas.exchange_all().await;
         let from = replicas.state();
-        let mut errors = told.iter().filter_map(|(_, told)| told.as_ref().err());
-        if let Some(error) = errors.find(|error| error.kind == Kind::WrongRing) {
-            return Err(error.clone());
+        if let Some(error) = told.iter().find_map(|(node, told)| strange(node, told)) {
+            return Err(error);
         }
         let said: Vec<String> = told
             .iter()
@@ -75,7 +74,10 @@ impl Driver<'_> {
             .iter()
             .any(|(_, told)| told.as_ref().is_ok_and(|told| told.certain))
         {
-            let why = format!("no node of a running ring answers ({})", said.join("; "));
+            let why = format!(
+                "no node of a running ring answers ({}): name one that does",
+                said.join("; ")
+            );
             return Err(Error::new(Kind::Unavailable, why));
         }
         let to = self.wanted(&from)?;
@@ -133,7 +135,7 @@ impl Driver<'_> {
         match names.find(|name| self.file.node(name).is_none()) {
             None => Ok(Some(self.file.clone())),
             Some(name) => Err(Error::bad_request(format!(
-                "{name} is in the running ring, and neither in [nodes] nor in [leaving]"
+                "{name} is in the running ring, and neither in [nodes] nor in [leaving]: name it in one of them"
             ))),
         }
     }
@@ -215,10 +217,7 @@ impl Driver<'_> {
             let why = match self.client.replicas.exchange(name).await {
                 Ok(told) if told.step >= changing.step => return Ok(told.start_id),
                 Ok(_) => Error::new(Kind::Joining, "it does not know yet how the ring is"),
-                Err(error) if error.kind.is_refusal() => {
-                    let why = format!("{name}: {}; another change has begun", error.why);
-                    return Err(Error::bad_request(why));
-                }
+                Err(error) if error.kind.is_refusal() => return Err(another(name, &error.why)),
                 Err(_) if self.client.replicas.state().step > changing.step => return Ok(0), // it has ended
                 Err(error) => error,
             };
@@ -341,21 +340,48 @@ fn names(state: &State) -> Vec<&str> {
     names
 }
 
+/// Why a node can have no part in a change: it is another one, or of another ring.
+fn strange(node: &Node, told: &Result<Told, Error>) -> Option<Error> {
+    let error = told.as_ref().err()?;
+    let why = match &*error.why {
+        _ if error.kind != Kind::WrongRing => return None,
+        why if why.starts_with("of two rings") => {
+            format!("{why}: name the nodes of one, or restart those of the other with this file")
+        }
+        why if why.starts_with("a window of") => {
+            format!("{why}: a ring keeps its window, so [limits] must have the same")
+        }
+        why => format!(
+            "{}: {why}: correct its address, or restart it with this file",
+            node.name
+        ),
+    };
+    Some(Error::new(error.kind, why))
+}
+
+/// A node is in the middle of another change.
+fn another(name: &str, why: &str) -> Error {
+    let why = format!("{name}: {why}: another change has begun, end that first, with its file");
+    Error::bad_request(why)
+}
+
 /// Why a node is in the way of a change; `None` if it is where the ring is.
 fn refusal(node: &Node, told: &Result<Told, Error>, from: &State) -> Option<String> {
     let Node { name, address } = node;
     let why = match told {
         Err(error) if error.kind == Kind::NoSuchMethod => {
-            format!("{address} runs a version of kv54 that cannot change its ring")
+            format!(
+                "{address} runs a version of kv54 that cannot change its ring: restart it as this one"
+            )
         }
         Err(error) => format!(
-            "{address} does not answer: {}",
+            "{address} does not answer ({}): start it with this file",
             error.why.replace(&format!("{address}: "), "")
         ),
         Ok(told) => match told.state(&from.ring) {
             Ok(state) if state.is(from) => return None,
-            Ok(state) => format!("it is in another ring: {}", state.told()),
-            Err(error) => error.to_string(),
+            Ok(state) => format!("{}: restart it with this file", state.told()),
+            Err(error) => error.why,
         },
     };
     Some(format!("{name}: {why}"))

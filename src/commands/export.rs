@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{Failure, Options, Outcome, line, remark, shown, text, write};
 use crate::client::Client;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, State};
 use crate::entry::Packed;
 use crate::error::{Error, Kind};
 use crate::join::{Scan, entries};
@@ -59,6 +59,20 @@ struct Exporter {
     prefix: Vec<u8>, // how the keys begin that are wanted
     line: Line,
     write: Write,
+    former: Vec<Listed>, // of rings that were the running one when this began
+}
+
+/// What has been printed of one ring: all keys of its first parts, and these of the next one.
+struct Listed {
+    ring: Arc<Cluster>,
+    parts: usize,
+    known: HashSet<Key>,
+}
+
+impl Listed {
+    fn has(&self, key: &[u8]) -> bool {
+        self.ring.owner(key) < self.parts || self.known.contains(key)
+    }
 }
 
 impl Export {
@@ -79,19 +93,31 @@ pub(super) async fn print_all(
     line: Line,
     write: Write,
 ) -> Result<usize, Failure> {
-    let exporter = Exporter {
-        client: Arc::new(options.client()?),
+    let client = Arc::new(options.client()?);
+    let replicas = &client.replicas;
+    let mut exporter = Exporter {
+        client: client.clone(),
         prefix,
         line,
         write,
+        former: Vec::new(),
     };
-    let replicas = &exporter.client.replicas;
     replicas.exchange_all().await; // the file may be behind
-    let cluster = replicas.cluster();
-    let (places, mut printed) = (0..cluster.nodes().len(), 0);
-    for part in places.clone() {
-        printed += exporter.export(&cluster, part, options.timeout()).await?;
+    let (mut state, mut part, mut printed) = (replicas.state(), 0, 0);
+    while part < state.ring.nodes().len() {
+        let mut known = HashSet::new();
+        let exported = exporter.export(&state, part, &mut known, options.timeout());
+        printed += exported.await?;
+        if is_same_ring(&replicas.state(), &state) {
+            part += 1;
+            continue;
+        }
+        // The ring has changed into another one, which has parts of its own.
+        let (ring, parts) = (state.ring.clone(), part);
+        exporter.former.push(Listed { ring, parts, known });
+        (state, part) = (replicas.state(), 0);
     }
+    let places = 0..state.ring.nodes().len();
     let said = join_all(places.map(|place| replicas.status(place))).await;
     let mut doubts = said.into_iter().flatten().flat_map(|status| status.doubts);
     let Some(doubt) = doubts.next() else {
@@ -102,25 +128,37 @@ pub(super) async fn print_all(
     Err(Failure { code: 3, why })
 }
 
+/// Whether keys have the same places in both: the ring itself, alone or while it changes into another.
+fn is_same_ring(one: &State, other: &State) -> bool {
+    one.born(0) == other.born(0) && one.ring.names() == other.ring.names()
+}
+
 impl Exporter {
     /// Lists so many replicas of a part that every write that was answered is on one of them, and
-    /// prints what each of them adds. Returns how many keys that were.
+    /// prints what each of them adds. Returns how many keys that were. It ends early once there is
+    /// another ring.
     async fn export(
         &self,
-        cluster: &Cluster,
+        state: &State,
         part: usize,
+        known: &mut HashSet<Key>,
         patience: Duration,
     ) -> Result<usize, Failure> {
+        let (cluster, replicas) = (&state.ring, &self.client.replicas);
         let (copies, needed) = (cluster.copies(), cluster.copies() - cluster.majority() + 1);
         let mut to_list: Vec<usize> = cluster.replicas(part).collect();
-        let (mut known, mut printed) = (HashSet::new(), 0);
-        let (mut listed, mut deadline) = (0, Instant::now() + patience);
+        let (mut listed, mut printed) = (0, 0);
+        let mut deadline = Instant::now() + patience;
         loop {
             let mut errors = Vec::new();
             for place in to_list {
                 let mut pages = Vec::new();
-                let list = self.list(part, place, &mut known, &mut pages).await;
+                let list = self.list(part, place, known, &mut pages).await;
                 printed += self.print(pages).await?;
+                let list = self.explained(list, cluster.name(place)).await;
+                if !is_same_ring(&replicas.state(), state) {
+                    return Ok(printed); // what was listed may be a part of the new ring
+                }
                 match list {
                     Ok(()) => (listed, deadline) = (listed + 1, Instant::now() + patience),
                     Err(error) => errors.push((place, error)),
@@ -157,12 +195,27 @@ impl Exporter {
         while let Some(page) = scan.page().await? {
             let keys = entries(&page)?.into_iter().map(|(key, _)| key);
             let wanted = keys.filter(|key| key.starts_with(&self.prefix));
-            let new = wanted
-                .map(Key::from)
-                .filter(|key| known.insert(key.clone()));
+            let left = wanted.filter(|key| !self.former.iter().any(|listed| listed.has(key)));
+            let new = left.map(Key::from).filter(|key| known.insert(key.clone()));
             pages.push(new.collect());
         }
         Ok(())
+    }
+
+    /// Where a node refuses since it knows another state of the ring, who is behind moves on, and it
+    /// can be listed again.
+    async fn explained(&self, list: Result<(), Error>, name: &str) -> Result<(), Error> {
+        match list {
+            Err(error) if error.kind == Kind::WrongRing => {
+                let told = self.client.replicas.exchange_all().await.into_iter();
+                let mut told = told.filter(|(node, _)| node.name == name);
+                told.find_map(|(_, told)| told.err()).map_or(
+                    Err(Error::new(Kind::Unavailable, "the ring is changing")),
+                    Err,
+                )
+            }
+            list => list,
+        }
     }
 
     /// Reads and prints what was listed. Returns how many keys there were.

@@ -111,7 +111,7 @@ impl Get {
         if self.raw && self.keys.len() > 1 {
             return Err(Failure::usage("--raw prints the value of one key"));
         }
-        let target = self.via.target(options)?;
+        let target = self.via.target(options).await?;
         let get = async |key: OsString| {
             let key = key.into_encoded_bytes();
             let value = target.get(&key).await?.value()?;
@@ -189,17 +189,15 @@ fn from_json(text: &[u8]) -> Result<Packed, Failure> {
 
 impl Via {
     /// Where the questions go.
-    fn target(&self, options: &Options) -> Result<Target, Failure> {
+    async fn target(&self, options: &Options) -> Result<Target, Failure> {
         let Some(name) = &self.node else {
             return Ok(Target::Majority(options.client()?));
         };
-        let cluster = options.cluster()?;
-        let node = cluster.nodes().iter().find(|node| node.name == *name);
-        let node = node.ok_or_else(|| options.no_node(&cluster, name))?;
+        let (cluster, node) = options.node(name).await?;
         // Longer than the node itself tries: it can then say why it failed.
         let longer = options.timeout() + cluster.limits.window;
         let patience = options.timeout.unwrap_or(longer);
-        let peer = Peer::new(node, patience, tls::dial(&cluster)?);
+        let peer = Peer::new(&node, patience, tls::dial(&cluster)?);
         Ok(Target::Node(name.clone(), peer))
     }
 
@@ -207,7 +205,7 @@ impl Via {
     /// failed, or its outcome is unknown.
     async fn write(self, keys: Vec<OsString>, value: Option<Packed>, options: &Options) -> Outcome {
         let method = if value.is_some() { "set" } else { "delete" };
-        let target = self.target(options)?;
+        let target = self.target(options).await?;
         let keys: Vec<Vec<u8>> = keys.into_iter().map(OsString::into_encoded_bytes).collect();
         let writes = stream::iter(&keys).map(|key| target.write(key, value.as_deref()));
         let written: Vec<_> = writes.buffered(AT_ONCE).collect().await;

@@ -1,6 +1,7 @@
 //! `resize`: changes the running ring to that of the file.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use serde_json::json;
 use super::{Failure, Options, Outcome, bar, print, remark, text};
 use crate::beyond::rings::{Driver, Plan, Progress};
 use crate::cluster::Cluster;
+use crate::error::Error;
 
 /// Change the running ring to that of the file, while reads and writes go on.
 ///
@@ -33,27 +35,33 @@ pub(super) struct Resize {
 impl Resize {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         let (client, file) = (options.client()?, options.cluster()?);
-        let (bar, waits) = (bar(BAR, Some(0)), RefCell::new(String::new()));
+        let (bar, said) = (bar(BAR, Some(0)), RefCell::new(HashSet::new()));
         let driver = Driver {
             client: &client,
             file: &file,
             again: self.again,
             progress: &|progress| match progress {
                 Progress::Keys(keys) => bar.set_position(keys as u64),
-                Progress::Waits(name, error) if *waits.borrow() != name => {
-                    bar.suspend(|| remark(format!("waiting for {name}: {}", error.why)));
-                    waits.replace(name);
+                Progress::Waits(name, error) => {
+                    let line = format!("waiting for {name}: {}", error.why);
+                    if said.borrow_mut().insert(line.clone()) {
+                        bar.suspend(|| remark(line));
+                    }
                 }
-                Progress::Waits(..) => {}
             },
         };
-        let plan = driver.plan().await.map_err(Failure::usage)?;
+        let refused = |error: Error| Failure::usage(error.why).with("nothing is changed");
+        let plan = driver.plan().await.map_err(refused)?;
         if !options.json {
-            print(said(&plan))?;
+            print(in_words(&plan))?;
         }
         if !self.dry_run {
             bar.set_length(plan.keys as u64);
-            driver.carry_out(&plan).await?;
+            let failed = |error: Error| Failure {
+                why: error.why.clone(),
+                ..error.into()
+            };
+            driver.carry_out(&plan).await.map_err(failed)?;
             bar.finish_and_clear();
         }
         let (from, ring) = (
@@ -75,7 +83,7 @@ impl Resize {
 const BAR: &str = "{wide_bar} {percent} %  {per_sec}, {eta} left";
 
 /// What is to be done, in words.
-fn said(plan: &Plan) -> String {
+fn in_words(plan: &Plan) -> String {
     let from = &plan.from.ring;
     let Some(to) = &plan.to else {
         return format!(
@@ -111,11 +119,11 @@ fn said(plan: &Plan) -> String {
         ByteSize(plan.bytes as u64).display().si(),
     );
     format!(
-        "{before} → {after} nodes: {begun}{}; {} % of the keys move; about {}, {size}\n\
+        "{before} → {after} nodes: {begun}{}; {} % of the keys move; about {}, {size:.0}\n\
          there is no cancel: to go back, let it end, and change back\n",
         changes.join(", "),
         moved(plan),
-        text::count(plan.keys, "key"),
+        text::about(plan.keys, "key"),
     )
 }
 

@@ -210,7 +210,7 @@ impl Asked {
             let status = answer.and_then(|answer| Status::read(&answer));
             let (json, row) = line(&node, said.state.fingerprint(0, &node.name), &status);
             let state = json.get("state").and_then(Json::as_str);
-            let is_ready = matches!(state, Some("ready" | "waiting"));
+            let is_ready = matches!(state, Some("ready" | "waiting" | "left"));
             let is_needed = said.state.has(&node.name) || self.file.place(&node.name).is_some();
             said.all_ready &= is_ready || !is_needed;
             said.nodes.push(json);

@@ -54,6 +54,15 @@ pub(super) fn count(number: usize, thing: &str) -> String {
     format!("{number} {thing}{s}")
 }
 
+/// So many things as one says it: `1.2 million keys`.
+pub(super) fn about(number: usize, thing: &str) -> String {
+    match number {
+        ..10_000 => count(number, thing),
+        ..999_500 => format!("{} thousand {thing}s", (number + 500) / 1000),
+        _ => format!("{:.1} million {thing}s", number as f64 / 1e6),
+    }
+}
+
 /// A key alone as an object.
 pub(super) fn key(key: &[u8]) -> Json {
     Json::from_iter([field("key", &key.into())])

@@ -33,6 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Cluster {
     pub dir: PathBuf,
     pub names: Vec<String>,
+    limits: String,
     ports: Ports,
     nodes: Vec<(String, Node)>,
 }
@@ -110,19 +111,25 @@ impl Cluster {
         let cluster = Cluster {
             dir,
             names,
+            limits: limits.to_owned(),
             ports,
             nodes: Vec::new(),
         };
-        let nodes = cluster
-            .names
-            .iter()
-            .map(|name| format!("{name} = {:?}\n", cluster.address(name)));
-        let file = format!(
-            "[nodes]\n{}\n[limits]\n{limits}\n",
-            nodes.collect::<String>()
-        );
-        cluster.file("cluster.toml", &file);
+        let names: Vec<&str> = cluster.names.iter().map(String::as_str).collect();
+        cluster.ring_file("cluster.toml", &names, &[]);
         cluster
+    }
+
+    /// Writes a file of a ring of these nodes, and of those that leave it.
+    pub fn ring_file(&self, file: &str, nodes: &[&str], leaving: &[&str]) {
+        let lines = |names: &[&str]| {
+            let lines = names.iter();
+            let lines = lines.map(|name| format!("{name} = {:?}\n", self.address(name)));
+            lines.collect::<String>()
+        };
+        let (nodes, leaving, limits) = (lines(nodes), lines(leaving), &self.limits);
+        let text = format!("[nodes]\n{nodes}\n[leaving]\n{leaving}\n[limits]\n{limits}\n");
+        self.file(file, &text);
     }
 
     /// Five nodes, running.
@@ -150,6 +157,13 @@ impl Cluster {
     /// Starts a node and waits until it listens.
     pub fn start(&mut self, name: &str) {
         let node = self.spawn(["serve", name]);
+        node.wait_for("listening on");
+        self.nodes.push((name.to_owned(), node));
+    }
+
+    /// Starts a node that reads this file, and waits until it listens.
+    pub fn start_with(&mut self, name: &str, file: &str) {
+        let node = self.spawn(["serve", name, "--config", file]);
         node.wait_for("listening on");
         self.nodes.push((name.to_owned(), node));
     }
@@ -311,13 +325,22 @@ impl Cluster {
     }
 
     pub fn ring(&self) -> Arc<cluster::Cluster> {
-        Arc::new(cluster::Cluster::read(&self.dir.join("cluster.toml")).unwrap())
+        self.ring_of("cluster.toml")
+    }
+
+    pub fn ring_of(&self, file: &str) -> Arc<cluster::Cluster> {
+        Arc::new(cluster::Cluster::read(&self.dir.join(file)).unwrap())
     }
 
     /// A client of this process.
     pub fn client(&self) -> Client {
+        self.client_with("cluster.toml")
+    }
+
+    /// The same with this file.
+    pub fn client_with(&self, file: &str) -> Client {
         Client {
-            replicas: Replicas::new(self.ring(), Duration::from_secs(5), &tcp()),
+            replicas: Replicas::new(self.ring_of(file), Duration::from_secs(5), &tcp()),
         }
     }
 

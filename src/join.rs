@@ -271,10 +271,10 @@ async fn read(store: &Store, at: &Neighbour<'_>, part: usize) -> Result<(), Erro
 
 /// Why a node cannot be read or heard, for those who know its address.
 fn remark(cluster: &Cluster, name: &str, error: &Error) -> String {
-    let address = cluster.node(name).map_or("", |node| &node.address);
-    match error.kind.is_refusal() {
-        true => error.kind.word().to_owned(), // the log has more
-        false => error.why.replace(&format!("{address}: "), ""),
+    match cluster.node(name) {
+        _ if error.kind.is_refusal() => error.kind.word().to_owned(), // the log has more
+        Some(node) => error.why.replace(&format!("{}: ", node.address), ""),
+        None => error.why.clone(),
     }
 }
 

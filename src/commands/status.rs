@@ -183,11 +183,16 @@ impl Asked {
 
     /// Asks each node; its answer, under its name.
     async fn all(&self, method: &str) -> IndexMap<Node, Result<Encoded, Error>> {
-        let _ = timeout(self.patience, self.replicas.exchange_all()).await; // the file may be behind
+        let in_file = || self.file.nodes().iter().chain(self.file.leaving());
+        // The file may be behind. Where a node is silent, the others are heard one by one.
+        let exchanged = timeout(self.patience, self.replicas.exchange_all()).await;
+        if exchanged.is_err() {
+            let told = in_file().map(|node| self.replicas.exchange(&node.name));
+            join_all(told.map(|told| timeout(self.patience, told))).await;
+        }
         let state = self.replicas.state();
         let in_rings = state.rings().flat_map(|ring| ring.nodes());
-        let in_file = self.file.nodes().iter().chain(self.file.leaving());
-        let nodes: IndexSet<&Node> = in_rings.chain(in_file).collect();
+        let nodes: IndexSet<&Node> = in_rings.chain(in_file()).collect();
         let asked = nodes.into_iter().map(async |node| {
             (
                 node.clone(),

@@ -36,7 +36,7 @@ const SEVEN: [&str; 7] = ["alice", "bob", "carol", "dave", "erin", "frank", "gra
 
 #[test]
 fn what_cannot_be_done_is_one_line_and_changes_nothing() {
-    let cluster = three_and_others("");
+    let cluster = three_and_others("window = \"500ms\"");
     cluster.ring_file("four.toml", &SEVEN[..4], &[]);
     let before = state_of(&cluster);
     let refused = |file: &str, parts: &[&str]| {
@@ -78,13 +78,10 @@ fn what_cannot_be_done_is_one_line_and_changes_nothing() {
         "swapped.toml",
         &["dave: carol answers in the place of dave", nothing],
     );
-    cluster.file(
-        "window.toml",
-        &four.replace("[limits]", "[limits]\nwindow = \"2s\""),
-    );
+    cluster.file("window.toml", &four.replace("500ms", "2s"));
     refused(
         "window.toml",
-        &["window of 2000 ms", "1000 ms", "the same", nothing],
+        &["window of 2000 ms", "500 ms", "the same", nothing],
     );
 
     // A newcomer of an older version.
@@ -95,7 +92,7 @@ fn what_cannot_be_done_is_one_line_and_changes_nothing() {
 
 #[test]
 fn a_newcomer_that_remembers_another_ring_is_refused_and_can_be_started_anew() {
-    let mut cluster = three_and_others("");
+    let mut cluster = three_and_others("window = \"500ms\"");
     cluster.ring_file("frank_and_grace.toml", &["frank", "grace"], &[]);
     cluster.ring_file("frank.toml", &["frank"], &["grace"]);
     cluster.ring_file("four.toml", &["alice", "bob", "carol", "frank"], &[]);
@@ -131,7 +128,7 @@ fn a_newcomer_that_remembers_another_ring_is_refused_and_can_be_started_anew() {
 
 #[test]
 fn of_two_changes_the_second_is_refused_in_a_line_that_names_the_first() {
-    let mut cluster = three_and_others("");
+    let mut cluster = three_and_others("window = \"500ms\"");
     cluster.ring_file("four.toml", &SEVEN[..4], &[]);
     cluster.ring_file("two.toml", &SEVEN[..2], &["carol"]);
     newcomers(&mut cluster, &["dave"], "four.toml");
@@ -149,7 +146,7 @@ fn of_two_changes_the_second_is_refused_in_a_line_that_names_the_first() {
 
 #[test]
 fn of_two_changes_at_the_same_moment_one_is_made() {
-    let mut cluster = three_and_others("");
+    let mut cluster = three_and_others("window = \"500ms\"");
     cluster.ring_file("four.toml", &SEVEN[..4], &[]);
     cluster.ring_file("two.toml", &SEVEN[..2], &["carol"]);
     newcomers(&mut cluster, &["dave"], "four.toml");
@@ -205,7 +202,7 @@ fn from_one_node_to_seven_and_back_every_key_stays() {
 
 #[test]
 fn another_node_takes_the_place_of_one_that_leaves() {
-    let mut cluster = three_and_others("");
+    let mut cluster = three_and_others("window = \"500ms\"");
     put(&cluster, 0..100);
     let nodes = ["alice", "carol", "dave"];
     cluster.ring_file("swap.toml", &nodes, &["bob"]);
@@ -218,7 +215,7 @@ fn another_node_takes_the_place_of_one_that_leaves() {
 
 #[test]
 fn an_export_that_spans_a_change_has_every_key_once() {
-    let mut cluster = three_and_others("");
+    let mut cluster = three_and_others("window = \"500ms\"");
     let value = "green ".repeat(10);
     let lines = (0..12_000).map(|n| format!("{{\"key\":\"{n}\",\"value\":\"{value}\"}}\n"));
     let lines: Vec<String> = lines.collect();
@@ -251,7 +248,7 @@ fn an_export_that_spans_a_change_has_every_key_once() {
 
 #[test]
 fn a_change_that_nobody_drives_is_shown_and_every_command_goes_on_in_it() {
-    let mut cluster = three_and_others("");
+    let mut cluster = three_and_others("window = \"500ms\"");
     put(&cluster, 0..100);
     cluster.ring_file("four.toml", &SEVEN[..4], &[]);
     newcomers(&mut cluster, &["dave"], "four.toml");

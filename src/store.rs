@@ -486,7 +486,7 @@ impl Replica<'_> {
         &self,
         kept: &'k mut Kept,
     ) -> Result<(&'k mut Memory, &'k mut Held, Option<&'k Held>), Error> {
-        if kept.unheard {
+        if kept.unheard && !planted(Bug::ServesBeforeHearing) {
             let why = format!(
                 "waiting to hear from {}",
                 self.store.unheard_in(kept).join(", ")

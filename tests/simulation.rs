@@ -62,6 +62,11 @@ fn every_answer_is_one_that_a_single_register_could_have_given() {
 }
 
 #[test]
+fn a_set_that_meets_a_change_brings_no_deleted_value_back() {
+    world::late_set().unwrap();
+}
+
+#[test]
 fn a_seed_replays_exactly() {
     for seed in [1, 2, 3, 5, 8] {
         assert_eq!(alone(seed).unwrap(), alone(seed).unwrap(), "seed {seed}");

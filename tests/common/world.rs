@@ -16,7 +16,7 @@ use fastrand::Rng;
 use futures::stream;
 use kv54::beyond::rings::{Driver, Progress};
 use kv54::client::Client;
-use kv54::cluster::Cluster;
+use kv54::cluster::{Cluster, Told};
 use kv54::entry::Packed;
 use kv54::error::{Error, Kind};
 use kv54::replicas::Replicas;
@@ -25,6 +25,7 @@ use kv54::rpc::{Connection, Dial, Peer, connected, insist};
 use kv54::server::Node;
 use kv54::store::Store;
 use msgpack_rpc::Value;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use turmoil::net::{TcpListener, TcpStream};
 use turmoil::{Builder, Sim};
@@ -307,6 +308,20 @@ impl World {
         }
     }
 
+    /// A set that was done in a changed ring has a stamp above all that were chosen before.
+    fn note_stamp(&self, client: &Client, key: &str) {
+        let (state, stores) = (client.replicas.state(), self.stores.borrow());
+        let stamps = stores
+            .values()
+            .filter(|store| store.rings.known().state.is(&state));
+        let stamps = stamps.filter_map(|store| store.at(0).load(key.as_bytes(), None).ok());
+        let newest = stamps.map(|loaded| loaded.stamp.epoch()).max();
+        if state.next.is_none() && newest.is_some_and(|epoch| epoch + 1 < state.epoch()) {
+            let wrong = format!("{key} has a stamp of an epoch before its ring");
+            self.wronged.borrow_mut().get_or_insert(wrong);
+        }
+    }
+
     /// A hand-over begins only when every node has known of the change at one moment.
     fn note_progress(&self, progress: &Progress, file: &Arc<Cluster>) {
         let target = self.target.borrow();
@@ -402,6 +417,77 @@ fn dial() -> Dial {
     })
 }
 
+/// A set reaches one replica; the key is deleted; the ring begins to change; the set reaches the other
+/// replicas, and the change ends. The key must stay deleted, though its tombstone stays behind.
+pub fn late_set() -> Result<(), String> {
+    let mut sim = Builder::new().simulation_duration(PATIENCE).build();
+    let (three, four) = (file_of(&NAMES[..3], &[]), file_of(&NAMES[..4], &[]));
+    for (place, name) in NAMES.iter().enumerate().take(4) {
+        let file = if place < 3 {
+            three.clone()
+        } else {
+            four.clone()
+        };
+        sim.host(*name, move || {
+            serve(Arc::new(Store::new(file.clone(), place)))
+        });
+    }
+    let client = |file: &Arc<Cluster>| Client {
+        replicas: Replicas::new(file.clone(), PATIENCE, &dial()),
+    };
+    let [late, usual, driving] = [&three, &three, &four].map(client);
+    let ([begun, done], cut) = (
+        [(); 2].map(|()| Rc::new(Notify::new())),
+        [NAMES[1], NAMES[2]],
+    );
+    let (has_begun, is_done) = (begun.clone(), done.clone());
+    sim.client("late", async move {
+        late.set(b"tea", &Packed::of("green")).await?;
+        let black = Packed::of("black");
+        let set = late.replicas.of(b"tea")?;
+        let stamp = set.load_stamp(&black).await?;
+        cut.iter()
+            .for_each(|name| turmoil::partition("late", *name));
+        begun.notify_one();
+        set.store(stamp.newer(&*black)).await?;
+        done.notify_one();
+        Ok(())
+    });
+    sim.client("client", async move {
+        has_begun.notified().await;
+        tokio::time::sleep(WINDOW).await;
+        usual.set(b"tea", &Packed::of("red")).await?; // so the delete is later than the late set
+        usual.delete(b"tea").await?;
+        driving.replicas.exchange_all().await;
+        let changing = driving.replicas.state().changing_to(four.clone());
+        driving.replicas.hear(&Told::of(&changing, true))?;
+        let is_behind = |told: &Result<Told, _>| told.as_ref().map_or(true, |told| told.step != 1);
+        while driving
+            .replicas
+            .exchange_all()
+            .await
+            .iter()
+            .any(|(_, told)| is_behind(told))
+        {
+            tokio::time::sleep(TICK).await;
+        }
+        cut.iter().for_each(|name| turmoil::repair("late", *name));
+        is_done.notified().await;
+        let driver = Driver {
+            client: &driving,
+            file: &four,
+            again: false,
+            progress: &|_| {},
+        };
+        driver.carry_out(&driver.plan().await?).await?;
+        match usual.get(b"tea").await?.value()? {
+            Value::Nil => Ok(()),
+            value => Err(format!("tea was deleted, and is {value}").into()),
+        }
+    });
+    sim.run().map_err(|error| error.to_string())
+}
+
 /// What stands in a file.
 fn file_of(names: &[&str], leaving: &[&str]) -> Arc<Cluster> {
     let table = |names: &[&str]| {
@@ -430,6 +516,15 @@ async fn node(world: Rc<World>, number: usize) -> turmoil::Result {
         world.wronged.borrow_mut().get_or_insert(wrong);
     }
     world.stores.borrow_mut().insert(number, store.clone());
+    serve_on(store, listener).await
+}
+
+async fn serve(store: Arc<Store>) -> turmoil::Result {
+    let listener = TcpListener::bind("0.0.0.0:54").await?;
+    serve_on(store, listener).await
+}
+
+async fn serve_on(store: Arc<Store>, listener: TcpListener) -> turmoil::Result {
     let node = Node::new(store, TIMEOUT, &dial());
     let incoming = pin!(stream::unfold(listener, async |listener| {
         let accepted: io::Result<_> = listener.accept().await;
@@ -505,6 +600,9 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
             world.note_full(operation, error);
         }
         let failed = matches!(&answer, Err(error) if error.kind != Kind::Full);
+        if let (Operation::Set(Some(_)), true, Ok(_)) = (operation, coordinates, &answer) {
+            world.note_stamp(&client, key);
+        }
         world.history.end(began, end(operation, answer));
         if failed && !coordinates {
             world.blameless.set(world.blameless.get() + 1);

@@ -440,7 +440,7 @@ impl Ring {
 }
 
 /// What nodes said instead of an answer: `bob: connection refused; carol: joining: …`.
-pub(crate) fn said(cluster: &Cluster, errors: &Errors) -> String {
+pub(crate) fn said(cluster: &Cluster, errors: &[(usize, Error)]) -> String {
     let said = errors.iter().map(|(place, error)| {
         let name = cluster.name(*place);
         match error.kind {

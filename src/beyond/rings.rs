@@ -66,30 +66,14 @@ impl Driver<'_> {
         if let Some(error) = told.iter().find_map(|(node, told)| strange(node, told)) {
             return Err(error);
         }
-        let said: Vec<String> = told
-            .iter()
-            .filter_map(|(node, told)| refusal(node, told, &from))
-            .collect();
-        if !told
-            .iter()
-            .any(|(_, told)| told.as_ref().is_ok_and(|told| told.certain))
-        {
-            let why = format!(
-                "no node of a running ring answers ({}): name one that does",
-                said.join("; ")
-            );
-            return Err(Error::new(Kind::Unavailable, why));
-        }
+        somebody_serves(&told, &from)?;
         let to = self.wanted(&from)?;
         let is_needed = |name: &str| from.has(name) || self.file.place(name).is_some();
         let mut needed = told.iter().filter(|(node, _)| is_needed(&node.name));
+        let mut refusal = || needed.find_map(|(node, told)| refusal(node, told, &from));
         // A change that has begun waits for who is missing.
-        if let (Some(why), Some(_), None) = (
-            needed.find_map(|(node, told)| refusal(node, told, &from)),
-            &to,
-            &from.next,
-        ) {
-            return Err(Error::bad_request(why));
+        if to.is_some() && from.next.is_none() {
+            refusal().map_or(Ok(()), |why| Err(Error::bad_request(why)))?;
         }
         if let Some(to) = &to {
             knows_both(&told, &from, to)?;
@@ -363,6 +347,23 @@ fn strange(node: &Node, told: &Result<Told, Error>) -> Option<Error> {
 fn another(name: &str, why: &str) -> Error {
     let why = format!("{name}: {why}: another change has begun, end that first, with its file");
     Error::bad_request(why)
+}
+
+/// Refuses where no node is certain of its ring.
+fn somebody_serves(told: &[(Node, Result<Told, Error>)], from: &State) -> Result<(), Error> {
+    let is_certain = |told: &Told| told.certain;
+    if told
+        .iter()
+        .any(|(_, told)| told.as_ref().is_ok_and(is_certain))
+    {
+        return Ok(());
+    }
+    let said = told
+        .iter()
+        .filter_map(|(node, told)| refusal(node, told, from));
+    let said = said.collect::<Vec<_>>().join("; ");
+    let why = format!("no node of a running ring answers ({said}): name one that does");
+    Err(Error::new(Kind::Unavailable, why))
 }
 
 /// Why a node is in the way of a change; `None` if it is where the ring is.

@@ -128,6 +128,22 @@ pub(super) async fn print_all(
     Err(Failure { code: 3, why })
 }
 
+/// The error of a part of which too few replicas could be listed.
+fn too_few(
+    ring: &Cluster,
+    part: usize,
+    listed: usize,
+    needed: usize,
+    kind: Kind,
+    errors: &[(usize, Error)],
+) -> Error {
+    let (name, copies, said) = (ring.name(part), ring.copies(), said(ring, errors));
+    let why = format!(
+        "{listed} of the {copies} replicas of {name}'s keys could be listed, {needed} needed ({said})"
+    );
+    Error::new(kind, why)
+}
+
 /// Whether keys have the same places in both: the ring itself, alone or while it changes into another.
 fn is_same_ring(one: &State, other: &State) -> bool {
     one.born(0) == other.born(0) && one.ring.names() == other.ring.names()
@@ -147,8 +163,7 @@ impl Exporter {
         let (cluster, replicas) = (&state.ring, &self.client.replicas);
         let (copies, needed) = (cluster.copies(), cluster.copies() - cluster.majority() + 1);
         let mut to_list: Vec<usize> = cluster.replicas(part).collect();
-        let (mut listed, mut printed) = (0, 0);
-        let mut deadline = Instant::now() + patience;
+        let (mut listed, mut printed, mut deadline) = (0, 0, Instant::now() + patience);
         loop {
             let mut errors = Vec::new();
             for place in to_list {
@@ -171,12 +186,8 @@ impl Exporter {
             let kinds = errors.iter().map(|(_, error)| error.kind);
             let refusal = kinds.filter(|kind| kind.is_refusal()).nth(copies - needed);
             if refusal.is_some() || Instant::now() + RETRY >= deadline {
-                let (name, said) = (cluster.name(part), said(cluster, &errors));
-                let why = format!(
-                    "{listed} of the {copies} replicas of {name}'s keys could be listed, \
-                     {needed} needed ({said})"
-                );
-                return Err(Error::new(refusal.unwrap_or(Kind::Unavailable), why).into());
+                let kind = refusal.unwrap_or(Kind::Unavailable);
+                return Err(too_few(cluster, part, listed, needed, kind, &errors).into());
             }
             to_list = errors.into_iter().map(|(place, _)| place).collect();
             sleep(RETRY).await;

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use bytesize::ByteSize;
 use clap::Args;
@@ -64,18 +63,24 @@ impl Resize {
             driver.carry_out(&plan).await.map_err(failed)?;
             bar.finish_and_clear();
         }
-        let (from, ring) = (
-            plan.from.ring.names(),
-            plan.to.as_ref().unwrap_or(&plan.from.ring),
+        self.report(options, &plan)
+    }
+
+    /// Says what was done.
+    fn report(&self, options: &Options, plan: &Plan) -> Outcome {
+        let from = &plan.from.ring;
+        let (to, done) = (
+            plan.to.as_ref().unwrap_or(from),
+            !self.dry_run || plan.to.is_none(),
         );
-        let done = json!({
-            "from": from, "to": ring.names(), "moved_percent": moved(&plan),
-            "keys": plan.keys, "bytes": plan.bytes, "done": !self.dry_run || plan.to.is_none(),
+        let report = json!({
+            "from": from.names(), "to": to.names(), "moved_percent": moved(plan),
+            "keys": plan.keys, "bytes": plan.bytes, "done": done,
         });
         match (options.json, self.dry_run || plan.to.is_none()) {
-            (true, _) => options.print(&done, ""),
+            (true, _) => options.print(&report, ""),
             (_, true) => Ok(ExitCode::SUCCESS),
-            _ => print(format!("done: the ring is {}\n", ring.names().join(" "))),
+            _ => print(format!("done: the ring is {}\n", to.names().join(" "))),
         }
     }
 }
@@ -91,37 +96,28 @@ fn in_words(plan: &Plan) -> String {
             from.names().join(" ")
         );
     };
-    let [come, go] = [(to, from), (from, to)].map(|(one, other): (&Arc<Cluster>, _)| {
+    let only_in = |one: &Cluster, other: &Cluster, verb: &str| {
         let names = one.names().into_iter();
         let names: Vec<&str> = names.filter(|name| other.place(name).is_none()).collect();
-        let verb = |verb: &str| {
-            format!(
-                "{} {verb}{}",
-                text::and(&names),
-                if names.len() == 1 { "s" } else { "" }
-            )
-        };
-        (!names.is_empty()).then(|| [verb("come"), verb("leave")])
-    });
-    let changes = [come.map(|[come, _]| come), go.map(|[_, leave]| leave)];
-    let mut changes: Vec<String> = changes.into_iter().flatten().collect();
-    if changes.is_empty() {
-        changes.push("the same names, without what was deleted".to_owned());
-    }
-    let begun = if plan.from.next.is_some() {
-        "it has begun already; "
-    } else {
-        ""
+        let s = if names.len() == 1 { "s" } else { "" };
+        (!names.is_empty()).then(|| format!("{} {verb}{s}", text::and(&names)))
     };
-    let (before, after, size) = (
-        from.nodes().len(),
-        to.nodes().len(),
-        ByteSize(plan.bytes as u64).display().si(),
-    );
+    let changes = [only_in(to, from, "come"), only_in(from, to, "leave")];
+    let changes: Vec<String> = changes.into_iter().flatten().collect();
+    let changes = match changes[..] {
+        [] => "the same names, without what was deleted".to_owned(),
+        _ => changes.join(", "),
+    };
+    let begun = plan
+        .from
+        .next
+        .as_ref()
+        .map_or("", |_| "it has begun already; ");
+    let (before, after) = (from.nodes().len(), to.nodes().len());
+    let size = ByteSize(plan.bytes as u64).display().si();
     format!(
-        "{before} → {after} nodes: {begun}{}; {} % of the keys move; about {}, {size:.0}\n\
+        "{before} → {after} nodes: {begun}{changes}; {} % of the keys move; about {}, {size:.0}\n\
          there is no cancel: to go back, let it end, and change back\n",
-        changes.join(", "),
         moved(plan),
         text::about(plan.keys, "key"),
     )

@@ -55,6 +55,7 @@ struct World {
     former: RefCell<Arc<Cluster>>,         // the file before it
     resizes: bool,
     changes: Cell<usize>,
+    seen: RefCell<BTreeMap<*const Store, u64>>, // the step that each node knew
     keys: Vec<String>,
     history: History,
     stores: RefCell<BTreeMap<usize, Arc<Store>>>,
@@ -223,6 +224,7 @@ impl World {
             former: RefCell::new(first),
             resizes,
             changes: Cell::new(0),
+            seen: RefCell::default(),
             keys: (0..keys).map(|n| format!("key{n}-{seed}")).collect(),
             pace,
             memory,
@@ -334,8 +336,24 @@ impl World {
         }
     }
 
-    /// And so does the new ring stand alone.
+    /// And so does the new ring stand alone. A node that has just started must read its part of it.
     fn note_steps(&self) {
+        let mut seen = self.seen.borrow_mut();
+        for store in self.stores.borrow().values() {
+            let state = store.rings.known().state;
+            let step = seen.entry(Arc::as_ptr(store)).or_default();
+            if *step < state.step && state.next.is_some() {
+                let own = |ring: &Arc<Cluster>| ring.place(store.name());
+                let own: Vec<Option<usize>> = state.rings().map(own).collect();
+                let is_ready = |ring: usize| own[ring].map(|own| store.at(ring).is_ready_for(own));
+                if [is_ready(0), is_ready(1)] == [Some(false), Some(true)] {
+                    let wrong = format!("{} took its part of a new ring as read", store.name());
+                    self.wronged.borrow_mut().get_or_insert(wrong);
+                }
+            }
+            *step = state.step;
+        }
+        drop(seen);
         let ring = self.ring();
         let was_asked = |name: &str| ring.place(name).is_some();
         self.note_behind(

@@ -1,0 +1,186 @@
+//! One attempt to hear from a majority of a key's replicas in one ring, within one window.
+
+use std::future::Future as _;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::time::Instant;
+
+use super::Few;
+use super::nodes::{At, Ring};
+use crate::cluster::{COPIES, Cluster};
+use crate::error::{Error, Kind};
+use crate::rpc::{Call, HEDGE};
+
+/// What became of a question to one replica.
+pub(super) enum Sent<T> {
+    Answered(Result<T, Error>),
+    Awaited(Call),
+}
+
+pub(super) type Read<T> = fn(&[u8]) -> Result<T, Error>;
+
+/// The places of replicas that did not answer, and why.
+type Errors = Vec<(usize, Error)>;
+
+/// Answers, each with the place of its replica.
+pub(super) type Answers<T> = Few<(usize, T)>;
+
+/// The questions that are asked in one window, and their answers.
+pub(super) struct Attempt<'a, T> {
+    pub(super) ring: &'a Ring,
+    pub(super) number: usize, // of the ring among those that are asked
+    pub(super) opened: Instant,
+    pub(super) closes: Instant,
+    pub(super) is_store: bool,
+    pub(super) needed: usize,
+    pub(super) due: usize, // how many replicas are to be asked now
+    pub(super) to_ask: smallvec::IntoIter<[usize; COPIES]>, // the replicas that were not asked yet
+    pub(super) calls: Few<(usize, Call)>,
+    pub(super) answers: Answers<T>,
+    pub(super) errors: Errors,
+}
+
+/// Ready when each ring's attempt is.
+pub(super) fn poll_all<T>(
+    attempts: &mut [Attempt<'_, T>],
+    ask: &mut impl FnMut(At) -> Sent<T>,
+    read: Read<T>,
+    context: &mut Context<'_>,
+) -> Poll<()> {
+    let mut all = Poll::Ready(());
+    for attempt in attempts {
+        if attempt.poll(ask, read, context).is_pending() {
+            all = Poll::Pending;
+        }
+    }
+    all
+}
+
+impl<T> Attempt<'_, T> {
+    /// Asks, collects what has arrived, and asks one replica more where that is needed. Ready
+    /// when the majority is there or cannot come any more. It needs no timer: a `Call` wakes this
+    /// task when it is answered, and every 10 ms while it is late.
+    fn poll(
+        &mut self,
+        ask: &mut impl FnMut(At) -> Sent<T>,
+        read: Read<T>,
+        context: &mut Context<'_>,
+    ) -> Poll<()> {
+        loop {
+            self.start(ask);
+            let now = Instant::now();
+            self.collect(read, context);
+            let is_refused = self.has_no_room(&[Kind::Full, Kind::Busy]);
+            if is_refused || self.has_majority() || now > self.closes {
+                return Poll::Ready(());
+            }
+            if !self.needs_another(now) {
+                return match self.calls.is_empty() {
+                    true => Poll::Ready(()),
+                    false => Poll::Pending,
+                };
+            }
+            self.due = 1;
+        }
+    }
+
+    /// Asks as many replicas as are due. The clock is read after our own store has answered.
+    fn start(&mut self, ask: &mut impl FnMut(At) -> Sent<T>) {
+        for _ in 0..std::mem::take(&mut self.due) {
+            let next = self.to_ask.next();
+            match next.map(|place| (place, ask((self.number, place)))) {
+                Some((place, Sent::Answered(answer))) => self.count(place, Instant::now(), answer),
+                Some((place, Sent::Awaited(call))) => self.calls.push((place, call)),
+                None => {}
+            }
+        }
+    }
+
+    /// Takes the answers that are there.
+    fn collect(&mut self, read: Read<T>, context: &mut Context<'_>) {
+        let mut calls = std::mem::take(&mut self.calls);
+        calls.retain_mut(|(place, call)| {
+            let Poll::Ready((arrived, answer)) = Pin::new(call).poll(context) else {
+                return true;
+            };
+            self.count(*place, arrived, answer.and_then(|bytes| read(&bytes)));
+            false
+        });
+        self.calls = calls;
+    }
+
+    /// Counts one answer, if it came within the window.
+    fn count(&mut self, place: usize, arrived: Instant, answer: Result<T, Error>) {
+        match answer {
+            Ok(answer) if arrived <= self.closes => self.answers.push((place, answer)),
+            Ok(_) => self.errors.push((place, late())),
+            Err(error) => self.errors.push((place, error)),
+        }
+    }
+
+    /// Whether a majority has answered. A set goes to all replicas or to none.
+    pub(super) fn has_majority(&self) -> bool {
+        self.answers.len() >= self.needed && !self.has_no_room(&[Kind::Full, Kind::Busy])
+    }
+
+    /// Whether a replica has no memory for this set, for one of these reasons.
+    pub(super) fn has_no_room(&self, reasons: &[Kind]) -> bool {
+        let mut errors = self.errors.iter();
+        !self.is_store && errors.any(|(_, error)| reasons.contains(&error.kind))
+    }
+
+    /// Whether asking again cannot help.
+    pub(super) fn is_hopeless(&self) -> bool {
+        self.has_no_room(&[Kind::Full])
+            || self.count_errors(Kind::is_refusal) > self.ring.cluster.copies() - self.needed
+    }
+
+    /// Whether a replica may have stored what it was told.
+    pub(super) fn may_have_stored(&self) -> bool {
+        let may_have = |kind| kind == Kind::UnknownOutcome;
+        self.is_store && (!self.answers.is_empty() || self.count_errors(may_have) > 0)
+    }
+
+    /// The names of the nodes that know another state.
+    pub(super) fn of_another_state(&self) -> impl Iterator<Item = &str> {
+        let others = self
+            .errors
+            .iter()
+            .filter(|(_, error)| error.kind == Kind::WrongRing);
+        others.map(|(place, _)| self.ring.cluster.name(*place))
+    }
+
+    fn count_errors(&self, is: fn(Kind) -> bool) -> usize {
+        let kinds = self.errors.iter().map(|(_, error)| error.kind);
+        kinds.filter(|kind| is(*kind)).count()
+    }
+
+    /// Whether the next replica must be asked: one has failed, or an answer is late.
+    fn needs_another(&self, now: Instant) -> bool {
+        let too_few = self.answers.len() + self.calls.len() < self.needed;
+        self.to_ask.len() > 0 && (too_few || now - self.opened >= HEDGE)
+    }
+
+    /// A call that is still open was not answered in time.
+    pub(super) fn give_up(&mut self) {
+        let open = self.calls.drain(..).map(|(place, _)| (place, late()));
+        self.errors.extend(open);
+    }
+}
+
+fn late() -> Error {
+    Error::new(Kind::UnknownOutcome, "no answer in time")
+}
+
+/// What nodes said instead of an answer: `bob: connection refused; carol: joining: …`.
+pub(crate) fn said(cluster: &Cluster, errors: &[(usize, Error)]) -> String {
+    let said = errors.iter().map(|(place, error)| {
+        let name = cluster.name(*place);
+        match error.kind {
+            Kind::Unavailable | Kind::UnknownOutcome => format!("{name}: {}", error.why),
+            _ => format!("{name}: {error}"),
+        }
+    });
+    said.collect::<Vec<_>>().join("; ")
+}

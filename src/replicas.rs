@@ -246,15 +246,13 @@ impl Operation<'_> {
                 asks_all,
             };
             match self.majority(phase, loaded, ask, &mut false).await {
-                Ok(answers) => {
-                    *lock(&self.view) = view;
-                    return Ok(answers);
-                }
+                Ok(answers) => return Ok(answers),
                 Err(Failed::For(error)) => return Err(error),
                 Err(Failed::RingChanged) => {
                     (view, opened) = (self.replicas.view(), Instant::now());
                 }
             }
+            lock(&self.view).clone_from(&view);
         }
     }
 
@@ -272,13 +270,17 @@ impl Operation<'_> {
             let why = "no time is left to ask its replicas";
             return Err(self.error(Kind::Unavailable, why).into());
         }
-        let mut kept = [Answers::new(), Answers::new()];
+        let mut kept = Vec::new(); // what an attempt before has counted: nothing, but with a bug
         loop {
-            let mut attempts = self.attempts(phase, kept);
+            let mut attempts = self.attempts(phase, &mut kept);
             future::poll_fn(|context| poll_all(&mut attempts, &mut ask, read, context)).await;
             if attempts.iter().all(Attempt::has_majority) {
-                let answers = attempts.into_iter().flat_map(|attempt| attempt.answers);
-                return Ok(answers.map(|(_, answer)| answer).collect());
+                // Where they lie: an attempt is long, and moving it costs more than the answers.
+                let mut answers = Few::new();
+                for attempt in &mut attempts {
+                    answers.extend(attempt.answers.drain(..).map(|(_, answer)| answer));
+                }
+                return Ok(answers);
             }
             *taken |= self.give_up(phase.view, &mut attempts);
             let told = self.follow(phase.view, &attempts).await;
@@ -298,9 +300,10 @@ impl Operation<'_> {
     }
 
     /// Opens a window in each ring that is asked.
-    fn attempts<'v, T>(&self, phase: Phase<'v>, kept: [Answers<T>; 2]) -> Attempts<'v, T> {
+    fn attempts<'v, T>(&self, phase: Phase<'v>, kept: &mut [Answers<T>]) -> Attempts<'v, T> {
         let rings = phase.view.rings.iter().enumerate().take(phase.rings);
-        let attempts = rings.zip(kept).map(|((number, ring), answers)| {
+        let attempts = rings.map(|(number, ring)| {
+            let answers = kept.get_mut(number).map(std::mem::take).unwrap_or_default();
             let cluster = &ring.cluster;
             let part = cluster.owner(self.key);
             let mut to_ask = match phase.is_store {
@@ -441,14 +444,14 @@ fn target(now: &View, chosen: &View) -> Option<Target> {
 }
 
 /// The answers of one attempt that count in the next one: none.
-fn kept_across_windows<T>(attempts: Attempts<'_, T>) -> [Answers<T>; 2] {
-    let mut kept = [Answers::new(), Answers::new()];
-    if planted(Bug::AnswersCountedAcrossWindows) {
-        for (kept, attempt) in kept.iter_mut().zip(attempts) {
-            *kept = attempt.answers;
-        }
+fn kept_across_windows<T>(attempts: Attempts<'_, T>) -> Vec<Answers<T>> {
+    match planted(Bug::AnswersCountedAcrossWindows) {
+        true => attempts
+            .into_iter()
+            .map(|attempt| attempt.answers)
+            .collect(),
+        false => Vec::new(),
     }
-    kept
 }
 
 fn highest(answers: &[Loaded]) -> Stamp {

@@ -3,24 +3,26 @@
 //! the place at which a key was first inserted never changes: the cursor of a scan counts on it.
 //! While the ring changes, a node holds its parts of the old ring and those of the new one.
 
+mod hearing;
+mod held;
 mod memory;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use bytesize::ByteSize;
-use indexmap::IndexMap;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use crate::cluster::{Cluster, Limits, Rings, State, Told};
-use crate::entry::{Entry, Loaded, Packed, Stamp, check_key, check_value, size};
+use crate::cluster::{Cluster, Limits, Rings, State};
+use crate::entry::{Entry, Loaded, Packed, Stamp, check_value, size};
 use crate::error::{Error, Kind};
 use crate::rpc::codec::{self, Encoded, quoted};
 use crate::rpc::{Answer, lock};
 use crate::sabotage::{Bug, planted};
 use crate::status::Status;
-use memory::{Memory, Refusal, Seen, Usage};
+use held::{Held, Part};
+use memory::{Memory, Refusal, Usage};
 
 /// What an entry takes beside its key and value, in bytes: its place in the map, and two allocations.
 pub(crate) const OVERHEAD: usize = 100;
@@ -61,34 +63,8 @@ struct Kept {
     reading: BTreeMap<String, Result<usize, String>>,
 }
 
-/// What a node keeps as a part of one ring.
-struct Held {
-    ring: u64, // what a call must name
-    born: u64,
-    cluster: Arc<Cluster>,
-    place: Option<usize>, // of this node
-    parts: Parts,
-    bytes: usize,                  // also those that it shares with another ring
-    worn: bool,                    // some key has used half of its stamps
-    others: BTreeMap<usize, Seen>, // the memory of other nodes
-}
-
-/// The parts that this node holds, by their owners' places.
-type Parts = BTreeMap<usize, Part>;
-
 /// A short key lies beside its entry.
 type Key = SmallVec<[u8; 16]>;
-
-#[derive(Default)]
-struct Part {
-    entries: IndexMap<Key, Entry>,
-    tombstones: usize,
-    digest: u64,
-    // Its replicas that were not read to the end: how many entries were read, and of how many.
-    missing: BTreeMap<usize, (usize, usize)>,
-    had_entries: bool,     // at another replica
-    doubt: Option<String>, // why this node cannot vouch for it
-}
 
 impl Store {
     /// An empty store for the node at this place. It knows nothing of what the node may have
@@ -152,88 +128,6 @@ impl Store {
             state.ring.ring(),
         );
         Error::new(Kind::WrongRing, why)
-    }
-
-    /// How the ring is, for one who says how it is for them.
-    pub fn ring(&self, told: &[&[u8]]) -> Result<Answer, Error> {
-        match told {
-            [] => {}
-            [told] => {
-                let told = Told::read(told)?;
-                // A node that has just started goes by what it asks, not by who comes first.
-                if self.rings.known().certain {
-                    self.hear(&told)?;
-                }
-            }
-            _ => return Err(Error::not_a_request("ring", told.len())),
-        }
-        Ok(Encoded::from(self.told().packed()).into())
-    }
-
-    /// How the ring is, in this node's words.
-    pub fn told(&self) -> Told {
-        let kept = lock(&self.kept);
-        let joining = kept.unheard || kept.is_joining();
-        let told = self.rings.told(&self.name, self.start_id);
-        Told { joining, ..told }
-    }
-
-    /// Moves to the state that is told, if it is further than the own one.
-    pub fn hear(&self, told: &Told) -> Result<(), Error> {
-        let mut kept = lock(&self.kept);
-        let holds_entries = !kept.unheard && kept.held.iter().any(|held| held.place.is_some());
-        if let Some(state) = self.rings.hear(told, holds_entries)? {
-            kept.move_to(&state, &self.name);
-            log::info!("{}", state.told());
-        }
-        let known = self.rings.known();
-        if !told.name.is_empty() && told.state(&known.file)?.is(&known.state) {
-            kept.heard.insert(told.name.clone());
-        }
-        Ok(())
-    }
-
-    /// The nodes that could know of a later state than this node does, and have not said anything
-    /// yet. Nobody is left where it has answered for its state before.
-    pub fn unheard(&self) -> Vec<String> {
-        self.unheard_in(&lock(&self.kept))
-    }
-
-    fn unheard_in(&self, kept: &Kept) -> Vec<String> {
-        let known = self.rings.known();
-        if !kept.unheard {
-            return Vec::new();
-        }
-        let (file, state) = (&known.file, &known.state);
-        let mut names: BTreeSet<&str> = if !known.certain && state.step == 0 {
-            let all = file.nodes().iter().chain(file.leaving()); // whoever may be in a running ring
-            all.map(|node| &*node.name)
-                .filter(|name| *name != self.name)
-                .collect()
-        } else if state.has(&self.name) {
-            state
-                .rings()
-                .flat_map(|ring| ring.neighbours(&self.name))
-                .collect()
-        } else {
-            file.neighbours(&self.name).into_iter().collect()
-        };
-        names.retain(|name| !kept.heard.contains(*name));
-        names.into_iter().map(str::to_owned).collect()
-    }
-
-    /// Notes that a node knows of no later state.
-    pub fn note_heard(&self, name: &str) {
-        lock(&self.kept).heard.insert(name.to_owned());
-    }
-
-    /// Every node that could know of a later state has been heard: this node answers from now on.
-    pub fn heard_all(&self) {
-        let mut kept = lock(&self.kept);
-        kept.unheard = false;
-        kept.starting = kept.is_joining();
-        kept.member = self.rings.known().state.has(&self.name);
-        self.rings.is_certain();
     }
 }
 
@@ -601,111 +495,6 @@ impl Store {
     }
 }
 
-impl Held {
-    /// An empty share of a ring. What it holds counts once every other replica has been read; at
-    /// once in a ring that was never asked before.
-    fn new(cluster: &Arc<Cluster>, name: &str, counts: bool) -> Self {
-        let place = cluster.place(name);
-        let mut parts = Parts::new();
-        for number in 0..cluster.nodes().len() {
-            let replicas: Vec<usize> = cluster.replicas(number).collect();
-            if place.is_some_and(|place| replicas.contains(&place)) {
-                let others = replicas
-                    .into_iter()
-                    .filter(|at| Some(*at) != place || cluster.copies() == 1);
-                let missing = others.filter(|_| !counts).map(|at| (at, (0, 0))).collect();
-                let part = Part {
-                    missing,
-                    ..Part::default()
-                };
-                parts.insert(number, part);
-            }
-        }
-        Held {
-            ring: 0,
-            born: 0,
-            cluster: cluster.clone(),
-            place,
-            parts,
-            bytes: 0,
-            worn: false,
-            others: BTreeMap::new(),
-        }
-    }
-
-    /// The part of this key, if it is one that this node holds.
-    fn part(&self, key: &[u8], name: &str) -> Result<(usize, &Part), Error> {
-        check_key(key)?;
-        let number = self.cluster.owner(key);
-        let part = self.parts.get(&number).map(|part| (number, part));
-        part.ok_or_else(|| {
-            let key = String::from_utf8_lossy(key);
-            Error::new(Kind::WrongRing, format!("{key:?} is not a key of {name}"))
-        })
-    }
-
-    /// How many entries there are.
-    fn count(&self) -> usize {
-        self.parts.values().map(|part| part.entries.len()).sum()
-    }
-
-    fn entry(&self, key: &[u8]) -> Option<&Entry> {
-        self.parts.get(&self.cluster.owner(key))?.entries.get(key)
-    }
-
-    /// The places of a part's other replicas.
-    fn others_of(&self, part: usize) -> impl Iterator<Item = usize> + use<> {
-        let (lone, own) = (self.cluster.copies() == 1, self.place);
-        let replicas = self.cluster.replicas(part);
-        replicas.filter(move |place| lone || Some(*place) != own) // without others, it waits all the same
-    }
-}
-
-impl Part {
-    /// Keeps an entry in the place of the one before it, or in a new one.
-    fn put(
-        &mut self,
-        index: Option<usize>,
-        key: &[u8],
-        entry: Entry<&[u8]>,
-        shared: Option<&Packed>,
-    ) {
-        let key_hash = crc32fast::hash(key);
-        self.digest ^= digest(key_hash, entry.stamp);
-        self.tombstones += usize::from(entry.value == codec::NIL);
-        let old = index.and_then(|index| self.entries.get_index_mut(index));
-        let Some((_, old)) = old else {
-            let value = shared.cloned().unwrap_or_else(|| entry.value.into());
-            let stamp = entry.stamp;
-            let key = SmallVec::from_slice(key);
-            self.entries.insert(key, Entry { stamp, value });
-            return;
-        };
-        self.digest ^= digest(key_hash, old.stamp);
-        self.tombstones -= usize::from(old.value.is_nil());
-        old.stamp = entry.stamp;
-        match shared {
-            Some(shared) => old.value = shared.clone(),
-            None => old.value.replace(entry.value),
-        }
-    }
-
-    /// Adds what there is to say about it, under its owner's name.
-    fn tell(&self, owner: &str, status: &mut Status) {
-        let (owner, entries, tombstones) = (owner.to_owned(), self.entries.len(), self.tombstones);
-        let digest = format!("{:016x}", self.digest);
-        status.keys += entries - tombstones;
-        status.tombstones += tombstones;
-        status.entries.insert(owner.clone(), entries);
-        status.deleted.insert(owner.clone(), tombstones);
-        status.digests.insert(owner.clone(), digest);
-        status.doubts.extend(self.doubt.clone());
-        if !self.missing.is_empty() {
-            status.not_ready.push(owner);
-        }
-    }
-}
-
 impl Kept {
     /// Takes what is held of the rings of this state along. In a ring that is new, this node's word
     /// counts at once: nobody has asked it before. But a node that has started a moment ago may have
@@ -769,13 +558,4 @@ impl Kept {
         }
         100 - left.div_ceil(whole.max(1))
     }
-}
-
-/// One entry's share of a part's digest. The writer is random, which does most of the
-/// work; the rest is the finalizer of `SplitMix64` (Steele, Lea, Flood 2014).
-fn digest(key_hash: u32, stamp: Stamp) -> u64 {
-    let mut hash = stamp.writer ^ stamp.counter.rotate_left(32) ^ u64::from(key_hash) << 16;
-    hash = (hash ^ hash >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    hash = (hash ^ hash >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    hash ^ hash >> 31
 }

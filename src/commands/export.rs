@@ -106,8 +106,8 @@ pub(super) async fn print_all(
     let (mut state, mut part, mut printed) = (replicas.state(), 0, 0);
     while part < state.ring.nodes().len() {
         let mut known = HashSet::new();
-        let exported = exporter.export(&state, part, &mut known, options.timeout());
-        printed += exported.await?;
+        let of_part = exporter.export(&state, part, &mut known, options.timeout());
+        printed += of_part.await?;
         if is_same_ring(&replicas.state(), &state) {
             part += 1;
             continue;

@@ -57,9 +57,12 @@ pub(super) fn count(number: usize, thing: &str) -> String {
 /// So many things as one says it: `1.2 million keys`.
 pub(super) fn about(number: usize, thing: &str) -> String {
     match number {
-        ..10_000 => count(number, thing),
-        ..999_500 => format!("{} thousand {thing}s", (number + 500) / 1000),
-        _ => format!("{:.1} million {thing}s", number as f64 / 1e6),
+        0..10_000 => count(number, thing),
+        10_000..999_500 => format!("{} thousand {thing}s", (number + 500) / 1000),
+        _ => {
+            let tenths = (number + 50_000) / 100_000;
+            format!("{}.{} million {thing}s", tenths / 10, tenths % 10)
+        }
     }
 }
 

@@ -1,0 +1,94 @@
+//! How a node comes to know the state of the ring: what it tells, and what it hears. A node that has
+//! started answers nothing before it has heard every node that could know a later state.
+
+use std::collections::BTreeSet;
+
+use super::{Kept, Store};
+use crate::cluster::Told;
+use crate::error::Error;
+use crate::rpc::codec::Encoded;
+use crate::rpc::{Answer, lock};
+
+impl Store {
+    /// How the ring is, for one who says how it is for them.
+    pub fn ring(&self, told: &[&[u8]]) -> Result<Answer, Error> {
+        match told {
+            [] => {}
+            [told] => {
+                let told = Told::read(told)?;
+                // A node that has just started goes by what it asks, not by who comes first.
+                if self.rings.known().certain {
+                    self.hear(&told)?;
+                }
+            }
+            _ => return Err(Error::not_a_request("ring", told.len())),
+        }
+        Ok(Encoded::from(self.told().packed()).into())
+    }
+
+    /// How the ring is, in this node's words.
+    pub fn told(&self) -> Told {
+        let kept = lock(&self.kept);
+        let joining = kept.unheard || kept.is_joining();
+        let told = self.rings.told(&self.name, self.start_id);
+        Told { joining, ..told }
+    }
+
+    /// Moves to the state that is told, if it is further than the own one.
+    pub fn hear(&self, told: &Told) -> Result<(), Error> {
+        let mut kept = lock(&self.kept);
+        let holds_entries = !kept.unheard && kept.held.iter().any(|held| held.place.is_some());
+        if let Some(state) = self.rings.hear(told, holds_entries)? {
+            kept.move_to(&state, &self.name);
+            log::info!("{}", state.told());
+        }
+        let known = self.rings.known();
+        if !told.name.is_empty() && told.state(&known.file)?.is(&known.state) {
+            kept.heard.insert(told.name.clone());
+        }
+        Ok(())
+    }
+
+    /// The nodes that could know of a later state than this node does, and have not said anything
+    /// yet. Nobody is left where it has answered for its state before.
+    pub fn unheard(&self) -> Vec<String> {
+        self.unheard_in(&lock(&self.kept))
+    }
+
+    pub(super) fn unheard_in(&self, kept: &Kept) -> Vec<String> {
+        let known = self.rings.known();
+        if !kept.unheard {
+            return Vec::new();
+        }
+        let (file, state) = (&known.file, &known.state);
+        let mut names: BTreeSet<&str> = if !known.certain && state.step == 0 {
+            let all = file.nodes().iter().chain(file.leaving()); // whoever may be in a running ring
+            all.map(|node| &*node.name)
+                .filter(|name| *name != self.name)
+                .collect()
+        } else if state.has(&self.name) {
+            state
+                .rings()
+                .flat_map(|ring| ring.neighbours(&self.name))
+                .collect()
+        } else {
+            file.neighbours(&self.name).into_iter().collect()
+        };
+        names.retain(|name| !kept.heard.contains(*name));
+        names.into_iter().map(str::to_owned).collect()
+    }
+
+    /// Notes that a node knows of no later state.
+    pub fn note_heard(&self, name: &str) {
+        lock(&self.kept).heard.insert(name.to_owned());
+    }
+
+    /// Every node that could know of a later state has been heard: this node answers from now on.
+    pub fn heard_all(&self) {
+        let mut kept = lock(&self.kept);
+        kept.unheard = false;
+        kept.starting = kept.is_joining();
+        kept.member = self.rings.known().state.has(&self.name);
+        self.rings.is_certain();
+    }
+}

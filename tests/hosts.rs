@@ -189,13 +189,15 @@ fn five_hosts_become_seven_while_one_is_cut_off_and_nobody_notices() {
 
     let (client, done) = (network.client(), AtomicBool::new(false)); // of the five
     let longest = thread::scope(|scope| {
-        let asking = scope.spawn(|| longest_operation(client, &done));
+        let asking = scope.spawn(|| longest_operation(&client, &done));
         network.add_host("frank", 16);
         network.add_host("grace", 17);
         let (erin, new) = ("erin = \"erin:5401\"\n", ["frank", "grace"]);
         let lines = new.map(|name| format!("{name} = \"{name}:5401\"\n"));
         network.edit_file(erin, &format!("{erin}{}", lines.concat()));
-        new.iter().for_each(|name| network.start(name, &["serve"]));
+        for name in new {
+            network.start(name, &["serve"]);
+        }
         for name in new {
             network.node(name).wait_for("waiting: not yet in the ring");
         }
@@ -301,8 +303,7 @@ fn one_after_the_other_is_cut_off_for_a_while(window: &str) {
     // What one client asks of all parts, by a set and a get at a time.
     let done = AtomicBool::new(false);
     let longest = thread::scope(|scope| {
-        let client = network.client();
-        let asking = scope.spawn(|| longest_operation(client, &done));
+        let asking = scope.spawn(|| longest_operation(&network.client(), &done));
         for (n, host) in FIVE.iter().cycle().take(17).enumerate() {
             sever(host);
             let cut = [1_300, 550, 1_700, 650][n % 4] + 10 * n as u64;
@@ -319,7 +320,7 @@ fn one_after_the_other_is_cut_off_for_a_while(window: &str) {
 }
 
 /// Sets and gets a key of every part until it is done; how long the longest of all took.
-fn longest_operation(client: Client, done: &AtomicBool) -> Duration {
+fn longest_operation(client: &Client, done: &AtomicBool) -> Duration {
     block_on(async {
         let asked = keys().into_iter().map(async |key| {
             let (key, mut longest) = (key.as_bytes(), Duration::ZERO);

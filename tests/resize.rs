@@ -158,8 +158,8 @@ fn of_two_changes_at_the_same_moment_one_is_made() {
     let (won, lost) = if codes[0] == 0 { (0, 1) } else { (1, 0) };
     assert_eq!((codes[won], codes[lost]), (0, 2), "{logs:?}");
     let names = [&SEVEN[..4], &SEVEN[..2]][won];
-    let named = format!("alice bob carol to {}", names.join(" "));
-    assert!(logs[lost].last().unwrap().contains(&named), "{logs:?}");
+    let told = format!("alice bob carol to {}", names.join(" "));
+    assert!(logs[lost].last().unwrap().contains(&told), "{logs:?}");
     assert_eq!(ring_now(&cluster, "cluster.toml"), names);
 }
 
@@ -493,7 +493,9 @@ impl UnderLoad {
         cluster.ring_file("seven.toml", &SEVEN, &[]);
         cluster.ring_file("five.toml", &FIVE, &SEVEN[5..]);
         cluster.ring_file("three.toml", &SEVEN[..3], &SEVEN[3..]);
-        FIVE.iter().for_each(|name| cluster.start(name));
+        for name in FIVE {
+            cluster.start(name);
+        }
         cluster.wait_until_ready();
         put(&cluster, 0..MANY);
         let runtime = tokio::runtime::Builder::new_multi_thread();
@@ -510,7 +512,9 @@ impl UnderLoad {
             let asks = traffic.ask_a_majority(file, client);
             story.clients.push(story.runtime.spawn(asks));
         }
-        FIVE.iter().for_each(|name| story.guest(name));
+        for name in FIVE {
+            story.guest(name);
+        }
         story
     }
 
@@ -707,7 +711,7 @@ impl Traffic {
                     .lock()
                     .unwrap()
                     .entry(who.to_owned())
-                    .or_default() += 1
+                    .or_default() += 1;
             }
             Err(error) if !may_fail => {
                 let line = format!("{who}: {operation:?}: {error}");

@@ -22,7 +22,10 @@ fn limit(bug: Bug) -> u64 {
     match bug {
         Bug::NoWaitBeforeJoining
         | Bug::AnswersCountedAcrossWindows
-        | Bug::ReadyAfterOneNeighbour => 3000, // it takes two accidents at the right moment
+        | Bug::ReadyAfterOneNeighbour
+        | Bug::HandOverBeforeAllKnow
+        | Bug::NewStampAfterChange
+        | Bug::StartingNodeTakesNewRingAsRead => 3000, // it takes two accidents at the right moment
         _ => 200,
     }
 }

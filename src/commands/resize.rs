@@ -15,7 +15,7 @@ use crate::error::Error;
 
 /// Change the running ring to that of the file, while reads and writes go on.
 ///
-/// [nodes] has the names of the new ring, and [leaving] those that go. Copy the file to all hosts,
+/// `[nodes]` has the names of the new ring, and `[leaving]` those that go. Copy the file to all hosts,
 /// and start the new nodes: they wait. Then run this once, anywhere. If it is killed, run it again. There
 /// is no cancel: to go back, let it end, and change back.
 #[derive(Args)]

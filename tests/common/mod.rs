@@ -128,8 +128,14 @@ impl Cluster {
             lines.collect::<String>()
         };
         let (nodes, leaving, limits) = (lines(nodes), lines(leaving), &self.limits);
-        let text = format!("[nodes]\n{nodes}\n[leaving]\n{leaving}\n[limits]\n{limits}\n");
-        self.file(file, &text);
+        let leaving = match &*leaving {
+            "" => String::new(),
+            leaving => format!("[leaving]\n{leaving}\n"),
+        };
+        self.file(
+            file,
+            &format!("[nodes]\n{nodes}\n{leaving}[limits]\n{limits}\n"),
+        );
     }
 
     /// Five nodes, running.

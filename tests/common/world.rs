@@ -464,8 +464,9 @@ pub fn late_set() -> Result<(), String> {
         let black = Packed::of("black");
         let set = late.replicas.of(b"tea")?;
         let stamp = set.load_stamp(&black).await?;
-        cut.iter()
-            .for_each(|name| turmoil::partition("late", *name));
+        for name in cut {
+            turmoil::partition("late", name);
+        }
         begun.notify_one();
         set.store(stamp.newer(&*black)).await?;
         done.notify_one();
@@ -489,7 +490,9 @@ pub fn late_set() -> Result<(), String> {
         {
             tokio::time::sleep(TICK).await;
         }
-        cut.iter().for_each(|name| turmoil::repair("late", *name));
+        for name in cut {
+            turmoil::repair("late", name);
+        }
         is_done.notified().await;
         let driver = Driver {
             client: &driving,

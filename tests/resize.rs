@@ -46,7 +46,7 @@ fn what_cannot_be_done_is_one_line_and_changes_nothing() {
     };
 
     // A file that is wrong in itself.
-    cluster.file("both.toml", &both(&cluster));
+    cluster.ring_file("both.toml", &SEVEN[..3], &["bob"]);
     refused(
         "both.toml",
         &["both.toml:", "leaving.bob", "not in [nodes]"],
@@ -158,8 +158,8 @@ fn of_two_changes_at_the_same_moment_one_is_made() {
     let (won, lost) = if codes[0] == 0 { (0, 1) } else { (1, 0) };
     assert_eq!((codes[won], codes[lost]), (0, 2), "{logs:?}");
     let names = [&SEVEN[..4], &SEVEN[..2]][won];
-    let told = format!("alice bob carol to {}", names.join(" "));
-    assert!(logs[lost].last().unwrap().contains(&told), "{logs:?}");
+    let change = format!("alice bob carol to {}", names.join(" "));
+    assert!(logs[lost].last().unwrap().contains(&change), "{logs:?}");
     assert_eq!(ring_now(&cluster, "cluster.toml"), names);
 }
 
@@ -420,7 +420,9 @@ fn five_become_seven_and_then_three_under_load_whoever_is_killed() {
     let mut story = UnderLoad::begin();
     let (five, seven) = (FIVE.join(" "), SEVEN.join(" "));
     newcomers(&mut story.cluster, &SEVEN[5..], "seven.toml");
-    SEVEN[5..].iter().for_each(|name| story.guest(name));
+    for name in &SEVEN[5..] {
+        story.guest(name);
+    }
     // The driver is killed as soon as one node has been told, and with it another node.
     let told = format!("the ring changes from {five} to {seven}");
     let driver = drive(&story.cluster, "seven.toml");
@@ -706,12 +708,8 @@ impl Traffic {
         self.history.end(began, end);
         match answer {
             Ok(_) => {
-                *self
-                    .served
-                    .lock()
-                    .unwrap()
-                    .entry(who.to_owned())
-                    .or_default() += 1;
+                let mut served = self.served.lock().unwrap();
+                *served.entry(who.to_owned()).or_default() += 1;
             }
             Err(error) if !may_fail => {
                 let line = format!("{who}: {operation:?}: {error}");
@@ -873,15 +871,6 @@ fn ring_now(cluster: &Cluster, file: &str) -> Vec<String> {
         .into_iter()
         .map(str::to_owned)
         .collect()
-}
-
-/// A file with a name in both tables.
-fn both(cluster: &Cluster) -> String {
-    let text = std::fs::read_to_string(cluster.dir.join("cluster.toml")).unwrap();
-    text.replace(
-        "[leaving]",
-        &format!("[leaving]\nbob = {:?}", cluster.address("bob")),
-    )
 }
 
 /// Answers as a node that knows no method `ring`.

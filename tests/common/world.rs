@@ -909,14 +909,6 @@ impl Trouble<'_> {
         let leaving: Vec<&str> = old.names().into_iter().filter(is_gone).collect();
         let file = file_of(&names, &leaving);
         for (node, name) in NAMES.iter().enumerate() {
-            // One that has left without hearing of the end is started anew.
-            let stores = world.stores.borrow();
-            let is_behind = |store: &Arc<Store>| {
-                old.place(name).is_none() && store.rings.known().state.next.is_some()
-            };
-            if stores.get(&node).is_some_and(is_behind) && !self.ill.contains_key(&node) {
-                self.sim.crash(*name);
-            }
             if names.contains(name)
                 && !self.sim.is_host_running(*name)
                 && !self.ill.contains_key(&node)
@@ -936,16 +928,30 @@ impl Trouble<'_> {
         }
     }
 
-    /// Stops the nodes that have left the ring.
+    /// Stops the nodes that have left the ring. One that comes again is started anew if it has not
+    /// heard of the end of the change in which it left: it takes nothing that is so much later.
     fn stop_leavers(&mut self) {
-        if !self.world.resizes {
-            return;
-        }
+        let latest = self.world.latest_step();
         for (node, name) in NAMES.iter().enumerate() {
-            let is_idle = !self.world.is_asked(name) && !self.ill.contains_key(&node);
-            if is_idle && self.sim.is_host_running(*name) && self.rng.u8(..100) == 0 {
+            if !self.world.resizes
+                || self.ill.contains_key(&node)
+                || !self.sim.is_host_running(*name)
+            {
+                continue;
+            }
+            let step = self
+                .world
+                .stores
+                .borrow()
+                .get(&node)
+                .map(|store| store.rings.known().state.step);
+            let is_member = self.world.ring().place(name).is_some();
+            if !self.world.is_asked(name) && self.rng.u8(..100) == 0 {
                 self.sim.crash(*name);
                 self.world.stores.borrow_mut().remove(&node);
+            } else if !is_member && step.is_some_and(|step| step % 2 == 1 && step + 1 < latest) {
+                self.sim.crash(*name);
+                self.sim.bounce(*name);
             }
         }
     }

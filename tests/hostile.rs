@@ -411,7 +411,7 @@ fn counters_near_their_end() {
         let ring = Value::from(wire.status("ring"));
         let key = Value::from(cluster.key_on(&["alice", "dave", "carol"]));
         for_seconds(1, || {
-            for counter in [u64::MAX, u64::MAX - 1, (1 << 63) + 1, 1 << 63] {
+            for counter in [u64::MAX, u64::MAX - 1, 1 << 63, 1 << 37] {
                 let params = [ring.clone(), key.clone(), entry(counter, u64::MAX, "green")];
                 wire.refuses("store", params, &["bad-request: "]);
                 wire.does(
@@ -425,7 +425,7 @@ fn counters_near_their_end() {
             }
             wire.does("set", [key.clone(), "black".into()]);
         });
-        let last = entry((1 << 63) - 1, u64::MAX, "green");
+        let last = entry((1 << 37) - 1, u64::MAX, "green");
         wire.does("store", [ring, key.clone(), last]);
         wire.refuses("set", [key.clone(), "black".into()], &["bad-request: "]);
         assert_eq!(wire.does("get", [key]), "green".into());
@@ -763,8 +763,9 @@ fn is_not_hurt_by(what: &str, lie: &Lie) {
                 "{what}: {line}: {shown}"
             );
         }
+        // A command whose file may be behind first asks how the ring is, for one window.
         assert!(
-            took < Duration::from_secs(3) + hiccups.sum(),
+            took < Duration::from_secs(4) + hiccups.sum(),
             "{what}: {took:?}"
         );
         assert!(most < 96, "{what}: {most} MiB");

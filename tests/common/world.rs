@@ -946,9 +946,11 @@ impl Trouble<'_> {
                 .get(&node)
                 .map(|store| store.rings.known().state.step);
             let is_member = self.world.ring().place(name).is_some();
-            if !self.world.is_asked(name) && self.rng.u8(..100) == 0 {
-                self.sim.crash(*name);
-                self.world.stores.borrow_mut().remove(&node);
+            if !self.world.is_asked(name) {
+                if self.rng.u8(..100) == 0 {
+                    self.sim.crash(*name);
+                    self.world.stores.borrow_mut().remove(&node);
+                }
             } else if !is_member && step.is_some_and(|step| step % 2 == 1 && step + 1 < latest) {
                 self.sim.crash(*name);
                 self.sim.bounce(*name);

@@ -16,7 +16,7 @@ use fastrand::Rng;
 use futures::stream;
 use kv54::beyond::rings::{Driver, Progress};
 use kv54::client::Client;
-use kv54::cluster::{Cluster, Told};
+use kv54::cluster::{Cluster, State, Told};
 use kv54::entry::Packed;
 use kv54::error::{Error, Kind};
 use kv54::replicas::Replicas;
@@ -311,14 +311,16 @@ impl World {
     }
 
     /// A set that was done in a changed ring has a stamp above all that were chosen before.
-    fn note_stamp(&self, client: &Client, key: &str) {
+    fn note_stamp(&self, before: &State, client: &Client, key: &str) {
         let (state, stores) = (client.replicas.state(), self.stores.borrow());
         let stamps = stores
             .values()
             .filter(|store| store.rings.known().state.is(&state));
         let stamps = stamps.filter_map(|store| store.at(0).load(key.as_bytes(), None).ok());
-        let newest = stamps.map(|loaded| loaded.stamp.epoch()).max();
-        if state.next.is_none() && newest.is_some_and(|epoch| epoch + 1 < state.epoch()) {
+        let epochs: Vec<u64> = stamps.map(|loaded| loaded.stamp.epoch()).collect();
+        let all = epochs.len() == state.ring.copies(); // else those that have it may not be among them
+        let was_alone = state.next.is_none() && state.is(before); // also when the set began
+        if all && was_alone && epochs.iter().all(|epoch| *epoch < state.epoch()) {
             let wrong = format!("{key} has a stamp of an epoch before its ring");
             self.wronged.borrow_mut().get_or_insert(wrong);
         }
@@ -606,7 +608,7 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
                 Operation::Set(Some(world.next_value.get()))
             }
         };
-        let began = world.history.begin(key, operation);
+        let (began, before) = (world.history.begin(key, operation), client.replicas.state());
         if let (true, Operation::Set(Some(value))) = (first, operation) {
             *world.written.borrow_mut() = Some((key.clone(), value));
         }
@@ -622,7 +624,7 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
         }
         let failed = matches!(&answer, Err(error) if error.kind != Kind::Full);
         if let (Operation::Set(Some(_)), true, Ok(_)) = (operation, coordinates, &answer) {
-            world.note_stamp(&client, key);
+            world.note_stamp(&before, &client, key);
         }
         world.history.end(began, end(operation, answer));
         if failed && !coordinates {

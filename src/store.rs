@@ -208,12 +208,16 @@ impl Replica<'_> {
         }
         // A value that the other ring's part has too lies in memory once.
         let twin = other.and_then(|other| other.entry(key));
-        let twin_of = |stamp| twin.filter(|twin| twin.stamp == stamp);
-        let shared = twin_of(entry.stamp).map(|twin| &twin.value);
+        let is_twin = |entry: Entry<&[u8]>| twin.is_some_and(|twin| twin.borrow() == entry);
+        let shared = twin.filter(|_| is_twin(entry)).map(|twin| &twin.value);
         let new_key = old.map_or(key.len() + OVERHEAD, |_| 0);
         let (new, gone) = (size(entry.value), old.map_or(0, |old| size(&old.value)));
         let added = new_key + shared.map_or(new, |_| 0);
-        let freed = old.and_then(|old| twin_of(old.stamp)).map_or(gone, |_| 0);
+        let freed = if old.is_some_and(|old| is_twin(old.borrow())) {
+            0
+        } else {
+            gone
+        };
         if planted(Bug::FullReplicaRefusesToStore) && !memory.own.has_room(added) {
             return Err(Error::new(Kind::Full, "planted"));
         }
@@ -520,7 +524,8 @@ impl Kept {
         self.member |= !self.unheard && state.has(name);
         if !old.is_empty() {
             self.memory.own.bytes = self.held.iter().map(|held| held.bytes).sum(); // the others shared with them
-            std::thread::spawn(move || drop(old)); // millions of entries take a while
+            // Millions of entries take a while. Without a thread for them, they are dropped here.
+            let _ = std::thread::Builder::new().spawn(move || drop(old));
         }
     }
 

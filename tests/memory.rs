@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use common::wire::{MIB, Wire, bin, request};
 use common::{Cluster, FIVE};
-use kv54::entry::Stamp;
+use kv54::cluster::{State, Told};
+use kv54::entry::{Entry, Stamp};
 use kv54::error::Kind;
-use kv54::rpc::codec::encode_bytes;
+use kv54::rpc::codec::{NIL, encode_bytes};
 use kv54::status::Status;
 use kv54::store::Store;
 use msgpack_rpc::Value;
@@ -217,6 +218,42 @@ fn what_a_neighbour_has_left_counts_while_it_is_news() {
         tokio::time::advance(Duration::from_secs(4)).await;
         carol.load(b"pot", brings(200_000)).unwrap();
     });
+}
+
+#[test]
+fn a_stamp_that_two_rings_have_with_two_values_is_counted_as_two() {
+    let cluster = Cluster::with_limits(&THREE, LITTLE);
+    let store = ready_store(&cluster);
+    let state = State::of(cluster.ring());
+    let changing = state.changing_to(cluster.ring());
+    store.hear(&Told::of(&changing, true)).unwrap();
+    let (stamp, value) = (Stamp::default().newer(()).stamp, encode_bytes(&[1; 1000]));
+    let bytes = || store.status().bytes;
+    store
+        .at(0)
+        .store(
+            b"tea",
+            Entry {
+                stamp,
+                value: &*value,
+            },
+        )
+        .unwrap();
+    let one = bytes();
+    store
+        .at(1)
+        .store(b"tea", Entry { stamp, value: NIL })
+        .unwrap(); // nobody but a liar does that
+    let overhead = bytes() - one;
+    assert!(overhead < 1000, "{overhead}");
+    let newer = stamp.newer(&*value);
+    store.at(1).store(b"tea", newer).unwrap();
+    assert_eq!(bytes(), 2 * one);
+    store.at(0).store(b"tea", newer).unwrap(); // now they share it
+    assert_eq!(bytes(), one + overhead);
+    store.hear(&Told::of(&changing.changed(), true)).unwrap();
+    let status = store.status();
+    assert_eq!((status.bytes, status.keys, status.tombstones), (one, 1, 0));
 }
 
 /// The memory of carol, who is ready.

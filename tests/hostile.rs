@@ -763,9 +763,8 @@ fn is_not_hurt_by(what: &str, lie: &Lie) {
                 "{what}: {line}: {shown}"
             );
         }
-        // A command whose file may be behind first asks how the ring is, for one window.
         assert!(
-            took < Duration::from_secs(4) + hiccups.sum(),
+            took < Duration::from_secs(3) + hiccups.sum(),
             "{what}: {took:?}"
         );
         assert!(most < 96, "{what}: {most} MiB");

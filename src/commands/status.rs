@@ -8,7 +8,7 @@ use clap::Args;
 use futures::future::join_all;
 use indexmap::{IndexMap, IndexSet};
 use serde_json::{Value as Json, json};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::{Failure, Options, Outcome, text};
 use crate::cluster::{Cluster, Node, State};
@@ -159,7 +159,6 @@ fn distinct(nodes: &[Json], cluster: &Cluster) -> Option<(u64, u64)> {
 struct Asked {
     file: Arc<Cluster>,
     replicas: Replicas,
-    patience: Duration,
 }
 
 /// What they say, those of the ring first.
@@ -174,25 +173,17 @@ impl Asked {
     fn new(file: &Arc<Cluster>, patience: Duration) -> Result<Self, Failure> {
         let (file, dial) = (file.clone(), tls::dial(file)?);
         let replicas = Replicas::new(file.clone(), patience, &dial);
-        Ok(Asked {
-            file,
-            replicas,
-            patience,
-        })
+        Ok(Asked { file, replicas })
     }
 
     /// Asks each node; its answer, under its name.
     async fn all(&self, method: &str) -> IndexMap<Node, Result<Encoded, Error>> {
-        let in_file = || self.file.nodes().iter().chain(self.file.leaving());
+        let in_file = self.file.nodes().iter().chain(self.file.leaving());
         // The file may be behind. Where a node is silent, the others are heard one by one.
-        let exchanged = timeout(self.patience, self.replicas.exchange_all()).await;
-        if exchanged.is_err() {
-            let told = in_file().map(|node| self.replicas.exchange(&node.name));
-            join_all(told.map(|told| timeout(self.patience, told))).await;
-        }
+        self.replicas.exchange_all().await; // the file may be behind
         let state = self.replicas.state();
         let in_rings = state.rings().flat_map(|ring| ring.nodes());
-        let nodes: IndexSet<&Node> = in_rings.chain(in_file()).collect();
+        let nodes: IndexSet<&Node> = in_rings.chain(in_file).collect();
         let asked = nodes.into_iter().map(async |node| {
             (
                 node.clone(),

@@ -5,9 +5,9 @@ use std::cmp::Reverse;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::future::join_all;
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use smallvec::SmallVec;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Few;
 use crate::cluster::{Cluster, Node, Rings, State, Told};
@@ -16,6 +16,9 @@ use crate::rpc::codec::{Encoded, encode_numbers};
 use crate::rpc::{Dial, HEDGE, Peer, lock};
 use crate::status::Status;
 use crate::store::Store;
+
+/// How long silent nodes are waited for when another one has said how the ring is.
+const MOMENT: Duration = Duration::from_millis(250);
 
 /// The nodes of a ring, as one coordinator reaches them. The ring may change meanwhile.
 pub struct Replicas {
@@ -205,7 +208,7 @@ impl Replicas {
     /// The same with several nodes at once. Who knows only what its file says moves on if those that
     /// are certain are of one ring.
     pub async fn exchange_with(&self, names: &[&str]) -> Vec<Result<Told, Error>> {
-        let mut told = join_all(names.iter().map(|name| self.tell(name))).await;
+        let mut told = self.tell_all(names).await;
         if !self.rings.known().certain {
             if let Err(error) = self.are_of_one_ring(&told) {
                 return names.iter().map(|_| Err(error.clone())).collect();
@@ -227,6 +230,30 @@ impl Replicas {
         let names: Vec<&str> = view.peers.iter().map(|(node, _)| &*node.name).collect();
         let nodes = view.peers.iter().map(|(node, _)| node.clone());
         nodes.zip(self.exchange_with(&names).await).collect()
+    }
+
+    /// Tells several nodes. A client that knows only its file waits most of a window, and not for those
+    /// that stay silent when one that is certain has answered: they have a moment more.
+    async fn tell_all(&self, names: &[&str]) -> Vec<Result<Told, Error>> {
+        let late = || Error::new(Kind::UnknownOutcome, "no answer in time");
+        let mut told: Vec<_> = names.iter().map(|_| Err(late())).collect();
+        let tell = async |(at, name): (usize, &&str)| (at, self.tell(name).await);
+        let mut coming: FuturesUnordered<_> = names.iter().enumerate().map(tell).collect();
+        let known = self.rings.known();
+        let is_waiting = self.own_store.is_some() || known.certain;
+        let mut patience = match is_waiting {
+            true => Duration::MAX,
+            false => known.file.limits.window.min(self.timeout) * 3 / 4,
+        };
+        while let Ok(Some((at, answer))) = timeout(patience, coming.next()).await {
+            if !is_waiting && answer.as_ref().is_ok_and(|told| told.certain) {
+                patience = MOMENT;
+            }
+            if let Some(told) = told.get_mut(at) {
+                *told = answer;
+            }
+        }
+        told
     }
 
     /// Tells a node how the ring is, and returns how it is for that node.

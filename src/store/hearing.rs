@@ -37,7 +37,9 @@ impl Store {
     /// Moves to the state that is told, if it is further than the own one.
     pub fn hear(&self, told: &Told) -> Result<(), Error> {
         let mut kept = lock(&self.kept);
-        let holds_entries = !kept.unheard && kept.held.iter().any(|held| held.place.is_some());
+        // Until it has heard all, it takes any later state, but only of the nodes that it asks.
+        let is_asking = kept.unheard && !told.name.is_empty();
+        let holds_entries = !is_asking && kept.held.iter().any(|held| held.place.is_some());
         if let Some(state) = self.rings.hear(told, holds_entries)? {
             kept.move_to(&state, &self.name);
             log::info!("{}", state.told());

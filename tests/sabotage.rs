@@ -23,7 +23,6 @@ fn limit(bug: Bug) -> u64 {
         Bug::NoWaitBeforeJoining
         | Bug::AnswersCountedAcrossWindows
         | Bug::ReadyAfterOneNeighbour
-        | Bug::JoiningAnswersLoad
         | Bug::HandOverBeforeAllKnow
         | Bug::NewStampAfterChange
         | Bug::StartingNodeTakesNewRingAsRead => 3000, // it takes two accidents at the right moment

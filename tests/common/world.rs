@@ -212,7 +212,7 @@ impl World {
         let forgetful = size >= 2 && Rng::with_seed(!seed).u8(..8) == 0;
         // Five runs in eight: the ring changes meanwhile.
         let mut other = Rng::with_seed(seed.wrapping_mul(54));
-        let resizes = !forgetful && other.u8(..8) < 6;
+        let resizes = !forgetful && other.u8(..8) < 5;
         let mut names = NAMES.to_vec();
         if resizes {
             other.shuffle(&mut names);

@@ -279,10 +279,10 @@ impl Replicas {
         let mut states: Vec<_> = states.filter(|(name, state)| state.has(name)).collect();
         states.sort_by_key(|(_, state)| state.step);
         for pair in states.windows(2) {
-            if let [(one, before), (other, after)] = pair
-                && !before.is(after)
-                && !before.is_followed_by(after)
-            {
+            let [(one, before), (other, after)] = pair else {
+                continue;
+            };
+            if !before.is(after) && !before.is_followed_by(after) {
                 let (before, after) = (before.told(), after.told());
                 let why = format!("of two rings: {one} says that {before}, {other} that {after}");
                 return Err(Error::new(Kind::WrongRing, why));

@@ -574,9 +574,11 @@ async fn driver(world: Rc<World>, number: usize) -> turmoil::Result {
                 again,
                 progress: &|progress| world.note_progress(&progress, &file),
             };
-            if let Ok(plan) = driver.plan().await
-                && driver.carry_out(&plan).await.is_ok()
-            {
+            let done = match driver.plan().await {
+                Ok(plan) => driver.carry_out(&plan).await,
+                Err(error) => Err(error),
+            };
+            if done.is_ok() {
                 world.end(&file);
             }
         }

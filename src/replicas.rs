@@ -139,14 +139,12 @@ impl Operation<'_> {
                 target => target,
             };
             let Some(target) = target else {
-                let why = "the ring has changed before enough replicas had answered";
-                return Err(self.error(Kind::UnknownOutcome, why));
+                return Err(self.changed_too_early());
             };
             let is_all = target == AllRings || planted(Bug::SetWaitsForOldRingAlone);
             match self.store_in(&view, target, entry, &mut taken).await {
                 Ok(()) if is_all => return Ok(()),
-                // The old ring has it. A get takes it to the new one, or what is newer there.
-                Ok(()) => return self.get().await.map(drop).map_err(Error::of_a_write),
+                Ok(()) => return self.take_along(&chosen).await,
                 Err(Failed::For(error)) => return Err(error),
                 Err(Failed::RingChanged) if taken && !planted(Bug::NewStampAfterChange) => {
                     view = self.replicas.view();
@@ -162,6 +160,20 @@ impl Operation<'_> {
                 }
             }
         }
+    }
+
+    /// A get takes what the old ring has to the new one, or what is newer there, while both are asked.
+    async fn take_along(&self, chosen: &View) -> Result<(), Error> {
+        self.get().await.map_err(Error::of_a_write)?;
+        match target(&self.loaded_under(), chosen) {
+            Some(OldRing) => Ok(()),
+            _ => Err(self.changed_too_early()), // the new ring alone may never have heard of it
+        }
+    }
+
+    fn changed_too_early(&self) -> Error {
+        let why = "the ring has changed before enough replicas had answered";
+        self.error(Kind::UnknownOutcome, why)
     }
 
     /// Has a majority keep an entry that another coordinator wrote. If the ring changes meanwhile, it

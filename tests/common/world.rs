@@ -290,13 +290,11 @@ impl World {
 
     /// Only a set is refused for memory, and then for sure.
     fn note_full(&self, operation: Operation, error: &Error) {
-        match (operation, error.kind) {
-            (Operation::Set(Some(_)), Kind::Full) => self.full.set(self.full.get() + 1),
-            _ if error.to_string().contains("full: ") => {
-                let wrong = format!("{operation:?} failed for memory: {error}");
-                self.wronged.borrow_mut().get_or_insert(wrong);
-            }
-            _ => {}
+        if is_for_memory(operation, error) {
+            self.full.set(self.full.get() + 1);
+        } else if error.to_string().contains("full: ") {
+            let wrong = format!("{operation:?} failed for memory: {error}");
+            self.wronged.borrow_mut().get_or_insert(wrong);
         }
     }
 
@@ -624,7 +622,7 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
         if let Err(error) = &answer {
             world.note_full(operation, error);
         }
-        let failed = matches!(&answer, Err(error) if error.kind != Kind::Full);
+        let failed = matches!(&answer, Err(error) if !is_for_memory(operation, error));
         if let (Operation::Set(Some(_)), true, Ok(_)) = (operation, coordinates, &answer) {
             world.note_stamp(&before, &client, key);
         }
@@ -642,6 +640,12 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
         }
     }
     Ok(())
+}
+
+/// Whether a set was refused because a node is full, or would be if other sets wrote.
+fn is_for_memory(operation: Operation, error: &Error) -> bool {
+    let is_busy = error.kind == Kind::Unavailable && error.why.contains(": busy: ");
+    matches!(operation, Operation::Set(Some(_))) && (error.kind == Kind::Full || is_busy)
 }
 
 async fn ask_majority(

@@ -44,6 +44,8 @@ pub enum Bug {
     NewStampAfterChange,
     /// A stamp that was chosen before the new ring was asked goes to it.
     OldStampForNewRing,
+    /// A set that the old ring alone has is answered after the end of the change.
+    SetAnsweredAfterChange,
     /// A node that has started serves before it has been told how the ring is.
     ServesBeforeHearing,
     /// A node that has started takes its part of the new ring as read.

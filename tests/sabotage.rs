@@ -17,6 +17,14 @@ mod world;
 use kv54::sabotage::Bug;
 use strum::VariantArray as _;
 
+/// The seed to begin with: one bug shows itself about once in three thousand.
+fn first(bug: Bug) -> u64 {
+    match bug {
+        Bug::SetAnsweredAfterChange => 2500,
+        _ => 0,
+    }
+}
+
 /// The seeds within which each bug must be caught.
 fn limit(bug: Bug) -> u64 {
     match bug {
@@ -25,6 +33,7 @@ fn limit(bug: Bug) -> u64 {
         | Bug::ReadyAfterOneNeighbour
         | Bug::HandOverBeforeAllKnow
         | Bug::NewStampAfterChange
+        | Bug::SetAnsweredAfterChange
         | Bug::StartingNodeTakesNewRingAsRead => 3000, // it takes two accidents at the right moment
         _ => 200,
     }
@@ -43,7 +52,7 @@ fn every_planted_bug_is_caught() {
         std::thread::scope(|scope| {
             for bug in bugs {
                 scope.spawn(move || {
-                    let caught = (0..limit(*bug)).find(|seed| is_caught(*bug, *seed));
+                    let caught = (first(*bug)..limit(*bug)).find(|seed| is_caught(*bug, *seed));
                     let caught = caught.unwrap_or_else(|| {
                         panic!("{bug:?} was not caught within {} seeds", limit(*bug))
                     });

@@ -213,11 +213,8 @@ impl Replica<'_> {
         let new_key = old.map_or(key.len() + OVERHEAD, |_| 0);
         let (new, gone) = (size(entry.value), old.map_or(0, |old| size(&old.value)));
         let added = new_key + shared.map_or(new, |_| 0);
-        let freed = if old.is_some_and(|old| is_twin(old.borrow())) {
-            0
-        } else {
-            gone
-        };
+        let is_shared = old.is_some_and(|old| is_twin(old.borrow()));
+        let freed = usize::from(!is_shared) * gone;
         if planted(Bug::FullReplicaRefusesToStore) && !memory.own.has_room(added) {
             return Err(Error::new(Kind::Full, "planted"));
         }

@@ -229,11 +229,8 @@ impl Driver<'_> {
             let needed = ring.copies().min(2); // of three, any two have every write
             let (mut seen, mut listed) = (HashSet::new(), HashSet::new());
             while listed.len() < needed && self.client.replicas.state().is(changing) {
-                for place in ring
-                    .replicas(part)
-                    .filter(|place| !listed.contains(place))
-                    .collect::<Vec<_>>()
-                {
+                let places = ring.replicas(part).filter(|place| !listed.contains(place));
+                for place in places.collect::<Vec<_>>() {
                     match self.hand_over_list(part, place, &mut seen, &mut done).await {
                         Ok(()) => drop(listed.insert(place)),
                         Err(error) => {
@@ -263,11 +260,8 @@ impl Driver<'_> {
         let replicas = &self.client.replicas;
         let mut scan = Scan::of_a_ready_node(replicas, place, part).await?;
         while let Some(page) = scan.page().await? {
-            let new: Vec<&[u8]> = entries(&page)?
-                .into_iter()
-                .map(|(key, _)| key)
-                .filter(|key| !seen.contains(*key))
-                .collect();
+            let keys = entries(&page)?.into_iter().map(|(key, _)| key);
+            let new: Vec<&[u8]> = keys.filter(|key| !seen.contains(*key)).collect();
             for keys in new.chunks(AT_ONCE) {
                 let asked = Instant::now();
                 for handed in join_all(keys.iter().map(|key| self.hand_over_key(key))).await {
@@ -346,11 +340,8 @@ fn another(name: &str, why: &str) -> Error {
 
 /// Refuses where no node is certain of its ring.
 fn somebody_serves(told: &[(Node, Result<Told, Error>)], from: &State) -> Result<(), Error> {
-    let is_certain = |told: &Told| told.certain;
-    if told
-        .iter()
-        .any(|(_, told)| told.as_ref().is_ok_and(is_certain))
-    {
+    let mut serving = told.iter().flat_map(|(_, told)| told);
+    if serving.any(|told| told.certain) {
         return Ok(());
     }
     let said = told

@@ -278,10 +278,7 @@ impl Replicas {
         let states = certain.filter_map(|told| Some((&told.name, told.state(&file).ok()?)));
         let mut states: Vec<_> = states.filter(|(name, state)| state.has(name)).collect();
         states.sort_by_key(|(_, state)| state.step);
-        for pair in states.windows(2) {
-            let [(one, before), (other, after)] = pair else {
-                continue;
-            };
+        for ((one, before), (other, after)) in states.iter().zip(states.iter().skip(1)) {
             if !before.is(after) && !before.is_followed_by(after) {
                 let (before, after) = (before.told(), after.told());
                 let why = format!("of two rings: {one} says that {before}, {other} that {after}");

@@ -179,7 +179,6 @@ impl Asked {
     /// Asks each node; its answer, under its name.
     async fn all(&self, method: &str) -> IndexMap<Node, Result<Encoded, Error>> {
         let in_file = self.file.nodes().iter().chain(self.file.leaving());
-        // The file may be behind. Where a node is silent, the others are heard one by one.
         self.replicas.exchange_all().await; // the file may be behind
         let state = self.replicas.state();
         let in_rings = state.rings().flat_map(|ring| ring.nodes());

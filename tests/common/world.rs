@@ -68,8 +68,9 @@ struct World {
     memory: Option<Vec<usize>>, // what each node may keep, in bytes, where that is little
     written: RefCell<Option<(String, u64)>>, // by the first client, at this moment
     calm: Cell<bool>,
+    busy: Cell<usize>, // failed since other sets were allowed the last memory of a node
     blameless: Cell<usize>, // failed because the one node that was asked was the failed one
-    full: Cell<usize>,      // sets refused for memory
+    full: Cell<usize>, // sets refused for memory
     wronged: RefCell<Option<String>>, // for memory, what must not be
     next_value: Cell<u64>,
 }
@@ -237,6 +238,7 @@ impl World {
             unseen: RefCell::default(),
             written: RefCell::default(),
             calm: Cell::new(false),
+            busy: Cell::new(0),
             blameless: Cell::new(0),
             full: Cell::new(0),
             wronged: RefCell::default(),
@@ -290,11 +292,13 @@ impl World {
 
     /// Only a set is refused for memory, and then for sure.
     fn note_full(&self, operation: Operation, error: &Error) {
-        if is_for_memory(operation, error) {
-            self.full.set(self.full.get() + 1);
-        } else if error.to_string().contains("full: ") {
-            let wrong = format!("{operation:?} failed for memory: {error}");
-            self.wronged.borrow_mut().get_or_insert(wrong);
+        match (operation, error.kind) {
+            (Operation::Set(Some(_)), Kind::Full) => self.full.set(self.full.get() + 1),
+            _ if error.to_string().contains("full: ") => {
+                let wrong = format!("{operation:?} failed for memory: {error}");
+                self.wronged.borrow_mut().get_or_insert(wrong);
+            }
+            _ => {}
         }
     }
 
@@ -622,13 +626,16 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
         if let Err(error) = &answer {
             world.note_full(operation, error);
         }
-        let failed = matches!(&answer, Err(error) if !is_for_memory(operation, error));
+        let failed = matches!(&answer, Err(error) if error.kind != Kind::Full);
+        let busy = matches!(&answer, Err(error) if error.why.contains(": busy: "));
         if let (Operation::Set(Some(_)), true, Ok(_)) = (operation, coordinates, &answer) {
             world.note_stamp(&before, &client, key);
         }
         world.history.end(began, end(operation, answer));
         if failed && !coordinates {
             world.blameless.set(world.blameless.get() + 1);
+        } else if failed && busy {
+            world.busy.set(world.busy.get() + 1);
         }
         tokio::time::sleep(Duration::from_millis(fastrand::u64(..world.pace))).await;
     }
@@ -640,12 +647,6 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
         }
     }
     Ok(())
-}
-
-/// Whether a set was refused because a node is full, or would be if other sets wrote.
-fn is_for_memory(operation: Operation, error: &Error) -> bool {
-    let is_busy = error.kind == Kind::Unavailable && error.why.contains(": busy: ");
-    matches!(operation, Operation::Set(Some(_))) && (error.kind == Kind::Full || is_busy)
 }
 
 async fn ask_majority(
@@ -798,8 +799,10 @@ impl Trouble<'_> {
         // What a dying client leaves open, and what was asked of a failed node, is nobody's fault.
         let fair =
             (tally.done + tally.refused + tally.unknown).saturating_sub(blameless + full + dead);
+        // During a change a small node holds keys of two rings: a few sets wait for memory to the end.
+        let busy = world.busy.get().min(tally.done / 10);
         let wanted = match size {
-            _ if world.resizes && !world.harsh => fair * 97 / 100,
+            _ if world.resizes && !world.harsh => fair.saturating_sub(busy) * 97 / 100,
             _ if world.resizes => 30,
             1 => fair,
             2 => 10,

@@ -1,8 +1,8 @@
-//! # Exercise 4: compare and set (20 minutes)
+//! # Exercise 4: compare and set (30 minutes)
 //!
-//! Two clients want the last cup: *if tea is green, make it mine*. kv54 has no such method, so
-//! they build it from a get and a set ([`Cas`]). Be the network: let both be told that they have
-//! the cup, `yours` last, and after that a get says mine.
+//! Two clients want the last cup: *if tea is green, make it mine*. They build it from a get and a
+//! set ([`Cas`]). Be the network: let both be told that they have the cup, `yours` last, and after
+//! that a get says mine.
 //!
 //! Hint: what does a client know when its get is answered: how tea is, or how tea was? And which
 //! of two sets stays: the one that is answered last, or the one with the higher stamp?
@@ -14,6 +14,14 @@
 //! the other, and the third is down? Write what a client is told ([`has_the_cup`]).
 //!
 //! Hint: whom may the third replica have answered before it went down?
+//!
+//! So who must compare, and when? Let there be rounds, each of one client, in two phases. In the
+//! first phase replicas promise to take nothing of a lower round any more, and each says what it
+//! took last: of which round, and who gets the cup. In the second phase they take what the client
+//! makes of that. When two of three have taken it, it is decided. The promises of two are here,
+//! and you write who gets the cup in the second phase of my round ([`who_gets_it`]).
+//!
+//! Hint: it may be decided already. Which of the two replicas that decided it do you hear?
 
 use crate::tea::{ALICE, BOB, ERIN, Entry, Tea};
 
@@ -31,6 +39,16 @@ fn schedule(tea: &mut Tea, mine: &mut Cas, yours: &mut Cas) {
 #[cfg(not(feature = "solutions"))]
 fn has_the_cup(yes: u32, no: u32) -> Option<bool> {
     (yes + no > 0).then_some(yes > no)
+}
+
+/// Yours: who gets the cup in my round, by what two replicas have said: in which lower round each
+/// took something last, and who gets the cup there.
+#[cfg(not(feature = "solutions"))]
+fn who_gets_it(said: [Option<(u32, &'static str)>; 2]) -> &'static str {
+    match said {
+        [Some((_, name)), _] => name,
+        _ => "mine",
+    }
 }
 
 /// Compare and set, as a client would build it: two steps, and the network between them.
@@ -97,6 +115,36 @@ fn exercise_4_one_yes_each() {
     }
 }
 
+#[test]
+#[cfg_attr(not(feature = "solutions"), ignore = "exercise 4: two phases")]
+fn exercise_4_two_phases() {
+    let took = |round, name| Some((round, name));
+    // What each of the three replicas took last, and what two of them have decided.
+    let worlds = [
+        ([took(1, "yours"), took(1, "yours"), None], "yours"),
+        ([took(1, "mine"), took(1, "mine"), None], "mine"),
+        ([took(2, "yours"), took(2, "yours"), None], "yours"),
+        (
+            [took(1, "mine"), took(2, "yours"), took(2, "yours")],
+            "yours",
+        ),
+        ([took(1, "yours"), took(2, "mine"), took(2, "mine")], "mine"),
+        (
+            [took(1, "yours"), took(1, "yours"), took(2, "yours")],
+            "yours",
+        ),
+    ];
+    for (took, decided) in worlds {
+        for [one, other] in [[0, 1], [1, 0], [0, 2], [2, 0], [1, 2], [2, 1]] {
+            let said = [took[one], took[other]];
+            let world = format!("taken: {took:?}; said to you: {said:?}");
+            assert_eq!(who_gets_it(said), decided, "{world}");
+        }
+    }
+    let free = who_gets_it([None, None]);
+    assert_eq!(free, "mine", "nothing was taken: your round may decide");
+}
+
 /// The replicas in a set.
 fn names(set: u32) -> String {
     let all = [(1, "erin"), (2, "alice"), (4, "bob")].into_iter();
@@ -108,4 +156,4 @@ fn names(set: u32) -> String {
 #[path = "solutions/4_compare_and_set.rs"]
 mod solution;
 #[cfg(feature = "solutions")]
-use solution::{has_the_cup, schedule};
+use solution::{has_the_cup, schedule, who_gets_it};

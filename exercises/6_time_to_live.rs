@@ -32,7 +32,11 @@ fn until(entry: &Entry) -> Option<u64> {
 #[cfg_attr(not(feature = "solutions"), ignore = "exercise 6: a time to live")]
 fn exercise_6() {
     for writer in [0, 54, u64::MAX / 2, u64::MAX - 2] {
-        let stamp = |counter, writer| Stamp { counter, writer };
+        let stamp = |counter, writer| Stamp {
+            counter,
+            writer,
+            ballot: 0,
+        };
         let old = Entry {
             stamp: stamp(9, writer),
             value: Packed::of(vec![Value::from(1_000), "green".into()]),

@@ -1,10 +1,10 @@
 //! Exercises, from easy to hard. Each file asks a question, has a place for your answer, which
 //! is a wrong one until you change it, and a test that waits for you:
 //!
-//! `cargo exercise 1`
+//! `cargo exercise 1`, and `cargo exercise ten` (1 would find a test with 10 in its name as well)
 //!
-//! In 3, 4, 5, 7 and 9 you are the network: [`tea`] has three replicas, [`rings`] two rings, and
-//! nothing arrives before you say so. Every exercise has an answer in `solutions/`, which the
+//! In 3, 4, 5, 7, 9 and 10 you are the network: [`tea`] has three replicas, [`rings`] two rings,
+//! and nothing arrives before you say so. Every exercise has an answer in `solutions/`, which the
 //! project's own checks turn on with `--features solutions`. Look there last.
 #![allow(
     unreachable_pub,
@@ -42,3 +42,6 @@ mod crash_vectors;
 
 #[path = "9_two_rings.rs"]
 mod two_rings;
+
+#[path = "10_two_proposers.rs"]
+mod two_proposers;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use kv54::cluster::Cluster;
 pub use kv54::entry::Entry;
 use kv54::entry::{Packed, Stamp};
-use kv54::store::Store;
+use kv54::store::{Promise, Store};
 
 /// Tea's owner.
 pub const ERIN: usize = 4;
@@ -18,6 +18,7 @@ pub const ALICE: usize = 0;
 pub const BOB: usize = 1;
 
 /// Tea's replicas.
+#[allow(clippy::struct_excessive_bools)] // each is a rule that an exercise breaks
 pub struct Tea {
     stores: BTreeMap<usize, Store>,
     answered: BTreeMap<Stamp, BTreeSet<usize>>,
@@ -25,6 +26,8 @@ pub struct Tea {
     pub repairs: bool,
     /// Whether [`collect`](Tea::collect) does something, which it does not in kv54.
     pub collects: bool,
+    /// Whether a replica keeps what it has promised to a swap, as kv54's do.
+    pub promises: bool,
     /// Whether a restarted replica lets two windows pass before it reads, as kv54's do.
     pub waits: bool,
     /// How often a replica has lost its memory.
@@ -42,6 +45,7 @@ impl Tea {
             answered: BTreeMap::new(),
             repairs: true,
             collects: true,
+            promises: true,
             waits: true,
             restarts: 0,
             log: Vec::new(),
@@ -79,13 +83,37 @@ impl Tea {
         }
     }
 
+    /// The first half of a swap at this replica, which promises to keep no value of a swap with a lower
+    /// ballot, and says what it has. `None`: it has promised as much already.
+    pub fn promise(&self, at: usize, ballot: u64) -> Option<Entry> {
+        if !self.promises {
+            return Some(self.load(at));
+        }
+        match self.stores[&at]
+            .at(0)
+            .promise(b"tea", ballot, false)
+            .unwrap()
+        {
+            Promise::Given(entry) => Some(entry),
+            Promise::Refused(_) => None,
+        }
+    }
+
+    /// The second half: the swap's value reaches these two. Whether both took it.
+    pub fn accept(&self, reached: [usize; 2], entry: &Entry) -> bool {
+        assert_ne!(reached[0], reached[1], "two different replicas");
+        reached.map(|at| self.keep(at, entry)) == [true, true]
+    }
+
     /// A whole get that asks these two.
     pub fn get(&mut self, asked: [usize; 2]) -> String {
         let newest = self.newest(asked);
-        for at in asked.into_iter().filter(|_| self.repairs) {
-            self.keep(at, &newest);
-        }
-        let said = said(&newest).unwrap_or("nothing".to_owned());
+        let mut repaired = asked.into_iter().filter(|_| self.repairs);
+        let said = if repaired.all(|at| self.keep(at, &newest)) {
+            said(&newest).unwrap_or("nothing".to_owned())
+        } else {
+            "refused, a swap has a promise".to_owned() // kv54's get would finish by a swap
+        };
         self.log.push(format!("get: {said}"));
         said
     }
@@ -141,13 +169,13 @@ impl Tea {
         }
     }
 
-    fn keep(&self, at: usize, entry: &Entry) {
-        if entry.stamp != Stamp::default() {
-            self.stores[&at]
-                .at(0)
-                .store(b"tea", entry.borrow())
-                .unwrap();
+    /// Whether this replica takes an entry. It refuses only what a promise forbids.
+    fn keep(&self, at: usize, entry: &Entry) -> bool {
+        if entry.stamp == Stamp::default() {
+            return true;
         }
+        let kept = self.stores[&at].at(0).store(b"tea", entry.borrow());
+        kept.is_ok() || !self.promises
     }
 }
 

@@ -1,3 +1,4 @@
 //! What the essay did not have. Each file is a capability of its own, which the rest does not know.
 
 pub mod rings;
+pub mod swap;

@@ -25,13 +25,16 @@ use crate::replicas::Replicas;
 use crate::rpc::tls;
 
 mod bench;
+mod cas;
 mod completions;
 mod export;
 mod import;
+mod incr;
 mod keys;
 mod line;
 mod list;
 mod locate;
+mod lock;
 mod resize;
 mod serve;
 mod status;
@@ -49,7 +52,7 @@ mod text;
 
 Exit codes:
   0  done (status: every node is ready)
-  1  the key is absent (get); every node is ready, but writes may be gone (status)
+  1  the key is absent (get); another value is there (cas); every node is ready, but writes may be gone (status)
   2  wrong usage or configuration; wrong-ring, too-large, bad-request
   3  no majority, unreachable, timed out, full; not complete (export, keys); not all ready (status)")]
 pub struct Cli {
@@ -65,7 +68,7 @@ struct Options {
     #[arg(long, global = true, value_name = "FILE", hide_env_values = true)]
     #[arg(env = unless_empty("KV54_CONFIG"), default_value = "cluster.toml")]
     config: PathBuf,
-    /// How long kv54 goes on trying an operation [default: 5s; status --wait: no limit]. With
+    /// How long kv54 goes on trying an operation [default: 5s; status --wait, lock: no limit]. With
     /// --via, how long it waits for the answer: the node itself goes on trying for 5s
     #[arg(long, global = true, value_name = "TIME", value_parser = timeout)]
     timeout: Option<Duration>,
@@ -84,6 +87,9 @@ enum Command {
     Get(keys::Get),
     #[command(alias = "del")]
     Delete(keys::Delete),
+    Cas(cas::Cas),
+    Incr(incr::Incr),
+    Lock(lock::Lock),
     Where(locate::Where),
     Keys(list::Keys),
     Status(status::Show),
@@ -140,6 +146,9 @@ impl Cli {
             Command::Set(set) => set.run(options).await,
             Command::Get(get) => get.run(options).await,
             Command::Delete(delete) => delete.run(options).await,
+            Command::Cas(cas) => cas.run(options).await,
+            Command::Incr(incr) => incr.run(options).await,
+            Command::Lock(lock) => lock.run(options).await,
             Command::Where(locate) => locate.run(options).await,
             Command::Keys(list) => list.run(options).await,
             Command::Status(show) => show.run(options).await,

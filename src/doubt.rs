@@ -7,7 +7,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::cluster::Cluster;
 use crate::error::Error;
-use crate::replicas::Source;
+use crate::replicas::{Replicas, Source};
 use crate::status::Status;
 use crate::store::Replica;
 
@@ -20,11 +20,19 @@ pub(crate) struct Neighbour<'a> {
     /// Its other nodes, by their places, and the fingerprints that they tell. None tells that of a new ring
     /// while the old one is asked too.
     pub others: &'a [(Source, Option<u32>)],
+    /// Asks a majority, which the node itself need not belong to.
+    pub coordinator: &'a Replicas,
     /// The place of the other one.
     pub place: usize,
 }
 
 impl Neighbour<'_> {
+    /// Whether it is one of the old ring, or of the only one.
+    pub(crate) fn is_of_the_old_ring(&self) -> bool {
+        let told = self.others.get(self.place).and_then(|(_, told)| *told);
+        told.is_some()
+    }
+
     /// Asks it how it is, and doubts each part of which two replicas are not ready at the
     /// same time. At a first start this is so for all parts: what has no entry yet is not doubted.
     pub(crate) async fn look(&self) -> Result<Status, Error> {

@@ -1,5 +1,5 @@
 //! What is written under a key: a value, and the stamp that orders writes. Here is also their
-//! one wire form, `[counter, writer, value]`.
+//! one wire form, `[counter, writer, value]`, or `[counter, writer, value, ballot]` after a swap.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -15,13 +15,15 @@ use crate::sabotage::{Bug, planted};
 /// Where the epoch begins in a counter, which has 63 bits.
 const EPOCH: u32 = 37;
 
-/// When a write happened, in an order that all nodes agree on: by counter, then by writer.
+/// When a write happened, in an order that all nodes agree on: by counter, by writer, by ballot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stamp {
     /// One more than the highest that the writer saw at a majority.
     pub counter: u64,
     /// Drawn at random for each write: no two writes share a stamp.
     pub writer: u64,
+    /// Of the swaps that build on this write, the latest; 0 is the write itself.
+    pub ballot: u64,
 }
 
 impl Stamp {
@@ -29,6 +31,7 @@ impl Stamp {
     pub const MAX: Stamp = Stamp {
         counter: u64::MAX,
         writer: u64::MAX,
+        ballot: u64::MAX,
     };
 
     /// What a set names as known. It needs no value, and says in the writer's place how many
@@ -62,6 +65,28 @@ impl Stamp {
         self.counter & 1 << (EPOCH - 1) != 0
     }
 
+    /// What swaps build on where nothing is that was written in this epoch: below all its writes,
+    /// and the same for everybody.
+    pub fn nothing(epoch: u64) -> Stamp {
+        let counter = epoch << EPOCH;
+        Stamp {
+            counter,
+            ..Stamp::default()
+        }
+    }
+
+    /// The set or delete on which a swap builds.
+    #[must_use]
+    pub fn base(self) -> Stamp {
+        Stamp { ballot: 0, ..self }
+    }
+
+    /// The same write after a swap with this ballot.
+    #[must_use]
+    pub fn swapped(self, ballot: u64) -> Stamp {
+        Stamp { ballot, ..self }
+    }
+
     /// A new write of this value, over what has this stamp.
     #[must_use]
     pub fn newer<V>(self, value: V) -> Entry<V> {
@@ -70,7 +95,11 @@ impl Stamp {
             true => 0,
             false => fastrand::u64(..),
         };
-        let stamp = Stamp { counter, writer };
+        let stamp = Stamp {
+            counter,
+            writer,
+            ballot: 0,
+        };
         Entry { stamp, value }
     }
 
@@ -80,6 +109,14 @@ impl Stamp {
         let mut out = Encoded::from_slice(&[0x90 | values]);
         out.extend_from_slice(&encode_numbers([self.counter, self.writer]));
         out
+    }
+
+    /// What stands before and behind the value in an entry.
+    pub fn around(self) -> [Encoded; 2] {
+        match self.ballot {
+            0 => [self.begin(3), Encoded::new()],
+            ballot => [self.begin(4), encode_numbers([ballot])],
+        }
     }
 }
 
@@ -169,6 +206,22 @@ impl<V> Entry<V> {
     }
 }
 
+impl Entry<&[u8]> {
+    /// The same in memory of its own.
+    pub fn to_owned(self) -> Entry {
+        let (stamp, value) = (self.stamp, self.value.into());
+        Entry { stamp, value }
+    }
+}
+
+impl<'a> Entry<&'a Packed> {
+    /// The same, borrowed from where it is kept.
+    pub fn borrow(self) -> Entry<&'a [u8]> {
+        let (stamp, value): (_, &[u8]) = (self.stamp, self.value);
+        Entry { stamp, value }
+    }
+}
+
 impl Entry {
     /// The same, borrowed.
     pub fn borrow(&self) -> Entry<&[u8]> {
@@ -184,18 +237,36 @@ impl From<Loaded> for Answer {
     fn from(Entry { stamp, value }: Loaded) -> Self {
         match value {
             None => stamp.begin(2).into(),
-            Some(value) => value.after(stamp.begin(3)),
+            Some(value) => Entry { stamp, value }.into(),
         }
     }
 }
 
-/// Reads `[counter, writer]`, or `[counter, writer, value]`.
+impl From<Entry> for Answer {
+    fn from(Entry { stamp, value }: Entry) -> Self {
+        let [mut made, end] = stamp.around();
+        if end.is_empty() {
+            return value.after(made);
+        }
+        made.extend_from_slice(&value); // an answer ends with the value that it shares
+        made.extend_from_slice(&end);
+        made.into()
+    }
+}
+
+/// Reads `[counter, writer]`, `[counter, writer, value]` or `[counter, writer, value, ballot]`.
 fn read(bytes: &[u8]) -> Result<(Stamp, Option<&[u8]>), Error> {
     let items = codec::items(bytes).unwrap_or_default();
     let number = |at: usize| codec::number(items.get(at)?);
-    match (items.len(), number(0), number(1)) {
-        (2 | 3, Some(counter), Some(writer)) => {
-            Ok((Stamp { counter, writer }, items.get(2).copied()))
+    let ballot = items.get(3).map_or(Some(0), |ballot| codec::number(ballot));
+    match (items.len(), number(0), number(1), ballot) {
+        (2..=4, Some(counter), Some(writer), Some(ballot)) => {
+            let stamp = Stamp {
+                counter,
+                writer,
+                ballot,
+            };
+            Ok((stamp, items.get(2).copied()))
         }
         _ => Err(odd()),
     }
@@ -203,7 +274,8 @@ fn read(bytes: &[u8]) -> Result<(Stamp, Option<&[u8]>), Error> {
 
 fn odd() -> Error {
     Error::bad_request(
-        "a stamp is [counter, writer], both from 0 to 2^64-1, an entry [counter, writer, value]",
+        "a stamp is [counter, writer], an entry [counter, writer, value] or [counter, writer, value, ballot], \
+         numbers from 0 to 2^64-1",
     )
 }
 

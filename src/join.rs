@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::cluster::{Cluster, State};
+use crate::cluster::Cluster;
 use crate::doubt::Neighbour;
 use crate::entry::{Entry, Stamp, entry, key};
 use crate::error::{Error, Kind};
@@ -38,7 +38,7 @@ const REPORT: Duration = Duration::from_secs(5);
 pub async fn join(store: &Store, replicas: &Replicas) {
     // No majority counts on what is read here: the window does not bound it.
     let patience = replicas.cluster().limits.window.max(SILENCE);
-    let replicas = &replicas.apart(patience);
+    let (coordinator, replicas) = (replicas, &replicas.apart(patience));
     tokio::join!(report(store, replicas), async {
         hear(store, replicas).await;
         loop {
@@ -46,7 +46,7 @@ pub async fn join(store: &Store, replicas: &Replicas) {
             tokio::select! {
                 biased;
                 () = moved => {}
-                () = follow(store, replicas) => {}
+                () = follow(store, replicas, coordinator) => {}
             }
         }
     });
@@ -86,7 +86,7 @@ async fn hear(store: &Store, replicas: &Replicas) {
 }
 
 /// Catches up with every neighbour, in each ring that is asked.
-async fn follow(store: &Store, replicas: &Replicas) {
+async fn follow(store: &Store, replicas: &Replicas, coordinator: &Replicas) {
     let state = replicas.state();
     // A write that was answered with the help of this node's former memory was begun before
     // it stopped. Two windows later every replica that was told of it has it, or it was given up.
@@ -95,46 +95,43 @@ async fn follow(store: &Store, replicas: &Replicas) {
         true => Duration::ZERO,
     };
     let rings = state.rings().enumerate();
-    join_all(rings.map(|(ring, cluster)| follow_in(store, replicas, &state, ring, cluster, wait)))
-        .await;
+    let followed = rings.map(async |(ring, cluster)| {
+        let own = &store.at(ring);
+        let others = cluster.nodes().iter().enumerate().map(|(place, node)| {
+            let told = (ring == 0).then(|| state.fingerprint(0, &node.name));
+            Ok::<_, Error>((replicas.source(ring, place)?, told))
+        });
+        let Ok(others) = others.collect::<Result<Vec<_>, _>>() else {
+            return; // the ring has changed again
+        };
+        let shared = own.shared();
+        let followed = shared.iter().map(async |(place, parts)| {
+            let (place, others) = (*place, &*others);
+            let at = Neighbour {
+                own,
+                cluster,
+                others,
+                coordinator,
+                place,
+            };
+            follow_neighbour(store, &at, parts, store.started + wait).await;
+        });
+        join_all(followed).await;
+    });
+    join_all(followed).await;
     std::future::pending::<()>().await;
 }
 
-/// The same in one ring.
-async fn follow_in(
-    store: &Store,
-    replicas: &Replicas,
-    state: &State,
-    ring: usize,
-    cluster: &Cluster,
-    wait: Duration,
-) {
-    let own = &store.at(ring);
-    let others = cluster.nodes().iter().enumerate().map(|(place, node)| {
-        let told = (ring == 0).then(|| state.fingerprint(0, &node.name));
-        Ok::<_, Error>((replicas.source(ring, place)?, told))
-    });
-    let Ok(others) = &others.collect::<Result<Vec<_>, _>>() else {
-        return; // the ring has changed again
-    };
-    let shared = own.shared();
-    let followed = shared.iter().map(async |(place, parts)| {
-        let at = Neighbour {
-            own,
-            cluster,
-            others,
-            place: *place,
-        };
-        if *place == own.place() {
-            return be_alone(store, &at, parts, store.started + wait).await;
-        }
-        look_until(store.started + wait, &at).await;
-        catch_up(store, &at, parts).await;
-        if ring == 0 {
-            compare(store, &at, parts).await;
-        }
-    });
-    join_all(followed).await;
+/// The same with one neighbour in one ring.
+async fn follow_neighbour(store: &Store, at: &Neighbour<'_>, parts: &[usize], until: Instant) {
+    if at.place == at.own.place() {
+        return be_alone(store, at, parts, until).await;
+    }
+    look_until(until, at).await;
+    catch_up(store, at, parts).await;
+    if at.is_of_the_old_ring() {
+        compare(store, at, parts).await;
+    }
 }
 
 /// A node that is alone in its ring has no others to read, and waits all the same.
@@ -213,7 +210,13 @@ async fn catch_up(store: &Store, at: &Neighbour<'_>, parts: &[usize]) {
             }
         }
         at.look_around(part).await;
-        at.own.mark_read(part, at.place);
+        while !at.own.mark_read(part, at.place) {
+            if let Err(error) = settle(at, part).await {
+                let remark = remark(at.cluster, name, &error);
+                store.note_reading(name, Some(remark));
+                sleep(RETRY).await;
+            }
+        }
     }
 }
 
@@ -237,7 +240,11 @@ async fn compare(store: &Store, at: &Neighbour<'_>, parts: &[usize]) {
             // Writes in flight make digests differ for a moment, so one look is not enough. If
             // reading the part changes nothing, reading it once more will not either.
             if pair[0] != pair[1] && times == 2 {
-                match read(store, at, part).await {
+                let repaired = match read(store, at, part).await {
+                    Ok(()) => settle(at, part).await,
+                    failed => failed,
+                };
+                match repaired {
                     // Failed, not refused: the next look that is the same reads again.
                     Err(error) if !error.kind.is_refusal() => drop(looks.insert(part, (pair, 1))),
                     Err(error) => log::warn!("cannot repair: {error}"),
@@ -269,6 +276,40 @@ async fn read(store: &Store, at: &Neighbour<'_>, part: usize) -> Result<(), Erro
     Ok(())
 }
 
+/// Keeps what swaps have left at neighbours and this node could not accept: no majority may have it. A
+/// get has one say what is there, and what all other replicas have then can be copied.
+async fn settle(at: &Neighbour<'_>, part: usize) -> Result<(), Error> {
+    for (key, found) in at.own.unsettled(part)? {
+        let others = at.cluster.replicas(part);
+        let others = others.filter(|place| *place != at.own.place());
+        let sources: Vec<&Source> = others
+            .filter_map(|place| Some(&at.others.get(place)?.0))
+            .collect();
+        if sources.len() > 1 {
+            let _ = at.coordinator.of(&key)?.get().await; // the answers below tell whether it was enough
+        }
+        let encoded = codec::encode_bytes(&key);
+        let params: [&[u8]; 1] = [&encoded];
+        let loads = sources.iter().map(|source| source.ask("load", &params));
+        let mut copies = Vec::new();
+        for answer in join_all(loads).await {
+            match answer {
+                Ok(answer) => copies.push(entry(&answer)?.to_owned()),
+                Err(error) if error.kind == Kind::Joining => {} // it has lost its memory, too
+                Err(error) => return Err(error),
+            }
+        }
+        let newest = copies.iter().max_by_key(|copy| copy.stamp);
+        let newest = newest.unwrap_or(&found);
+        if copies.iter().any(|copy| copy.stamp != newest.stamp) {
+            let why = "a swap is not settled yet";
+            return Err(Error::new(Kind::Unavailable, why));
+        }
+        at.own.settle(&key, newest.borrow())?;
+    }
+    Ok(())
+}
+
 /// Why a node cannot be read or heard, for those who know its address.
 fn remark(cluster: &Cluster, name: &str, error: &Error) -> String {
     match cluster.node(name) {
@@ -292,8 +333,8 @@ async fn read_on(store: &Store, at: &Neighbour<'_>, scan: &mut Scan) -> Result<(
             break;
         };
         let took = asked.elapsed();
-        for (key, entry) in entries(&page)? {
-            at.own.store(key, entry)?;
+        for (key, entry, promised) in entries(&page)? {
+            at.own.take_over(key, entry, promised)?;
         }
         // A neighbour that takes far longer than it could is busy with its guests: they go first.
         let kilobytes = u32::try_from(page.len().max(MIN_PAGE) >> 10).unwrap_or(u32::MAX);
@@ -317,8 +358,8 @@ pub struct Scan {
     pub cursor: Option<u64>,
 }
 
-/// A key and its entry, as they lie in a page.
-pub type Pair<'a> = (&'a [u8], Entry<&'a [u8]>);
+/// A key, its entry and the highest ballot that is promised for it, as they lie in a page.
+pub type Kept<'a> = (&'a [u8], Entry<&'a [u8]>, u64);
 
 impl Scan {
     /// Begins before the first page, at a node of the ring as it is now.
@@ -407,16 +448,22 @@ impl Scan {
 }
 
 /// The keys and entries of a page.
-pub fn entries(page: &[u8]) -> Result<Vec<Pair<'_>>, Error> {
+pub fn entries(page: &[u8]) -> Result<Vec<Kept<'_>>, Error> {
     let entries = codec::items(page).and_then(|page| codec::items(page.last()?));
     let pairs = entries.ok_or_else(odd)?.into_iter();
     let pairs = pairs.map(|pair| match codec::items(pair).ok_or_else(odd)?[..] {
-        [name, kept] => Ok((key(name)?, entry(kept)?)),
+        [name, kept] => Ok((key(name)?, entry(kept)?, 0)),
+        [name, kept, promised] => {
+            let promised = codec::number(promised).ok_or_else(odd)?;
+            Ok((key(name)?, entry(kept)?, promised))
+        }
         _ => Err(odd()),
     });
     pairs.collect()
 }
 
 fn odd() -> Error {
-    Error::bad_request("a page is [start id, next cursor or nil, [[key, entry] …]]")
+    Error::bad_request(
+        "a page is [start id, next cursor or nil, [[key, entry, promised ballot or nothing] …]]",
+    )
 }

@@ -8,16 +8,27 @@ pub const METHODS: &str = "\
 | `get` | key | the value; nil where the key is absent |
 | `set` | key, value | nil |
 | `delete` | key | nil, also where the key was absent |
-| `load` | ring, key, known stamp (optional) | [counter, writer, value]; [counter, writer] alone where the known stamp is as new |
-| `store` | ring, key, [counter, writer, value] | nil, whether the entry was newer or not |
-| `scan` | ring, part, cursor, most bytes (optional) | [start id, next cursor or nil, [[key, [counter, writer, value]] …]] |
+| `cas` | key, expected, new, `true` (optional) | [true, nil]; [false, the value] where it is not the expected one. nil is an absent key. With `true` this node does it itself |
+| `incr` | key, by (optional, 1), `true` (optional) | the new value; absent is 0 |
+| `promise` | ring, key, ballot ([ballot] for a read) | [counter, writer, value, ballot], promised; the highest ballot alone where as much was promised before |
+| `load` | ring, key, known stamp (optional) | [counter, writer, value], and a swap's ballot behind it; [counter, writer] alone where the known stamp is as new |
+| `store` | ring, key, [counter, writer, value] or [counter, writer, value, ballot] | nil, whether the entry was newer or not; `busy:` if a higher ballot was promised |
+| `scan` | ring, part, cursor, most bytes (optional) | [start id, next cursor or nil, [[key, [counter, writer, value], promised ballot (or nothing)] …]] |
 | `status` | none | a map: how this node is |
 | `ring` | how the ring is for the asker (optional) | a map: how the ring is for this node |
 | `acknowledge` | none | nil: the node forgets its doubts |
 ";
 
 /// What nodes ask each other.
-pub const AMONG_NODES: [&str; 6] = ["load", "store", "scan", "status", "ring", "acknowledge"];
+pub const AMONG_NODES: [&str; 7] = [
+    "promise",
+    "load",
+    "store",
+    "scan",
+    "status",
+    "ring",
+    "acknowledge",
+];
 
 impl Error {
     /// The error of a method that does not exist, or does not take so many parameters.

@@ -29,7 +29,7 @@ impl Node {
     /// that it waits before it joins begins with the store.
     pub fn new(store: Arc<Store>, timeout: Duration, dial: &Dial) -> Arc<Self> {
         let replicas = Replicas::at_home(&store, timeout, dial);
-        let client = Client { replicas };
+        let client = Arc::new(Client { replicas });
         Arc::new(Node { store, client })
     }
 

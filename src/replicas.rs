@@ -5,6 +5,8 @@
 
 mod attempt;
 mod nodes;
+mod swap;
+mod turns;
 
 use std::future;
 use std::sync::{Arc, Mutex};
@@ -26,6 +28,9 @@ use nodes::{At, View};
 
 pub(crate) use attempt::said;
 pub use nodes::{Replicas, Source};
+pub use swap::Change;
+pub use turns::Swapped;
+pub(crate) use turns::Waiting;
 
 /// Between two attempts of one operation.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -52,6 +57,19 @@ pub struct Newest {
     pub entry: Entry,
     /// Whether every replica of the majority had it.
     pub agreed: bool,
+}
+
+impl Newest {
+    fn of(answers: Few<Loaded>) -> Result<Self, Error> {
+        let stamp = highest(&answers);
+        let agreed = answers.iter().all(|answer| answer.stamp == stamp);
+        let mut newest = answers.into_iter().filter(|answer| answer.stamp == stamp);
+        let value = newest.find_map(|answer| answer.value);
+        let left_out = || Error::new(Kind::Unavailable, "a replica left the value out");
+        let value = value.ok_or_else(left_out)?;
+        let entry = Entry { stamp, value };
+        Ok(Newest { entry, agreed })
+    }
 }
 
 /// Why there is no majority.
@@ -81,6 +99,7 @@ struct Phase<'a> {
     opened: Instant, // the window; before the first question
     is_store: bool,
     asks_all: bool, // at once; else as few as are needed
+    is_once: bool,  // a swap makes its next attempt itself
 }
 
 /// A list of up to three, without an allocation.
@@ -92,6 +111,15 @@ type Attempts<'a, T> = SmallVec<[Attempt<'a, T>; 1]>;
 impl Replicas {
     /// Begins an operation on a key.
     pub fn of<'a>(&'a self, key: &'a [u8]) -> Result<Operation<'a>, Error> {
+        self.of_within(key, self.timeout)
+    }
+
+    /// The same, with less time than usual.
+    pub(crate) fn of_within<'a>(
+        &'a self,
+        key: &'a [u8],
+        timeout: Duration,
+    ) -> Result<Operation<'a>, Error> {
         check_key(key)?;
         let begun = Instant::now();
         Ok(Operation {
@@ -100,7 +128,7 @@ impl Replicas {
             encoded_key: encode_bytes(key),
             view: Mutex::new(self.view()),
             begun,
-            deadline: begun + self.timeout,
+            deadline: begun + timeout,
         })
     }
 }
@@ -108,15 +136,7 @@ impl Replicas {
 impl Operation<'_> {
     /// The newest entry that a majority has, and whether all of it has it.
     pub async fn load(&self) -> Result<Newest, Error> {
-        let answers = self.load_above(None, false).await?;
-        let stamp = highest(&answers);
-        let agreed = answers.iter().all(|answer| answer.stamp == stamp);
-        let mut newest = answers.into_iter().filter(|answer| answer.stamp == stamp);
-        let value = newest.find_map(|answer| answer.value);
-        let left_out = || Error::new(Kind::Unavailable, "a replica left the value out");
-        let value = value.ok_or_else(left_out)?;
-        let entry = Entry { stamp, value };
-        Ok(Newest { entry, agreed })
+        Newest::of(self.load_above(None, false).await?)
     }
 
     /// The highest stamp that a majority has, for a set of this value. Refused with `full:` if one
@@ -144,7 +164,7 @@ impl Operation<'_> {
             let is_all = target == AllRings || planted(Bug::SetWaitsForOldRingAlone);
             match self.store_in(&view, target, entry, &mut taken).await {
                 Ok(()) if is_all => return Ok(()),
-                Ok(()) => return self.take_along(&chosen).await,
+                Ok(()) => return self.take_along(&chosen, entry.stamp).await,
                 Err(Failed::For(error)) => return Err(error),
                 Err(Failed::RingChanged) if taken && !planted(Bug::NewStampAfterChange) => {
                     view = self.replicas.view();
@@ -162,9 +182,16 @@ impl Operation<'_> {
         }
     }
 
-    /// A get takes what the old ring has to the new one, or what is newer there, while both are asked.
-    async fn take_along(&self, chosen: &View) -> Result<(), Error> {
-        self.get().await.map_err(Error::of_a_write)?;
+    /// Takes what the old ring has to the new one, or what is newer there, while both are asked.
+    async fn take_along(&self, chosen: &View, stamp: Stamp) -> Result<(), Error> {
+        let newest = self.load().await.map_err(Error::of_a_write)?;
+        let nothing = Stamp::nothing(self.loaded_under().state.epoch());
+        let is_hidden = newest.entry.stamp.base() == nothing && stamp < nothing;
+        if is_hidden && !planted(Bug::HiddenSetAnswered) {
+            let why = "the ring has changed, and a swap has not found it there";
+            return Err(self.error(Kind::UnknownOutcome, why));
+        }
+        self.repair(newest).await.map_err(Error::of_a_write)?;
         match target(&self.loaded_under(), chosen) {
             Some(OldRing) => Ok(()),
             _ if planted(Bug::SetAnsweredAfterChange) => Ok(()),
@@ -189,6 +216,11 @@ impl Operation<'_> {
             let entry = newest.entry.borrow();
             match self.store_in(&view, target, entry, &mut false).await {
                 Ok(()) => newest.agreed = true,
+                // A swap has a higher promise: only another one can say what is there.
+                Err(Failed::For(error)) if error.kind == Kind::Busy => {
+                    let (entry, agreed) = (Box::pin(self.read_by_swap()).await?, true);
+                    return Ok(Newest { entry, agreed });
+                }
                 Err(Failed::RingChanged) => newest = self.load().await?,
                 Err(Failed::For(error)) => return Err(error.of_read()),
             }
@@ -197,7 +229,7 @@ impl Operation<'_> {
     }
 
     /// What a get answers.
-    async fn get(&self) -> Result<Newest, Error> {
+    pub(crate) async fn get(&self) -> Result<Newest, Error> {
         self.repair(self.load().await?).await
     }
 
@@ -215,11 +247,6 @@ impl Operation<'_> {
         entry: Entry<&[u8]>,
         taken: &mut bool,
     ) -> Result<(), Failed> {
-        let stamp = entry.stamp.begin(3);
-        let ask = |at| match self.own_store_at(view, at) {
-            Some(store) => Sent::Answered(store.keep(self.key, entry)),
-            None => self.send(view, at, "store", [&stamp, entry.value]),
-        };
         let phase = Phase {
             view,
             rings: match target {
@@ -229,6 +256,21 @@ impl Operation<'_> {
             opened: Instant::now(),
             is_store: true,
             asks_all: true,
+            is_once: false,
+        };
+        self.store_by(phase, entry, taken).await
+    }
+
+    async fn store_by(
+        &self,
+        phase: Phase<'_>,
+        entry: Entry<&[u8]>,
+        taken: &mut bool,
+    ) -> Result<(), Failed> {
+        let [begin, end] = entry.stamp.around();
+        let ask = |at| match self.own_store_at(phase.view, at) {
+            Some(store) => Sent::Answered(store.keep(self.key, entry)),
+            None => self.send(phase.view, at, "store", [&begin, entry.value, &end]),
         };
         let stored = self.majority(phase, |_| Ok(()), ask, taken).await;
         stored.map(drop)
@@ -249,7 +291,7 @@ impl Operation<'_> {
                     return Sent::Answered(own);
                 }
                 let told = told.map(|told| told.begin(2)).unwrap_or_default();
-                self.send(&view, at, "load", [&told, &[]])
+                self.send(&view, at, "load", [&told, &[], &[]])
             };
             let phase = Phase {
                 view: &view,
@@ -257,6 +299,7 @@ impl Operation<'_> {
                 opened,
                 is_store: false,
                 asks_all,
+                is_once: false,
             };
             match self.majority(phase, loaded, ask, &mut false).await {
                 Ok(answers) => return Ok(answers),
@@ -301,7 +344,8 @@ impl Operation<'_> {
                 return Err(Failed::RingChanged);
             }
             let hopeless = !told && attempts.iter().any(Attempt::is_hopeless);
-            if hopeless || Instant::now() + PAUSE + MIN_ATTEMPT >= self.deadline {
+            let is_last = phase.is_once || attempts.iter().any(Attempt::is_outbid);
+            if hopeless || is_last || self.is_late() {
                 return Err(self.no_majority(&attempts, hopeless, *taken).into());
             }
             kept = kept_across_windows(attempts);
@@ -310,6 +354,11 @@ impl Operation<'_> {
             }
             phase.opened = Instant::now();
         }
+    }
+
+    /// Whether there is no time left for another attempt.
+    fn is_late(&self) -> bool {
+        Instant::now() + PAUSE + MIN_ATTEMPT >= self.deadline
     }
 
     /// Opens a window in each ring that is asked.
@@ -391,14 +440,14 @@ impl Operation<'_> {
     }
 
     /// Sends one replica a question about the key. `rest` is the parameter that follows the key, in
-    /// two pieces; without the first there is none.
-    fn send<T>(&self, view: &View, at: At, method: &str, rest: [&[u8]; 2]) -> Sent<T> {
+    /// three pieces; without the first there is none.
+    fn send<T>(&self, view: &View, at: At, method: &str, rest: [&[u8]; 3]) -> Sent<T> {
         let (peer, ring) = match view.node(at) {
             Ok(node) => node,
             Err(error) => return Sent::Answered(Err(error)),
         };
         let params = 2 + u8::from(!rest[0].is_empty());
-        let pieces = [ring, &self.encoded_key, rest[0], rest[1]];
+        let pieces = [ring, &self.encoded_key, rest[0], rest[1], rest[2]];
         Sent::Awaited(peer.call_in_pieces(method, params, &pieces))
     }
 
@@ -410,7 +459,7 @@ impl Operation<'_> {
             let at = (refused.number, place);
             match self.own_store_at(view, at) {
                 Some(store) => drop(store.load(self.key, Some(nothing))),
-                None => drop(self.send::<()>(view, at, "load", [&nothing.begin(2), &[]])),
+                None => drop(self.send::<()>(view, at, "load", [&nothing.begin(2), &[], &[]])),
             }
         }
     }
@@ -438,6 +487,7 @@ impl Operation<'_> {
         let (copies, needed) = (cluster.copies(), cluster.majority());
         let why = format!("{answered} of {copies} replicas answered, {needed} needed ({said})");
         match taken {
+            _ if attempts.iter().any(Attempt::is_outbid) => self.error(Kind::Busy, &why),
             true => self.error(Kind::UnknownOutcome, &why),
             false => self.error(Kind::Unavailable, &why),
         }

@@ -50,6 +50,30 @@ pub enum Bug {
     ServesBeforeHearing,
     /// A node that has started takes its part of the new ring as read.
     StartingNodeTakesNewRingAsRead,
+    /// A replica accepts what a swap has left, whatever it has promised.
+    AcceptIgnoresPromises,
+    /// It does so where a newer set is there already.
+    SupersededIgnoresPromises,
+    /// A joining node promises and accepts.
+    JoiningNodePromises,
+    /// A joining node does not hear of promises.
+    PromisesNotCopied,
+    /// A joining node copies what a swap has left at one neighbour.
+    JoinerCopiesBallots,
+    /// A node that compares with its neighbours does so, whatever it has promised.
+    RepairIgnoresPromises,
+    /// A swap starts over, although what it has sent may be kept.
+    SwapAlwaysStartsOver,
+    /// A swap knows the last one alone of what it has sent.
+    LastOwnBallotAlone,
+    /// A swap says that the value is another one, although it has sent what may still be made.
+    NoWithoutAccept,
+    /// A swap builds on a write of before the change of the ring.
+    SwapBuildsOnOldEpoch,
+    /// A replica takes a write of before the change of the ring, whatever it has promised.
+    OldWriteIgnoresPromises,
+    /// A set is answered that met a change of the ring and that a swap has hidden.
+    HiddenSetAnswered,
     /// A node that sees two memories lost at once says nothing.
     DoubtsNeverNoted,
 }

@@ -11,7 +11,7 @@ pub struct Node {
     /// What it keeps.
     pub store: Arc<Store>,
     /// How it asks a majority of replicas, itself first.
-    pub client: Client,
+    pub client: Arc<Client>,
 }
 
 impl Service for Node {
@@ -20,6 +20,7 @@ impl Service for Node {
             ("get", [k]) => self.client.get(key(k)?).await?.into(),
             ("set", [k, value]) => self.client.set(key(k)?, value).await?.into(),
             ("delete", [k]) => self.client.delete(key(k)?).await?.into(),
+            ("cas" | "incr" | "promise", _) => self.swap(method, params).await?,
             ("load", [ring, k, known @ ..]) => {
                 self.store.on(ring)?.load(key(k)?, stamp(known)?)?.into()
             }

@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use crate::cluster::{Cluster, Limits, Rings, State};
-use crate::entry::{Entry, Loaded, Packed, Stamp, check_value, size};
+use crate::entry::{Entry, Loaded, Packed, Stamp, check_value, entry, size};
 use crate::error::{Error, Kind};
 use crate::rpc::codec::{self, Encoded, quoted};
 use crate::rpc::{Answer, lock};
@@ -26,6 +26,8 @@ use memory::{Memory, Refusal, Usage};
 
 /// What an entry takes beside its key and value, in bytes: its place in the map, and two allocations.
 pub(crate) const OVERHEAD: usize = 100;
+/// What a key takes beside that which was ever swapped, in bytes.
+const SWAPS: usize = 48;
 
 /// What one page of a scan takes, in bytes, unless its asker names another size.
 const PAGE: usize = 16 << 10;
@@ -51,6 +53,33 @@ pub struct Replica<'a> {
     ring: u64,
 }
 
+/// What a replica answers to a swap that asks for its promise.
+pub enum Promise {
+    /// It is given; this is what is kept.
+    Given(Entry),
+    /// As much is promised already: this ballot.
+    Refused(u64),
+}
+
+impl From<Promise> for Answer {
+    fn from(promise: Promise) -> Self {
+        match promise {
+            Promise::Given(entry) => entry.into(),
+            Promise::Refused(promised) => codec::encode_numbers([promised]).into(),
+        }
+    }
+}
+
+impl Promise {
+    /// Reads it.
+    pub fn read(bytes: &[u8]) -> Result<Self, Error> {
+        match codec::number(bytes) {
+            Some(promised) => Ok(Promise::Refused(promised)),
+            None => entry(bytes).map(|entry| Promise::Given(entry.to_owned())),
+        }
+    }
+}
+
 struct Kept {
     memory: Memory,
     epoch: u64,
@@ -64,7 +93,7 @@ struct Kept {
 }
 
 /// A short key lies beside its entry.
-type Key = SmallVec<[u8; 16]>;
+pub(crate) type Key = SmallVec<[u8; 16]>;
 
 impl Store {
     /// An empty store for the node at this place. It knows nothing of what the node may have
@@ -140,16 +169,10 @@ impl Replica<'_> {
         let (memory, held, _) = self.held(&mut kept)?;
         let held = &*held;
         let (number, part) = held.part(key, &self.store.name)?;
-        if !part.missing.is_empty() && !planted(Bug::JoiningAnswersLoad) {
-            let names: Vec<&str> = part
-                .missing
-                .keys()
-                .map(|place| held.cluster.name(*place))
-                .collect();
-            let why = format!("waiting for {}", names.join(", "));
-            return Err(Error::new(Kind::Joining, why));
+        if !planted(Bug::JoiningAnswersLoad) {
+            held.is_ready(part)?;
         }
-        let entry = part.entries.get(key);
+        let entry = part.find(key).map(|(_, entry)| entry);
         let stamp = entry.map_or(Stamp::default(), |entry| entry.stamp);
         let value = match known {
             Some(known) if known >= stamp => None,
@@ -157,7 +180,7 @@ impl Replica<'_> {
         };
         if let Some(bytes) = known.and_then(Stamp::bytes_to_set) {
             let added = match entry {
-                Some(old) => bytes.saturating_sub(size(&old.value)),
+                Some(old) => bytes.saturating_sub(size(old.value)),
                 None => bytes + key.len() + OVERHEAD,
             };
             let others = held
@@ -188,12 +211,41 @@ impl Replica<'_> {
         self.keep(key, entry)
     }
 
-    /// The same for a value that was checked before.
+    /// The same for a value that was checked before. What a swap has left is refused where another
+    /// swap has a higher promise, also if it is older than what is kept: else both could succeed.
     pub fn keep(&self, key: &[u8], entry: Entry<&[u8]>) -> Result<(), Error> {
         let mut kept = lock(&self.store.kept);
-        let (epoch, worn) = (kept.epoch, entry.stamp.is_worn());
-        let (memory, held, other) = self.held(&mut kept)?;
-        if entry.stamp.counter == 0 || entry.stamp.epoch() > epoch {
+        let (memory, held, _) = self.held(&mut kept)?;
+        let (number, part) = held.part(key, &self.store.name)?;
+        held.accepts(part, key, entry.stamp)?;
+        if entry.stamp.ballot > 0 {
+            memory.own.bytes += held.promise(number, key, entry.stamp.ballot);
+        }
+        self.keep_in(&mut kept, key, entry)
+    }
+
+    /// Keeps what a majority has.
+    pub fn settle(&self, key: &[u8], entry: Entry<&[u8]>) -> Result<(), Error> {
+        let mut kept = lock(&self.store.kept);
+        let (_, held, _) = self.held(&mut kept)?;
+        let number = held.part(key, &self.store.name)?.0;
+        if let Some(part) = held.parts.get_mut(&number) {
+            part.unsettled.remove(key);
+        }
+        self.copy(&mut kept, key, entry)
+    }
+
+    fn copy(&self, kept: &mut Kept, key: &[u8], entry: Entry<&[u8]>) -> Result<(), Error> {
+        match entry.stamp {
+            stamp if stamp == Stamp::default() => Ok(()), // nothing was ever there
+            _ => self.keep_in(kept, key, entry),
+        }
+    }
+
+    fn keep_in(&self, kept: &mut Kept, key: &[u8], entry: Entry<&[u8]>) -> Result<(), Error> {
+        let (epoch, stamp) = (kept.epoch, entry.stamp);
+        let (memory, held, other) = self.held(kept)?;
+        if (stamp.counter, stamp.ballot) == (0, 0) || stamp.epoch() > epoch {
             let why = format!(
                 "a stamp's counter is from 1 to {} now; kv54 resize --again begins anew",
                 Stamp::last(epoch)
@@ -201,17 +253,16 @@ impl Replica<'_> {
             return Err(Error::bad_request(why));
         }
         let (number, part) = held.part(key, &self.store.name)?;
-        let found = part.entries.get_full(key);
-        let (index, old) = found.map(|(index, _, old)| (index, old)).unzip();
-        if old.is_some_and(|old| old.stamp >= entry.stamp) && !planted(Bug::OldEntryReplacesNew) {
+        let (index, old) = part.find(key).unzip();
+        if old.is_some_and(|old| old.stamp >= stamp) && !planted(Bug::OldEntryReplacesNew) {
             return Ok(());
         }
         // A value that the other ring's part has too lies in memory once.
         let twin = other.and_then(|other| other.entry(key));
         let is_twin = |entry: Entry<&[u8]>| twin.is_some_and(|twin| twin.borrow() == entry);
-        let shared = twin.filter(|_| is_twin(entry)).map(|twin| &twin.value);
+        let shared = twin.filter(|_| is_twin(entry)).map(|twin| twin.value);
         let new_key = old.map_or(key.len() + OVERHEAD, |_| 0);
-        let (new, gone) = (size(entry.value), old.map_or(0, |old| size(&old.value)));
+        let (new, gone) = (size(entry.value), old.map_or(0, |old| size(old.value)));
         let added = new_key + shared.map_or(new, |_| 0);
         let is_shared = old.is_some_and(|old| is_twin(old.borrow()));
         let freed = usize::from(!is_shared) * gone;
@@ -219,16 +270,101 @@ impl Replica<'_> {
             return Err(Error::new(Kind::Full, "planted"));
         }
         memory.keep(key, added, freed);
-        held.worn |= worn;
+        held.worn |= stamp.is_worn();
         held.bytes = held.bytes + new_key + new - gone;
+        let shared = shared.cloned();
         if let Some(part) = held.parts.get_mut(&number) {
-            part.put(index, key, entry, shared);
+            part.put(index, key, entry, shared.as_ref());
         }
         Ok(())
     }
 
-    /// One page of a part: `[start id, next cursor or nil, [[key, entry] …]]`. A cursor is the
-    /// number of entries before it, from 0; it holds for as long as the start id stays the same.
+    /// Promises a swap to accept none with a lower ballot, and says what is kept under its key. Who has
+    /// promised as much already says so, and a joining node does not remember what it promised.
+    /// For a read, no memory is lacking.
+    pub fn promise(&self, key: &[u8], ballot: u64, is_read: bool) -> Result<Promise, Error> {
+        let mut kept = lock(&self.store.kept);
+        let (memory, held, _) = self.held(&mut kept)?;
+        let (number, part) = held.part(key, &self.store.name)?;
+        if !planted(Bug::JoiningNodePromises) {
+            held.is_ready(part)?;
+        }
+        let (promised, found) = (part.promised(key), part.find(key));
+        if ballot <= promised {
+            return Ok(Promise::Refused(promised));
+        }
+        let added = part.takes_to_promise(key);
+        let refusal = Refusal {
+            place: None,
+            usage: memory.own,
+            coming: 0,
+        };
+        if added > 0 && !is_read && !memory.own.has_room(added) {
+            return Err(self.full(held, &refusal, added));
+        }
+        let entry = found.map(|(_, Entry { stamp, value })| Entry {
+            stamp,
+            value: value.clone(),
+        });
+        memory.own.bytes += held.promise(number, key, ballot);
+        Ok(Promise::Given(entry.unwrap_or_default()))
+    }
+
+    /// The highest ballot that is promised for a key.
+    pub fn promised(&self, key: &[u8]) -> u64 {
+        let part = |held: &mut Held| Some(held.part(key, &self.store.name).ok()?.1.promised(key));
+        self.with(part).flatten().unwrap_or(0)
+    }
+
+    /// Takes over what another replica has, a promise too. What promises bind may be what no majority ever
+    /// took: where this node cannot accept it, it is noted, and [`Replica::settle`] keeps what a
+    /// majority says.
+    pub fn take_over(&self, key: &[u8], entry: Entry<&[u8]>, promised: u64) -> Result<(), Error> {
+        check_value(entry.value)?;
+        let mut kept = lock(&self.store.kept);
+        let (memory, held, _) = self.held(&mut kept)?;
+        let number = held.part(key, &self.store.name)?.0;
+        if promised > 0 && !planted(Bug::PromisesNotCopied) {
+            memory.own.bytes += held.promise(number, key, promised);
+        }
+        let (_, part) = held.part(key, &self.store.name)?;
+        let own = part.find(key).map(|(_, own)| own.borrow());
+        let newest = own.filter(|own| own.stamp >= entry.stamp).unwrap_or(entry);
+        let is_joining = held.is_ready(part).is_err();
+        let is_refused = match is_joining {
+            // A copy looks like a vote, as soon as this node answers.
+            true if planted(Bug::JoinerCopiesBallots) => false,
+            true => held.is_bound(newest.stamp) && part.promised(key) > 0,
+            false if planted(Bug::RepairIgnoresPromises) => false,
+            false => newest == entry && held.accepts(part, key, entry.stamp).is_err(),
+        };
+        if !is_refused {
+            return self.copy(&mut kept, key, entry);
+        }
+        let newest = newest.to_owned();
+        if let Some(part) = held.parts.get_mut(&number) {
+            let found = part.unsettled.entry(key.into()).or_default();
+            if found.stamp < newest.stamp {
+                *found = newest;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is in a part at other replicas, and this one could not accept. It is kept where
+    /// no replica that was read has promised more; of the other keys a majority must say what is there.
+    pub fn unsettled(&self, part: usize) -> Result<Vec<(Key, Entry)>, Error> {
+        let found = |held: &mut Held| held.parts.get_mut(&part).map(Part::take_unsettled);
+        let (clear, unclear) = self.with(found).flatten().unwrap_or_default();
+        for (key, entry) in clear {
+            self.settle(&key, entry.borrow())?;
+        }
+        Ok(unclear)
+    }
+
+    /// One page of a part: `[start id, next cursor or nil, [[key, entry] …]]`, with the promise behind
+    /// an entry that has one. A cursor is the number of entries before it, from 0; it holds for as long
+    /// as the start id stays the same.
     /// `page` is the cursor, and how many bytes are wanted at most.
     pub fn scan(&self, part: &[u8], page: &[&[u8]]) -> Result<Answer, Error> {
         let (cursor, most) = match *page {
@@ -245,21 +381,19 @@ impl Replica<'_> {
         let mut kept = lock(&self.store.kept);
         let (_, held, _) = self.held(&mut kept)?;
         let not_kept = || Error::new(Kind::WrongRing, format!("part {number} is not kept here"));
-        let entries = &held.parts.get(&number).ok_or_else(not_kept)?.entries;
+        let part = held.parts.get(&number).ok_or_else(not_kept)?;
         let (mut page, mut count, mut bytes) = (Vec::new(), 0_u32, 0);
-        for (key, entry) in entries.get_range(cursor..).into_iter().flatten() {
-            bytes += key.len() + size(&entry.value) + OVERHEAD;
+        let slots = part.entries.get_range(cursor..).into_iter().flatten();
+        for ((key, slot), place) in slots.zip(cursor..) {
+            bytes += key.len() + size(part.entry(place, slot).value) + OVERHEAD;
             if bytes > most.min(MAX_PAGE) && count > 0 {
                 break;
             }
             count += 1;
-            page.push(0x92);
-            page.extend_from_slice(&codec::encode_bytes(key));
-            page.extend_from_slice(&entry.stamp.begin(3));
-            page.extend_from_slice(&entry.value);
+            part.list(place, key, slot, &mut page);
         }
         let next = match cursor.saturating_add(count as usize) {
-            next if next < entries.len() => codec::encode_numbers([next as u64]),
+            next if next < part.entries.len() => codec::encode_numbers([next as u64]),
             _ => Encoded::from_slice(codec::NIL),
         };
         let header = [&[0xdd], &count.to_be_bytes()[..]].concat();
@@ -306,18 +440,25 @@ impl Replica<'_> {
         });
     }
 
-    /// Notes that another replica of a part has been read to the end.
-    pub fn mark_read(&self, part: usize, place: usize) {
-        self.with(|held| {
-            if let Some(part) = held.parts.get_mut(&part) {
-                part.missing.remove(&place);
-                if planted(Bug::ReadyAfterOneNeighbour) {
-                    part.missing.clear();
-                }
+    /// Notes that another replica of a part has been read to the end. False if it is the last one, and
+    /// something is [`Replica::unsettled`].
+    pub fn mark_read(&self, part: usize, place: usize) -> bool {
+        let marked = self.with(|held| {
+            let Some(part) = held.parts.get_mut(&part) else {
+                return true;
+            };
+            if part.missing.keys().eq([&place]) && !part.unsettled.is_empty() {
+                return false;
             }
+            part.missing.remove(&place);
+            if planted(Bug::ReadyAfterOneNeighbour) {
+                part.missing.clear();
+            }
+            true
         });
         let mut kept = lock(&self.store.kept);
         kept.starting &= kept.is_joining();
+        marked != Some(false)
     }
 
     /// Whether another replica of a part is still to be read.
@@ -348,7 +489,7 @@ impl Replica<'_> {
 
     /// The parts of which this node or another one has, or had, an entry.
     pub fn parts_with_entries(&self) -> Vec<usize> {
-        let known = |part: &Part| part.had_entries || !part.entries.is_empty();
+        let known = |part: &Part| part.had_entries || part.count() > 0;
         let parts = self.with(|held| {
             let parts = held.parts.iter().filter(|(_, part)| known(part));
             parts.map(|(number, _)| *number).collect()

@@ -458,6 +458,7 @@ impl Traffic {
                     peers[at].call("set", &[&encoded, &encode(&value.into())])
                 }
                 Operation::Set(None) => peers[at].call("delete", &[&encoded]),
+                _ => unreachable!("nobody swaps here"),
             };
             let answer = answer.await.1.and_then(|answer| decode(&answer));
             if answer.is_err() || rng.u8(..) == 0 {
@@ -477,6 +478,7 @@ impl Traffic {
                 done(client.set(key.as_bytes(), &Packed::of(value)).await)
             }
             Operation::Set(None) => done(client.delete(key.as_bytes()).await),
+            _ => unreachable!("nobody swaps here"),
         };
         let answer = answer.and_then(|value| value.value());
         self.history.end(began, end(operation, &answer));
@@ -536,7 +538,7 @@ fn done(written: Result<(), Error>) -> Result<Packed, Error> {
 fn end(operation: Operation, answer: &Result<Value, Error>) -> End {
     match (operation, answer) {
         (Operation::Get, Ok(value)) => End::Got(content(value)),
-        (Operation::Set(_), Ok(_)) => End::Done,
+        (_, Ok(_)) => End::Done,
         (Operation::Set(_), Err(error)) if error.kind == Kind::UnknownOutcome => End::Unknown,
         (_, Err(_)) => End::Refused,
     }

@@ -578,7 +578,9 @@ fn tell_two_of_three(cluster: &Cluster, entries: &[(Vec<u8>, Value)], without: u
 
 /// An entry as it travels.
 fn encoded(entry: Entry<Value>) -> Vec<u8> {
-    let Stamp { counter, writer } = entry.stamp;
+    let Stamp {
+        counter, writer, ..
+    } = entry.stamp;
     let items = vec![counter.into(), writer.into(), entry.value];
     encode(&Value::Array(items))
 }

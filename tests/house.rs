@@ -57,9 +57,9 @@ fn the_house_is_small() {
         commands.iter().map(lines).sum(),
         rest.iter().map(lines).sum(),
     );
-    assert!(rest <= 6_400, "src without the commands has {rest} lines");
+    assert!(rest <= 7_600, "src without the commands has {rest} lines");
     assert!(
-        rest + commands <= 8_700,
+        rest + commands <= 10_300,
         "src has {} lines",
         rest + commands
     );
@@ -68,8 +68,13 @@ fn the_house_is_small() {
 #[test]
 fn every_method_is_answered_and_documented() {
     let server = fs::read_to_string("src/server.rs").unwrap();
-    let arms = server.split("(\"").skip(1);
-    let answered: Vec<&str> = arms.map(|arm| arm.split('"').next().unwrap()).collect();
+    let arms = server
+        .lines()
+        .filter(|line| line.trim_start().starts_with("(\""));
+    let methods = arms.map(|arm| arm.split(',').next().unwrap());
+    let answered: Vec<&str> = methods
+        .flat_map(|methods| methods.split('"').skip(1).step_by(2))
+        .collect();
     let names: Vec<&str> = METHODS
         .lines()
         .map(|row| row.split('`').nth(1).unwrap())

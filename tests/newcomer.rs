@@ -299,7 +299,10 @@ fn a_shell_completes_the_names_of_nodes() {
         .text()
         .matches(":($(kv54 completions --nodes 2> /dev/null))'")
         .count();
-    assert_eq!(asks, 4, "serve, and --via of get, set and delete");
+    assert_eq!(
+        asks, 6,
+        "serve, and --via of set, get, delete, cas and incr"
+    );
     assert!(!zsh.text().contains("_hosts"));
 }
 

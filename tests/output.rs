@@ -124,6 +124,8 @@ fn a_closed_output_is_an_error_before_anything_is_done() {
     for command in [
         "set tea black",
         "delete tea",
+        "cas tea green black",
+        "incr cups",
         "get tea",
         "where tea",
         "status",

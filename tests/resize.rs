@@ -665,6 +665,7 @@ impl Traffic {
                     let deleted = client.delete(key.as_bytes()).await;
                     deleted.map(|()| Packed::default())
                 }
+                _ => unreachable!("nobody swaps here"),
             };
             let answer = answer.and_then(|value| value.value());
             self.note(&file, began, operation, answer, false);
@@ -684,6 +685,7 @@ impl Traffic {
                     peer.ask("set", &[&encoded, &encode(&value.into())]).await
                 }
                 Operation::Set(None) => peer.ask("delete", &[&encoded]).await,
+                _ => unreachable!("nobody swaps here"),
             };
             let answer = answer.and_then(|answer| decode(&answer));
             self.note(&name, began, operation, answer, may_fail || is_victim());
@@ -701,7 +703,7 @@ impl Traffic {
     ) {
         let end = match (operation, &answer) {
             (Operation::Get, Ok(value)) => End::Got(value.as_u64()),
-            (Operation::Set(_), Ok(_)) => End::Done,
+            (_, Ok(_)) => End::Done,
             (Operation::Set(_), Err(error)) if error.kind == Kind::UnknownOutcome => End::Unknown,
             (_, Err(_)) => End::Refused,
         };

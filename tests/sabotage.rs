@@ -73,6 +73,8 @@ fn is_caught(bug: Bug, seed: u64) -> bool {
     let run = world::alone("every_planted_bug_is_caught", seed, &format!("{bug:?}"));
     let wrong = [
         "is not linearizable",
+        "was replaced twice",
+        "and was not swapped",
         "failed for memory",
         "handed over before",
         "ended before",

@@ -44,12 +44,14 @@ fn every_answer_is_one_that_a_single_register_could_have_given() {
     let runs = runs.into_inner().unwrap();
     let sum = |field: &str| runs.iter().map(|run| world::field(run, field)).sum::<u64>();
     println!(
-        "{seeds} seeds in {:.0?}: {} operations done, {} refused, {} unknown; {} for memory, {} changes of the ring, {} crashes, {} cuts, {} slow links, {} dead clients; \
+        "{seeds} seeds in {:.0?}: {} operations done, {} refused, {} unknown; {} swaps done, {} unknown; {} for memory, {} changes of the ring, {} crashes, {} cuts, {} slow links, {} dead clients; \
          {} forgetful runs, {} of them with wrong answers that a node had warned of",
         start.elapsed(),
         sum("done"),
         sum("refused"),
         sum("unknown"),
+        sum("swapped"),
+        sum("unknown swaps"),
         sum("full"),
         sum("changes"),
         sum("crashes"),
@@ -59,6 +61,137 @@ fn every_answer_is_one_that_a_single_register_could_have_given() {
         sum("forgetful"),
         sum("wrong"),
     );
+}
+
+#[test]
+#[allow(clippy::too_many_lines)] // one small history after the other
+fn a_swap_counts_once() {
+    use history::{End::*, History, Operation::*};
+    let cas = |expected, new| Cas { expected, new };
+    let (set, read) = (|value| (Set(Some(value)), Done), |value| (Get, Got(value)));
+    let [one, two, three] = [1, 2, 3].map(Some);
+    // One after the other: whether a register could have done it.
+    let cases = [
+        (
+            true,
+            vec![(cas(None, one), Done), (cas(one, two), Done), read(two)],
+        ),
+        (
+            false,
+            vec![set(1), (cas(one, two), Done), (cas(one, three), Done)],
+        ),
+        (false, vec![set(1), (cas(two, three), Done)]),
+        (true, vec![set(1), (cas(two, three), Got(one)), read(one)]),
+        (false, vec![set(1), (cas(one, two), Got(one))]), // it was what was expected
+        (false, vec![set(1), (cas(one, two), Refused), read(two)]),
+        (
+            true,
+            vec![
+                set(1),
+                (cas(one, two), Unknown),
+                read(one),
+                read(two),
+                set(3),
+            ],
+        ),
+        (
+            false,
+            vec![
+                set(1),
+                (cas(one, two), Unknown),
+                read(two),
+                set(3),
+                read(two),
+            ],
+        ), // twice
+        (
+            false,
+            vec![set(1), set(3), (cas(one, two), Unknown), read(two)],
+        ),
+        (
+            true,
+            vec![(Set(one), Unknown), (cas(one, two), Unknown), read(two)],
+        ),
+        (
+            false,
+            vec![
+                (Set(one), Unknown),
+                (cas(one, two), Unknown),
+                read(two),
+                read(one),
+            ],
+        ),
+        (
+            true,
+            vec![
+                set(1),
+                (cas(one, None), Unknown),
+                read(one),
+                read(None),
+                set(2),
+            ],
+        ),
+        (false, vec![set(1), (cas(two, None), Unknown), read(None)]),
+        (
+            false,
+            vec![set(1), (Set(None), Unknown), read(None), set(2), read(None)],
+        ),
+        (
+            true,
+            vec![
+                set(1),
+                (Set(None), Unknown),
+                set(2),
+                read(None),
+                set(3),
+                read(three),
+            ],
+        ),
+    ];
+    for (is_right, case) in cases {
+        let history = History::default();
+        for (operation, end) in &case {
+            let began = history.begin("tea", *operation);
+            history.end(began, *end);
+        }
+        assert_eq!(
+            history.check().is_ok(),
+            is_right,
+            "{case:?}: {:?}",
+            history.check()
+        );
+    }
+    // A replace over 1 makes 2, and in another attempt 3 over 1, or 4 over 2.
+    for (is_right, end, later) in [
+        (true, Replaced(two), two),
+        (true, Replaced(three), three),
+        (false, Replaced(two), three),
+        (false, Replaced(Some(4)), Some(4)), // 2 was its own
+        (false, Replaced(Some(5)), Some(5)),
+        (true, Unknown, one),
+        (true, Unknown, two),
+        (true, Unknown, three),
+        (false, Refused, two),
+    ] {
+        let history = History::default();
+        let began = history.begin("tea", Set(one));
+        history.end(began, Done);
+        let began = history.begin("tea", Replace);
+        for (old, new) in [(one, 2), (one, 3), (two, 4)] {
+            history.made(began, old, new);
+        }
+        history.end(began, end);
+        for read in [later, later] {
+            let began = history.begin("tea", Get);
+            history.end(began, Got(read));
+        }
+        assert_eq!(
+            history.check().is_ok(),
+            is_right,
+            "{end:?} {later:?}: {:?}",
+            history.check()
+        );
+    }
 }
 
 #[test]

@@ -320,6 +320,12 @@ fn wrong_parameters_are_bad_requests() {
             "store",
             vec![ring.clone(), key.clone(), entry(1, 1, 1), NIL],
         ),
+        ("cas", vec![key.clone(), NIL]),
+        ("cas", vec![key.clone(), NIL, 1.into(), true.into(), NIL]),
+        ("incr", vec![]),
+        ("incr", vec![key.clone(), 1.into(), true.into(), NIL]),
+        ("promise", vec![ring.clone(), key.clone()]),
+        ("promise", vec![ring.clone(), key.clone(), 1.into(), NIL]),
     ];
     for (method, params) in wrong {
         wire.refuses(method, params, &["bad-request: ", method]);
@@ -328,7 +334,22 @@ fn wrong_parameters_are_bad_requests() {
         wire.refuses("get", [key.clone()], &["bad-request: ", "key"]);
         wire.refuses("set", [key.clone(), 1.into()], &["bad-request: ", "key"]);
         wire.refuses("delete", [key.clone()], &["bad-request: ", "key"]);
-        wire.refuses("load", [ring.clone(), key], &["bad-request: ", "key"]);
+        wire.refuses(
+            "load",
+            [ring.clone(), key.clone()],
+            &["bad-request: ", "key"],
+        );
+        wire.refuses("incr", [key.clone()], &["bad-request: ", "key"]);
+        wire.refuses(
+            "cas",
+            [key.clone(), NIL, 1.into()],
+            &["bad-request: ", "key"],
+        );
+        wire.refuses(
+            "promise",
+            [ring.clone(), key, 1.into()],
+            &["bad-request: ", "key"],
+        );
     }
     for stamp in [
         NIL,
@@ -340,8 +361,39 @@ fn wrong_parameters_are_bad_requests() {
         wire.refuses("load", params.clone(), &["bad-request: ", "stamp"]);
         wire.refuses("store", params, &["bad-request: ", "stamp"]);
     }
-    let params = [ring, key, stamp(1, 1)];
+    let params = [ring.clone(), key.clone(), stamp(1, 1)];
     wire.refuses("store", params, &["bad-request: ", "entry"]);
+    for number in [
+        NIL,
+        "1".into(),
+        (-1).into(),
+        1.5.into(),
+        (2_f64.powi(64)).into(),
+    ] {
+        let swapped = array([1.into(), 1.into(), 1.into(), number.clone()]);
+        wire.refuses(
+            "store",
+            [ring.clone(), key.clone(), swapped],
+            &["bad-request: "],
+        );
+        let params = [ring.clone(), key.clone(), number.clone()];
+        wire.refuses("promise", params, &["bad-request: ", "ballot"]);
+        if number != (-1).into() {
+            wire.refuses("incr", [key.clone(), number], &["bad-request: ", "integer"]);
+        }
+    }
+    for odd in [
+        array([0.into(), 1.into(), 1.into(), 0.into()]),
+        array([1.into(), 1.into(), 1.into(), 1.into(), 1.into()]),
+    ] {
+        wire.refuses(
+            "store",
+            [ring.clone(), key.clone(), odd],
+            &["bad-request: "],
+        );
+    }
+    // Nobody promises less than nothing: what is promised already is the answer.
+    assert_eq!(wire.does("promise", [ring, key, 0.into()]), 0.into());
     assert_eq!((wire.status("keys"), wire.status("tombstones")), (0, 0));
 }
 

@@ -7,7 +7,14 @@
 //! one no: the third replica may have said yes to either and have gone down then, or to none yet.
 //! Each answer but "wait" is wrong in one of these cases. So one replica that is down can keep
 //! both clients waiting, and if it has lost its memory when it comes back, it says yes once more.
-//! To decide even then takes rounds of promises that a later round can take over: consensus.
+//! To decide even then takes rounds, and what a later round takes over: consensus.
+//!
+//! If something is decided, one of the two replicas that decided it is among those that you hear: the
+//! cup is theirs who got it in the highest round of which you hear. A lower round was not decided, for
+//! the client of the higher one had heard of it. And what you heard stays true while you make something
+//! of it, since the replicas have promised to take nothing of a lower round meanwhile: that is what the
+//! first phase is for. So a client may compare after all, on what two replicas have promised. This is a
+//! swap of kv54 (`src/replicas/swap.rs`); exercise 10 breaks it.
 
 use super::{ALICE, BOB, Cas, ERIN, Tea};
 
@@ -28,4 +35,9 @@ pub fn has_the_cup(yes: u32, no: u32) -> Option<bool> {
         (_, 2..) => Some(false),
         _ => None,
     }
+}
+
+pub fn who_gets_it(said: [Option<(u32, &'static str)>; 2]) -> &'static str {
+    let taken = said.into_iter().flatten();
+    taken.max().map_or("mine", |(_, name)| name)
 }

@@ -9,11 +9,10 @@ use kv54::entry::{Entry, Packed, Stamp};
 use super::until;
 
 pub fn expired(entry: &Entry, now: u64) -> Option<Entry> {
-    let Stamp { counter, writer } = entry.stamp;
     let gone = Entry {
         stamp: Stamp {
-            counter,
-            writer: writer.saturating_add(1),
+            writer: entry.stamp.writer.saturating_add(1),
+            ..entry.stamp
         },
         value: Packed::default(),
     };

@@ -260,7 +260,7 @@ impl Driver<'_> {
         let replicas = &self.client.replicas;
         let mut scan = Scan::of_a_ready_node(replicas, place, part).await?;
         while let Some(page) = scan.page().await? {
-            let keys = entries(&page)?.into_iter().map(|(key, _)| key);
+            let keys = entries(&page)?.into_iter().map(|(key, ..)| key);
             let new: Vec<&[u8]> = keys.filter(|key| !seen.contains(*key)).collect();
             for keys in new.chunks(AT_ONCE) {
                 let asked = Instant::now();

@@ -204,7 +204,7 @@ impl Exporter {
     ) -> Result<(), Error> {
         let mut scan = Scan::of_a_ready_node(&self.client.replicas, place, part).await?;
         while let Some(page) = scan.page().await? {
-            let keys = entries(&page)?.into_iter().map(|(key, _)| key);
+            let keys = entries(&page)?.into_iter().map(|(key, ..)| key);
             let wanted = keys.filter(|key| key.starts_with(&self.prefix));
             let left = wanted.filter(|key| !self.former.iter().any(|listed| listed.has(key)));
             let new = left.map(Key::from).filter(|key| known.insert(key.clone()));

@@ -79,7 +79,7 @@ pub(super) struct Delete {
 }
 
 #[derive(Args)]
-struct Via {
+pub(super) struct Via {
     /// Have this node coordinate, as it does for clients in other languages; a --timeout then
     /// only says how long to wait for its answer
     #[arg(long = "via", value_name = "NAME", value_hint = ValueHint::Hostname)]
@@ -88,14 +88,7 @@ struct Via {
 
 impl Set {
     pub(super) async fn run(self, options: &Options) -> Outcome {
-        let value = match self.value {
-            Some(value) if value != "-" => value.into_encoded_bytes(),
-            _ => value_from_stdin(options)?,
-        };
-        let value = match self.value_json {
-            true => from_json(&value)?,
-            false => Packed::of(text::typed(value)),
-        };
+        let value = value(self.value, self.value_json, options)?;
         self.via.write(vec![self.key], Some(value), options).await
     }
 }
@@ -122,26 +115,31 @@ impl Get {
             Ok(pairs) => pairs,
             Err(error) => return Err(explained(Error::of_read(error), options).await),
         };
-        let object = |(key, value): &(Value, Value)| {
-            Json::from_iter([text::field("key", key), text::field("value", value)])
-        };
-        let json = one_or_list(pairs.iter().map(object));
-        options.print(&json, lines(&pairs, self.raw))?;
-        if io::stdout().is_terminal() && !options.json {
-            let is_text = |value: &Value| value.is_nil() || value.as_slice().is_some();
-            let typed = pairs.iter().filter(|(_, value)| !is_text(value));
-            typed.for_each(|(key, _)| remark(text::quoted(key) + " is JSON, no text"));
-        }
-        let absent = pairs.iter().filter(|(_, value)| value.is_nil());
-        let absent: Vec<String> = absent.map(|(key, _)| text::quoted(key)).collect();
-        let why = match &absent[..] {
-            [] => return Ok(ExitCode::SUCCESS),
-            _ if options.json => return Ok(ExitCode::from(1)),
-            [key] => format!("key {key} is absent"),
-            keys => format!("keys {} are absent", text::and(keys)),
-        };
-        Err(Failure { code: 1, why })
+        show(&pairs, self.raw, options)
     }
+}
+
+/// Prints the values of these keys. An absent one is a failure.
+pub(super) fn show(pairs: &[(Value, Value)], raw: bool, options: &Options) -> Outcome {
+    let object = |(key, value): &(Value, Value)| {
+        Json::from_iter([text::field("key", key), text::field("value", value)])
+    };
+    let json = one_or_list(pairs.iter().map(object));
+    options.print(&json, lines(pairs, raw))?;
+    if io::stdout().is_terminal() && !options.json {
+        let is_text = |value: &Value| value.is_nil() || value.as_slice().is_some();
+        let typed = pairs.iter().filter(|(_, value)| !is_text(value));
+        typed.for_each(|(key, _)| remark(text::quoted(key) + " is JSON, no text"));
+    }
+    let absent = pairs.iter().filter(|(_, value)| value.is_nil());
+    let absent: Vec<String> = absent.map(|(key, _)| text::quoted(key)).collect();
+    let why = match &absent[..] {
+        [] => return Ok(ExitCode::SUCCESS),
+        _ if options.json => return Ok(ExitCode::from(1)),
+        [key] => format!("key {key} is absent"),
+        keys => format!("keys {} are absent", text::and(keys)),
+    };
+    Err(Failure { code: 1, why })
 }
 
 /// These as JSON: an object, or a list of them if several keys were named.
@@ -161,6 +159,22 @@ fn lines(pairs: &[(Value, Value)], raw: bool) -> Vec<u8> {
         _ => format!("{}\t{}\n", text::in_a_line(key), text::in_a_line(value)).into(),
     });
     lines.collect::<Vec<_>>().concat()
+}
+
+/// The value that was typed, or comes from standard input.
+pub(super) fn value(
+    typed: Option<OsString>,
+    is_json: bool,
+    options: &Options,
+) -> Result<Packed, Failure> {
+    let value = match typed {
+        Some(value) if value != "-" => value.into_encoded_bytes(),
+        _ => value_from_stdin(options)?,
+    };
+    match is_json {
+        true => from_json(&value),
+        false => Ok(Packed::of(text::typed(value))),
+    }
 }
 
 /// Reads a value from standard input, byte for byte.
@@ -189,7 +203,7 @@ fn from_json(text: &[u8]) -> Result<Packed, Failure> {
 
 impl Via {
     /// Where the questions go.
-    async fn target(&self, options: &Options) -> Result<Target, Failure> {
+    pub(super) async fn target(&self, options: &Options) -> Result<Target, Failure> {
         let Some(name) = &self.node else {
             return Ok(Target::Majority(options.client()?));
         };
@@ -209,9 +223,7 @@ impl Via {
         let keys: Vec<Vec<u8>> = keys.into_iter().map(OsString::into_encoded_bytes).collect();
         let writes = stream::iter(&keys).map(|key| target.write(key, value.as_deref()));
         let written: Vec<_> = writes.buffered(AT_ONCE).collect().await;
-        if let Target::Majority(client) = target {
-            client.replicas.settle().await;
-        }
+        target.settle().await;
         let (all, done) = (keys.len(), written.iter().flatten().count());
         let errors = written.into_iter().filter_map(Result::err);
         // What may have happened is said before what has not.
@@ -219,16 +231,22 @@ impl Via {
             let keys = keys.iter().map(|key| text::key(key));
             return options.print(&one_or_list(keys), "ok\n");
         };
-        let Failure { code, why } = explained(error, options).await;
-        let why = match why.strip_prefix("unknown-outcome: ") {
-            Some(why) => format!("{method} has an unknown outcome: {why}"),
-            None => format!("{method} failed: {why}"),
-        };
+        let failure = failed(method, error, options).await;
         Err(match all {
-            1 => Failure { code, why },
-            _ => Failure { code, why }.with(format!("{done} of {all} keys are deleted")),
+            1 => failure,
+            _ => failure.with(format!("{done} of {all} keys are deleted")),
         })
     }
+}
+
+/// The failure of a method that writes: it failed, or its outcome is unknown.
+pub(super) async fn failed(method: &str, error: Error, options: &Options) -> Failure {
+    let Failure { code, why } = explained(error, options).await;
+    let why = match why.strip_prefix("unknown-outcome: ") {
+        Some(why) => format!("{method} has an unknown outcome: {why}"),
+        None => format!("{method} failed: {why}"),
+    };
+    Failure { code, why }
 }
 
 /// The failure that an error leads to. Where nodes did not answer, it says how all of them are.

@@ -55,9 +55,15 @@ async fn ask(client: &Client, place: usize, role: &str, key: &[u8]) -> Option<(J
     let holds = match answer.and_then(|answer| loaded(&answer)) {
         Ok(held) if held.stamp == Stamp::default() => "nothing".to_owned(),
         Ok(held) => {
-            let Stamp { counter, writer } = held.stamp;
+            let Stamp {
+                counter,
+                writer,
+                ballot,
+            } = held.stamp;
             deleted = held.value.is_none_or(|value| value.is_nil());
-            let stamp = stamp.insert(format!("{counter}-{writer}"));
+            let swapped = (ballot > 0).then(|| format!("-{ballot}"));
+            let swapped = swapped.unwrap_or_default();
+            let stamp = stamp.insert(format!("{counter}-{writer}{swapped}"));
             format!("{stamp}{}", if deleted { " (deleted)" } else { "" })
         }
         Err(why) => {

@@ -72,7 +72,9 @@ impl<T> Attempt<'_, T> {
             let now = Instant::now();
             self.collect(read, context);
             let is_refused = self.has_no_room(&[Kind::Full, Kind::Busy]);
-            if is_refused || self.has_majority() || now > self.closes {
+            let left = self.answers.len() + self.calls.len() + self.to_ask.len();
+            let is_over = left < self.needed && self.is_outbid() || now > self.closes;
+            if is_refused || self.has_majority() || is_over {
                 return Poll::Ready(());
             }
             if !self.needs_another(now) {
@@ -135,6 +137,11 @@ impl<T> Attempt<'_, T> {
     pub(super) fn has_no_room(&self, reasons: &[Kind]) -> bool {
         let mut errors = self.errors.iter();
         !self.is_store && errors.any(|(_, error)| reasons.contains(&error.kind))
+    }
+
+    /// Whether a replica has a higher promise than what it was told to store.
+    pub(super) fn is_outbid(&self) -> bool {
+        self.is_store && self.count_errors(|kind| kind == Kind::Busy) > 0
     }
 
     /// Whether asking again cannot help.

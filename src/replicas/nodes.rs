@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Few;
+use super::turns::Turns;
 use crate::cluster::{Cluster, Node, Rings, State, Told};
 use crate::error::{Error, Kind};
 use crate::rpc::codec::{Encoded, encode_numbers};
@@ -27,7 +28,8 @@ pub struct Replicas {
     asks_itself: bool,                        // its own store, by a function call
     dial: Dial,
     patience: Option<Duration>, // of connections apart, where an answer may take as long as bytes come
-    pub(super) timeout: Duration, // of an operation
+    pub(crate) timeout: Duration, // of an operation
+    pub(crate) turns: Turns,
     view: Mutex<Arc<View>>,
 }
 
@@ -89,6 +91,7 @@ impl Replicas {
             dial: dial.clone(),
             patience: None,
             timeout,
+            turns: Turns::default(),
             view: Mutex::new(Arc::new(nowhere)),
         }
     }
@@ -292,6 +295,31 @@ impl Replicas {
     pub async fn ask_node(&self, name: &str, method: &str) -> Result<Encoded, Error> {
         let peer = self.peer_of(name)?;
         peer.call(method, &[]).within(self.timeout).await
+    }
+
+    /// Asks the owner of this key, or the next of its replicas where that one cannot be asked. `None` if
+    /// the coordinator's own node comes first, or nobody can be asked.
+    pub(crate) async fn ask_owner(
+        &self,
+        key: &[u8],
+        method: &str,
+        params: &[&[u8]],
+    ) -> Option<Result<Encoded, Error>> {
+        let (view, begun) = (self.view(), Instant::now());
+        let ring = view.rings.len().checked_sub(1)?;
+        let cluster = &view.rings.get(ring)?.cluster;
+        for place in cluster.replicas(cluster.owner(key)) {
+            if view.is_own((ring, place)) {
+                return None;
+            }
+            let (peer, _) = view.node((ring, place)).ok()?;
+            let answer = peer.call(method, params).within(self.timeout).await;
+            let is_gone = |error: &Error| matches!(error.kind, Kind::Unavailable | Kind::Joining);
+            if !answer.as_ref().is_err_and(is_gone) || begun.elapsed() > cluster.limits.window {
+                return Some(answer);
+            }
+        }
+        None
     }
 
     fn peer_of(&self, name: &str) -> Result<Peer, Error> {

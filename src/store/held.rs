@@ -6,12 +6,13 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 use smallvec::SmallVec;
 
-use super::Key;
 use super::memory::Seen;
+use super::{Key, OVERHEAD, SWAPS};
 use crate::cluster::Cluster;
 use crate::entry::{Entry, Packed, Stamp, check_key};
 use crate::error::{Error, Kind};
 use crate::rpc::codec;
+use crate::sabotage::{Bug, planted};
 use crate::status::Status;
 
 /// What a node keeps as a member of one ring.
@@ -26,18 +27,39 @@ pub(super) struct Held {
     pub(super) others: BTreeMap<usize, Seen>, // the memory of other nodes
 }
 
+/// Keys, and what a swap has left there at another replica.
+pub(super) type Unsettled = Vec<(Key, Entry)>;
+
 /// The parts that this node holds, by their owners' places.
 pub(super) type Parts = BTreeMap<usize, Part>;
 
 #[derive(Default)]
 pub(super) struct Part {
-    pub(super) entries: IndexMap<Key, Entry>,
+    pub(super) entries: IndexMap<Key, Slot>,
+    pub(super) swaps: BTreeMap<usize, Swaps>, // by the entry's place
+    pub(super) unsettled: BTreeMap<Key, Entry>, // what is elsewhere, and was not accepted here
+    promises: usize,                          // without an entry
     tombstones: usize,
+    values: usize,
     digest: u64,
     // Its replicas that were not read to the end: how many entries were read, and of how many.
     pub(super) missing: BTreeMap<usize, (usize, usize)>,
     pub(super) had_entries: bool,     // at another replica
     pub(super) doubt: Option<String>, // why this node cannot vouch for it
+}
+
+/// An entry without what only few have: its ballot.
+pub(super) struct Slot {
+    counter: u64,
+    writer: u64,
+    value: Packed,
+}
+
+/// What a key has that was ever swapped.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Swaps {
+    ballot: u64,
+    pub(super) promised: u64, // the highest ballot for which this replica has spoken
 }
 
 impl Held {
@@ -83,13 +105,59 @@ impl Held {
         })
     }
 
-    /// How many entries there are.
-    pub(super) fn count(&self) -> usize {
-        self.parts.values().map(|part| part.entries.len()).sum()
+    /// Refuses while another replica may know what this node has forgotten.
+    pub(super) fn is_ready(&self, part: &Part) -> Result<(), Error> {
+        if part.missing.is_empty() {
+            return Ok(());
+        }
+        let places = part.missing.keys();
+        let names: Vec<&str> = places.map(|place| self.cluster.name(*place)).collect();
+        let why = format!("waiting for {}", names.join(", "));
+        Err(Error::new(Kind::Joining, why))
     }
 
-    pub(super) fn entry(&self, key: &[u8]) -> Option<&Entry> {
-        self.parts.get(&self.cluster.owner(key))?.entries.get(key)
+    /// Whether promises bind what has this stamp: a swap has left it, or it is older than this ring, of
+    /// which swaps may have found nothing there.
+    pub(super) fn is_bound(&self, stamp: Stamp) -> bool {
+        let nothing = Stamp::nothing(self.born.div_ceil(2));
+        stamp.ballot > 0 || stamp < nothing && !planted(Bug::OldWriteIgnoresPromises)
+    }
+
+    /// Refuses what promises bind if this replica is not ready, or has promised a higher ballot.
+    pub(super) fn accepts(&self, part: &Part, key: &[u8], stamp: Stamp) -> Result<(), Error> {
+        if !self.is_bound(stamp) {
+            return Ok(());
+        }
+        if !planted(Bug::JoiningNodePromises) {
+            self.is_ready(part)?;
+        }
+        let found = part.find(key).map(|(_, entry)| entry.stamp.base());
+        let is_superseded = found.is_some_and(|base| base > stamp.base());
+        let may_pass = planted(Bug::AcceptIgnoresPromises)
+            || is_superseded && planted(Bug::SupersededIgnoresPromises);
+        if stamp.ballot < part.promised(key) && !may_pass {
+            let why = "another swap has a higher promise";
+            return Err(Error::new(Kind::Busy, why));
+        }
+        Ok(())
+    }
+
+    /// Notes a promise; how many more bytes are kept now.
+    pub(super) fn promise(&mut self, number: usize, key: &[u8], ballot: u64) -> usize {
+        let part = self.parts.get_mut(&number);
+        let added = part.map_or(0, |part| part.promise(key, ballot));
+        self.bytes += added;
+        added
+    }
+
+    /// How many entries there are.
+    pub(super) fn count(&self) -> usize {
+        self.parts.values().map(Part::count).sum()
+    }
+
+    pub(super) fn entry(&self, key: &[u8]) -> Option<Entry<&Packed>> {
+        let part = self.parts.get(&self.cluster.owner(key))?;
+        Some(part.find(key)?.1)
     }
 
     /// The places of a part's other replicas.
@@ -101,39 +169,137 @@ impl Held {
 }
 
 impl Part {
+    /// How many entries there are. A promise that has none shows no write: one replica alone makes it.
+    pub(super) fn count(&self) -> usize {
+        self.values + self.tombstones
+    }
+
+    /// What is kept under a key, and its place.
+    pub(super) fn find(&self, key: &[u8]) -> Option<(usize, Entry<&Packed>)> {
+        let (place, _, slot) = self.entries.get_full(key)?;
+        Some((place, self.entry(place, slot)))
+    }
+
+    /// The entry of this place.
+    pub(super) fn entry<'a>(&self, place: usize, slot: &'a Slot) -> Entry<&'a Packed> {
+        let stamp = Stamp {
+            counter: slot.counter,
+            writer: slot.writer,
+            ballot: self.swaps.get(&place).map_or(0, |swaps| swaps.ballot),
+        };
+        let value = &slot.value;
+        Entry { stamp, value }
+    }
+
+    /// Adds a key to a page, with its entry and the promise that it has.
+    pub(super) fn list(&self, place: usize, key: &[u8], slot: &Slot, page: &mut Vec<u8>) {
+        let promised = self.swaps.get(&place).map(|swaps| swaps.promised);
+        let entry = self.entry(place, slot);
+        let [begin, end] = entry.stamp.around();
+        page.push(0x92 + u8::from(promised.is_some()));
+        page.extend_from_slice(&codec::encode_bytes(key));
+        for piece in [&*begin, entry.value, &*end] {
+            page.extend_from_slice(piece);
+        }
+        if let Some(promised) = promised {
+            page.extend_from_slice(&codec::encode_numbers([promised]));
+        }
+    }
+
+    /// The highest ballot that was promised for a key.
+    pub(super) fn promised(&self, key: &[u8]) -> u64 {
+        let swaps = self.entries.get_index_of(key);
+        let swaps = swaps.and_then(|place| self.swaps.get(&place));
+        swaps.map_or(0, |swaps| swaps.promised)
+    }
+
+    /// Notes a promise; how many bytes that takes. A key that has no entry gets a place for it, which
+    /// looks like no entry at all.
+    pub(super) fn promise(&mut self, key: &[u8], ballot: u64) -> usize {
+        let added = self.takes_to_promise(key);
+        let place = self.entries.get_index_of(key).unwrap_or_else(|| {
+            let (stamp, value) = (Stamp::default(), codec::NIL); // not the empty slice of a default
+            self.put(None, key, Entry { stamp, value }, None);
+            self.entries.len() - 1
+        });
+        let swaps = self.swaps.entry(place).or_default();
+        swaps.promised = swaps.promised.max(ballot);
+        added
+    }
+
+    /// How many bytes more it takes to promise something for a key.
+    pub(super) fn takes_to_promise(&self, key: &[u8]) -> usize {
+        match self.entries.get_index_of(key) {
+            None => key.len() + OVERHEAD + SWAPS,
+            Some(place) if !self.swaps.contains_key(&place) => SWAPS,
+            Some(_) => 0,
+        }
+    }
+
+    /// What was not accepted: what may be kept, since no replica that was read has promised more, and
+    /// the keys of which a majority must say what is there.
+    pub(super) fn take_unsettled(&mut self) -> (Unsettled, Unsettled) {
+        let found = std::mem::take(&mut self.unsettled).into_iter();
+        let is_clear = |(key, entry): &(Key, Entry)| entry.stamp.ballot >= self.promised(key);
+        let (clear, unclear): (Unsettled, Unsettled) = found.partition(is_clear);
+        self.unsettled.extend(unclear.iter().cloned());
+        (clear, unclear)
+    }
+
     /// Keeps an entry in the place of the one before it, or in a new one.
     pub(super) fn put(
         &mut self,
-        index: Option<usize>,
+        place: Option<usize>,
         key: &[u8],
         entry: Entry<&[u8]>,
         shared: Option<&Packed>,
     ) {
-        let key_hash = crc32fast::hash(key);
-        self.digest ^= digest(key_hash, entry.stamp);
-        self.tombstones += usize::from(entry.value == codec::NIL);
-        let old = index.and_then(|index| self.entries.get_index_mut(index));
-        let Some((_, old)) = old else {
-            let value = shared.cloned().unwrap_or_else(|| entry.value.into());
-            let stamp = entry.stamp;
-            let key = SmallVec::from_slice(key);
-            self.entries.insert(key, Entry { stamp, value });
-            return;
-        };
-        self.digest ^= digest(key_hash, old.stamp);
-        self.tombstones -= usize::from(old.value.is_nil());
-        old.stamp = entry.stamp;
-        match shared {
-            Some(shared) => old.value = shared.clone(),
-            None => old.value.replace(entry.value),
+        let (hash, place) = (crc32fast::hash(key), place.unwrap_or(self.entries.len()));
+        if let Some((_, old)) = self.entries.get_index(place) {
+            let (stamp, is_nil) = (self.entry(place, old).stamp, old.value.is_nil());
+            self.digest ^= digest(hash, stamp);
+            *self.counter(stamp, is_nil) -= 1;
+        }
+        self.digest ^= digest(hash, entry.stamp);
+        *self.counter(entry.stamp, entry.value == codec::NIL) += 1;
+        let Stamp {
+            counter,
+            writer,
+            ballot,
+        } = entry.stamp;
+        if ballot > 0 || self.swaps.contains_key(&place) {
+            self.swaps.entry(place).or_default().ballot = ballot;
+        }
+        if let Some((_, slot)) = self.entries.get_index_mut(place) {
+            (slot.counter, slot.writer) = (counter, writer);
+            match shared {
+                Some(shared) => slot.value = shared.clone(),
+                None => slot.value.replace(entry.value),
+            }
+        } else {
+            let slot = Slot {
+                counter,
+                writer,
+                value: shared.cloned().unwrap_or_else(|| entry.value.into()),
+            };
+            self.entries.insert(SmallVec::from_slice(key), slot);
+        }
+    }
+
+    /// What counts such an entry.
+    fn counter(&mut self, stamp: Stamp, is_nil: bool) -> &mut usize {
+        match is_nil {
+            _ if stamp == Stamp::default() => &mut self.promises,
+            true => &mut self.tombstones,
+            false => &mut self.values,
         }
     }
 
     /// Adds what there is to say about it, under its owner's name.
     pub(super) fn tell(&self, owner: &str, status: &mut Status) {
-        let (owner, entries, tombstones) = (owner.to_owned(), self.entries.len(), self.tombstones);
+        let (owner, entries, tombstones) = (owner.to_owned(), self.count(), self.tombstones);
         let digest = format!("{:016x}", self.digest);
-        status.keys += entries - tombstones;
+        status.keys += self.values;
         status.tombstones += tombstones;
         status.entries.insert(owner.clone(), entries);
         status.deleted.insert(owner.clone(), tombstones);
@@ -145,10 +311,14 @@ impl Part {
     }
 }
 
-/// One entry's share of a part's digest. The writer is random, which does most of the
-/// work; the rest is the finalizer of `SplitMix64` (Steele, Lea, Flood 2014).
+/// One entry's share of a part's digest; none where only a promise is. The writer is random, which does
+/// most of the work; the rest is the finalizer of `SplitMix64` (Steele, Lea, Flood 2014).
 fn digest(key_hash: u32, stamp: Stamp) -> u64 {
+    if stamp == Stamp::default() {
+        return 0;
+    }
     let mut hash = stamp.writer ^ stamp.counter.rotate_left(32) ^ u64::from(key_hash) << 16;
+    hash ^= stamp.ballot.rotate_left(48);
     hash = (hash ^ hash >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     hash = (hash ^ hash >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     hash ^ hash >> 31

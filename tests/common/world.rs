@@ -10,11 +10,13 @@ use std::pin::pin;
 use std::process::Command;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use fastrand::Rng;
 use futures::stream;
 use kv54::beyond::rings::{Driver, Progress};
+use kv54::beyond::swap::Swapped;
 use kv54::client::Client;
 use kv54::cluster::{Cluster, State, Told};
 use kv54::entry::Packed;
@@ -43,6 +45,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const HEARD: Duration = Duration::from_millis(500);
 /// How long copies may differ on a quiet network.
 const REPAIR: Duration = Duration::from_secs(10);
+/// How long clients go on when nothing fails any more.
+const CALM: Duration = Duration::from_millis(1500);
 /// How many drive the same change at once, at most.
 const DRIVERS: usize = 2;
 const NAMES: [&str; 7] = ["alice", "bob", "carol", "dave", "erin", "frank", "grace"];
@@ -72,7 +76,18 @@ struct World {
     blameless: Cell<usize>, // failed because the one node that was asked was the failed one
     full: Cell<usize>, // sets refused for memory
     wronged: RefCell<Option<String>>, // for memory, what must not be
-    next_value: Cell<u64>,
+    next_value: AtomicU64,
+    swaps: Swaps,
+}
+
+/// How much of what clients write is swapped.
+#[derive(Clone, Copy, PartialEq)]
+enum Swaps {
+    None,
+    /// A part, and of the first key most.
+    Some,
+    /// All, by many clients.
+    All,
 }
 
 /// Runs a seed in a process of its own, where nothing that another run left can disturb it,
@@ -144,7 +159,10 @@ pub fn run(seed: u64) -> Result<String, String> {
         let world = world.clone();
         sim.host(driver_name(number), move || driver(world.clone(), number));
     }
-    let clients = if world.lonely { 3 } else { rng.usize(2..=6) };
+    let clients = match (if world.lonely { 3 } else { rng.usize(2..=6) }, world.swaps) {
+        (usual, Swaps::All) => 2 * usual,
+        (usual, _) => usual,
+    };
     for number in 0..clients {
         let (world, first) = (world.clone(), number == 0);
         let coordinates = rng.u8(..3) == 0 || first;
@@ -219,6 +237,15 @@ impl World {
             other.shuffle(&mut names);
         }
         let first = file_of(&names[..size], &[]);
+        let swaps = match Rng::with_seed(seed.wrapping_mul(1998)).u8(..8) {
+            0..2 => Swaps::None,
+            2..4 if !lonely && !little => Swaps::All,
+            _ => Swaps::Some,
+        };
+        let (keys, pace) = match swaps {
+            Swaps::All => (keys.min(2), pace.max(20)), // a long history takes long to check
+            _ => (keys, pace),
+        };
         World {
             ring: RefCell::new(first.clone()),
             target: RefCell::default(),
@@ -242,7 +269,8 @@ impl World {
             blameless: Cell::new(0),
             full: Cell::new(0),
             wronged: RefCell::default(),
-            next_value: Cell::new(0),
+            next_value: AtomicU64::new(0),
+            swaps,
         }
     }
 }
@@ -290,10 +318,12 @@ impl World {
         files[fastrand::usize(..files.len())].clone()
     }
 
-    /// Only a set is refused for memory, and then for sure.
+    /// Only a set is refused for memory, or a swap, which needs it for promises; and then for sure.
     fn note_full(&self, operation: Operation, error: &Error) {
         match (operation, error.kind) {
-            (Operation::Set(Some(_)), Kind::Full) => self.full.set(self.full.get() + 1),
+            (Operation::Set(Some(_)) | Operation::Cas { .. } | Operation::Replace, Kind::Full) => {
+                self.full.set(self.full.get() + 1);
+            }
             _ if error.to_string().contains("full: ") => {
                 let wrong = format!("{operation:?} failed for memory: {error}");
                 self.wronged.borrow_mut().get_or_insert(wrong);
@@ -389,13 +419,54 @@ impl World {
         }
     }
 
-    /// A value that is large at times, where memory is little.
+    /// What a client does next to a key of which it saw this last.
+    fn operation(&self, key: &str, seen: Content, first: bool, coordinates: bool) -> Operation {
+        match fastrand::u8(..20) {
+            _ if self.lonely && !first => Operation::Get,
+            0..10 => Operation::Get,
+            _ if self.is_swapped(key) => self.swap(seen, coordinates),
+            10 => Operation::Set(None),
+            11..14 if self.resizes => Operation::Set(None), // what is deleted stays behind
+            _ => Operation::Set(Some(self.number())),
+        }
+    }
+
+    fn is_swapped(&self, key: &str) -> bool {
+        match self.swaps {
+            Swaps::None => false,
+            Swaps::Some if key == self.keys[0] => fastrand::u8(..10) < 7,
+            Swaps::Some => fastrand::u8(..10) < 3,
+            Swaps::All => true,
+        }
+    }
+
+    /// A swap of what the client saw, of nothing, or of what nobody wrote. What it expects is never
+    /// what only an unknown write may have brought: so says the check of the history.
+    fn swap(&self, seen: Content, coordinates: bool) -> Operation {
+        if coordinates && !self.lonely && fastrand::u8(..3) == 0 {
+            return Operation::Replace;
+        }
+        let expected = match fastrand::u8(..10) {
+            0 => None,
+            1 => Some(self.number()),
+            _ => seen,
+        };
+        let new = fastrand::u8(..6) > 0;
+        let new = new.then(|| self.number());
+        Operation::Cas { expected, new }
+    }
+
+    /// A number that nobody had.
+    fn number(&self) -> u64 {
+        self.next_value.fetch_add(1, Relaxed) + 1
+    }
+
     fn value(&self, number: u64) -> Packed {
-        let long = self.memory.is_some() && number % 3 == 0;
-        Packed::of(match long {
-            true => Value::Array(vec![number.into(), "x".repeat(150).into()]),
-            false => number.into(),
-        })
+        value(number, self.memory.is_some())
+    }
+
+    fn packed(&self, content: Content) -> Packed {
+        content.map_or_else(Packed::default, |number| self.value(number))
     }
 
     /// Whether a node ever said that it cannot vouch for this key's part.
@@ -423,10 +494,20 @@ impl World {
             });
         }
         self.history.check()?;
+        self.history.check_calm()?;
         let doubts = self.doubts.borrow();
         let alarm = doubts.first();
         alarm.map_or(Ok(()), |doubt| Err(format!("a false alarm: {doubt}")))
     }
+}
+
+/// A value that is large at times, where memory is little.
+fn value(number: u64, is_memory_little: bool) -> Packed {
+    let long = is_memory_little && number % 3 == 0;
+    Packed::of(match long {
+        true => Value::Array(vec![number.into(), "x".repeat(150).into()]),
+        false => number.into(),
+    })
 }
 
 fn dial() -> Dial {
@@ -600,24 +681,17 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
         .into_iter()
         .map(|node| Peer::new(node, TIMEOUT, dial()))
         .collect();
+    let mut seen: BTreeMap<&str, Content> = BTreeMap::new();
     while !world.calm.get() {
         let key = &world.keys[fastrand::usize(..world.keys.len())];
-        let operation = match fastrand::u8(..20) {
-            _ if world.lonely && !first => Operation::Get,
-            0..10 => Operation::Get,
-            10 => Operation::Set(None),
-            11..14 if world.resizes => Operation::Set(None), // what is deleted stays behind
-            _ => {
-                world.next_value.set(world.next_value.get() + 1);
-                Operation::Set(Some(world.next_value.get()))
-            }
-        };
+        let last = seen.get(&**key).copied().flatten();
+        let operation = world.operation(key, last, first, coordinates);
         let (began, before) = (world.history.begin(key, operation), client.replicas.state());
-        if let (true, Operation::Set(Some(value))) = (first, operation) {
+        if let (true, Some(value)) = (first, brought(operation)) {
             *world.written.borrow_mut() = Some((key.clone(), value));
         }
         let answer = if coordinates {
-            ask_majority(&world, &client, key, operation).await
+            ask_majority(&world, &client, key, began, operation).await
         } else {
             let nodes = world.nodes();
             let node = nodes[fastrand::usize(..nodes.len())];
@@ -631,7 +705,16 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
         if let (Operation::Set(Some(_)), true, Ok(_)) = (operation, coordinates, &answer) {
             world.note_stamp(&before, &client, key);
         }
-        world.history.end(began, end(operation, answer));
+        let is_silent = is_silent_swap(operation, &answer);
+        let end = end(operation, answer);
+        if !is_silent {
+            world.history.end(began, end);
+        }
+        match end {
+            End::Got(content) | End::Replaced(content) => drop(seen.insert(key, content)),
+            End::Done => drop(seen.insert(key, brought(operation))),
+            End::Refused | End::Unknown => {}
+        }
         if failed && !coordinates {
             world.blameless.set(world.blameless.get() + 1);
         } else if failed && busy {
@@ -642,27 +725,65 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
     if coordinates {
         for key in &world.keys {
             let began = world.history.begin(key, Operation::Get);
-            let answer = ask_majority(&world, &client, key, Operation::Get).await;
+            let answer = ask_majority(&world, &client, key, began, Operation::Get).await;
             world.history.end(began, end(Operation::Get, answer));
         }
     }
     Ok(())
 }
 
+/// The value that is there once this is done.
+fn brought(operation: Operation) -> Content {
+    match operation {
+        Operation::Set(new) | Operation::Cas { new, .. } => new,
+        Operation::Get | Operation::Replace => None,
+    }
+}
+
 async fn ask_majority(
     world: &World,
     client: &Client,
     key: &str,
+    began: usize,
     operation: Operation,
-) -> Result<Value, Error> {
-    let key = key.as_bytes();
+) -> Result<End, Error> {
+    let bytes = key.as_bytes();
     match operation {
-        Operation::Get => client.get(key).await?.value(),
+        Operation::Get => got(&client.get(bytes).await?),
         Operation::Set(Some(value)) => {
-            let set = client.set(key, &world.value(value)).await;
-            set.map(|()| Value::Nil)
+            let set = client.set(bytes, &world.value(value)).await;
+            set.map(|()| End::Done)
         }
-        Operation::Set(None) => client.delete(key).await.map(|()| Value::Nil),
+        Operation::Set(None) => client.delete(bytes).await.map(|()| End::Done),
+        Operation::Cas { expected, new } => {
+            let (expected, new) = (world.packed(expected), world.packed(new));
+            let swapped = match fastrand::bool() {
+                true => client.cas(bytes, &expected, &new).await?,
+                false => {
+                    client
+                        .swap(bytes, |value| (*value == expected).then(|| new.clone()))
+                        .await?
+                }
+            };
+            match swapped {
+                Swapped::Done(value) if value == new => Ok(End::Done),
+                Swapped::Done(value) => panic!("{value:?} is not the new value {new:?}"),
+                Swapped::Not(value) => got(&value),
+            }
+        }
+        Operation::Replace => {
+            let (history, next) = (&world.history, &world.next_value);
+            let little = world.memory.is_some();
+            let swap = |old: &Packed| {
+                let new = next.fetch_add(1, Relaxed) + 1;
+                history.made(began, content(&old.value().unwrap()), new);
+                Some(value(new, little))
+            };
+            match client.swap(bytes, swap).await? {
+                Swapped::Done(value) => Ok(End::Replaced(content(&value.value()?))),
+                Swapped::Not(value) => got(&value),
+            }
+        }
     }
 }
 
@@ -671,29 +792,46 @@ async fn ask_node(
     peer: &Peer,
     key: &str,
     operation: Operation,
-) -> Result<Value, Error> {
+) -> Result<End, Error> {
     let key = encode(&key.into());
     let answer = match operation {
-        Operation::Get => peer.call("get", &[&key]),
+        Operation::Get | Operation::Replace => peer.call("get", &[&key]),
         Operation::Set(Some(value)) => peer.call("set", &[&key, &world.value(value)]),
         Operation::Set(None) => peer.call("delete", &[&key]),
+        Operation::Cas { expected, new } => {
+            let (expected, new) = (world.packed(expected), world.packed(new));
+            peer.call("cas", &[&key, &expected, &new])
+        }
     };
-    decode(&answer.await.1?)
+    let answer = decode(&answer.await.1?)?;
+    Ok(match (operation, answer.as_array().map(Vec::as_slice)) {
+        (Operation::Set(_), _)
+        | (Operation::Cas { .. }, Some([Value::Boolean(true), Value::Nil])) => End::Done,
+        (Operation::Cas { .. }, Some([Value::Boolean(false), value])) => End::Got(content(value)),
+        (Operation::Cas { .. }, _) => panic!("cas was answered with {answer}"),
+        _ => End::Got(content(&answer)),
+    })
 }
 
-fn end(operation: Operation, answer: Result<Value, Error>) -> End {
-    match (operation, answer) {
-        (Operation::Get, Ok(value)) => End::Got(content(&value)),
-        (Operation::Set(_), Ok(_)) => End::Done,
-        (
-            Operation::Set(_),
-            Err(Error {
-                kind: Kind::UnknownOutcome,
-                ..
-            }),
-        ) => End::Unknown,
-        (_, Err(_)) => End::Refused,
+fn got(value: &Packed) -> Result<End, Error> {
+    Ok(End::Got(content(&value.value()?)))
+}
+
+fn end(operation: Operation, answer: Result<End, Error>) -> End {
+    match answer {
+        Ok(end) => end,
+        Err(error) if error.kind == Kind::UnknownOutcome && operation != Operation::Get => {
+            End::Unknown
+        }
+        Err(_) => End::Refused,
     }
+}
+
+/// Whether a node that does the swap did not answer. Its connection may have been cut before: then the
+/// swap never ends, which is unknown, too.
+fn is_silent_swap(operation: Operation, answer: &Result<End, Error>) -> bool {
+    let is_swap = matches!(operation, Operation::Cas { .. });
+    is_swap && matches!(answer, Err(error) if error.why.ends_with(":54: no answer in time"))
 }
 
 fn content(value: &Value) -> Content {
@@ -761,6 +899,11 @@ impl Trouble<'_> {
             trouble.recover();
             trouble.ill.is_empty() && trouble.world.target.borrow().is_none()
         })?;
+        if self.world.swaps != Swaps::None {
+            self.world.history.calm();
+            let end = self.sim.elapsed() + CALM;
+            self.pass(PATIENCE, "calm", |trouble| trouble.sim.elapsed() > end)?;
+        }
         self.world.calm.set(true);
         self.pass(PATIENCE, "answering the last questions", |trouble| {
             (0..trouble.clients).all(|n| !trouble.sim.is_host_running(client_name(n)))
@@ -784,21 +927,24 @@ impl Trouble<'_> {
         let (blameless, full) = (world.blameless.get(), world.full.get());
         let line = format!(
             "seed {seed}: ring of {size}{}, done {}, refused {}, unknown {}, blameless {blameless}, \
-             full {full}, changes {}, crashes {crashes}, cuts {cuts}, slow {slow}, dead {dead}, forgetful {}, doubts {}, \
+             swapped {}, unknown swaps {}, full {full}, changes {}, crashes {crashes}, cuts {cuts}, slow {slow}, dead {dead}, forgetful {}, doubts {}, \
              wrong {}, fingerprint {}",
             if world.harsh { " in harsh times" } else { "" },
             tally.done,
             tally.refused,
             tally.unknown,
+            tally.swapped,
+            tally.unknown_swaps,
             world.changes.get(),
             u8::from(world.forgetful),
             world.doubts.borrow().len(),
             u8::from(world.forgetful && world.was_rightly_doubted()),
             world.history.fingerprint(),
         );
-        // What a dying client leaves open, and what was asked of a failed node, is nobody's fault.
-        let fair =
-            (tally.done + tally.refused + tally.unknown).saturating_sub(blameless + full + dead);
+        // What a dying client leaves open, and what was asked of a failed node, is nobody's fault; nor
+        // is it that clients which do not take turns hide each other's swaps.
+        let all = tally.done + tally.refused + tally.unknown;
+        let fair = all.saturating_sub(blameless + full + dead + tally.unknown_swaps);
         // During a change a small node holds keys of two rings: a few sets wait for memory to the end.
         let busy = world.busy.get().min(tally.done / 10);
         let wanted = match size {

@@ -1,0 +1,302 @@
+//! Compare and set, and counting: what a register cannot do, since two writers may both read the old
+//! value. A swap does it, beside sets that never wait for it (`replicas/swap.rs` has the protocol).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use msgpack_rpc::Value;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep};
+
+use crate::client::Client;
+use crate::entry::{Packed, check_value, key};
+use crate::error::{Error, Kind};
+use crate::replicas::{Swapped as Outcome, Waiting};
+use crate::rpc::Answer;
+use crate::rpc::codec::{self, Encoded, NIL, encode_bytes, number, quoted, string};
+use crate::server::Node;
+
+pub use crate::replicas::Swapped;
+
+/// A change that can travel: what a client asks of a node.
+#[derive(Clone)]
+enum Swap {
+    /// This value, where that one is.
+    Cas { expected: Packed, new: Packed },
+    /// So much more.
+    Incr { by: i128 },
+}
+
+impl Client {
+    /// Replaces the value of a key by what the function makes of it: nil deletes, `None` leaves it. The
+    /// function may be asked several times, of which one counts. An error says whether nothing was
+    /// changed, or (`unknown-outcome:`) it may have been, once. Prefer [`Client::cas`] and
+    /// [`Client::incr`] where many clients change one key: its owner lets them take turns.
+    pub async fn swap(
+        &self,
+        key: &[u8],
+        mut change: impl FnMut(&Packed) -> Option<Packed> + Send,
+    ) -> Result<Swapped, Error> {
+        let ended = self.replicas.of(key)?.swap(&mut change).await?;
+        Ok(match ended.change {
+            Some(_) => Swapped::Done(ended.entry.value),
+            None => Swapped::Not(ended.entry.value),
+        })
+    }
+
+    /// Writes a new value where the expected one is; nil is an absent key, in both places.
+    pub async fn cas(&self, key: &[u8], expected: &Packed, new: &Packed) -> Result<Swapped, Error> {
+        let (expected, new) = (expected.clone(), new.clone());
+        let swap = Swap::Cas { expected, new };
+        self.swap_anywhere(key, &swap).await
+    }
+
+    /// Adds to an integer, absent is 0; the new value. `bad-request:` where the value is no integer, or
+    /// the sum is none of 64 bits.
+    pub async fn incr(&self, key: &[u8], by: i64) -> Result<i128, Error> {
+        let by = by.into();
+        let swap = Swap::Incr { by };
+        match self.swap_anywhere(key, &swap).await? {
+            Swapped::Done(value) => integer(&value),
+            Swapped::Not(value) => Err(sum(key, &value, by).err().unwrap_or_else(odd)),
+        }
+    }
+
+    /// Has the key's owner do a swap, or does it itself where that one cannot be asked.
+    async fn swap_anywhere(&self, key: &[u8], swap: &Swap) -> Result<Swapped, Error> {
+        let begun = Instant::now();
+        loop {
+            let done = match self.at_owner(key, swap).await {
+                Some(answer) => answer.and_then(|answer| swap.read(&answer)),
+                None => self.swap(key, swap.change()).await,
+            };
+            match done {
+                Err(error) if self.may_be_done_yet(&error, begun) => {
+                    sleep(self.window() / 20).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Whether it is tried again: it was surely not done, and there is time. A node that swaps for others
+    /// gives up before they take it for silent.
+    fn may_be_done_yet(&self, error: &Error, begun: Instant) -> bool {
+        let is_undone = matches!(error.kind, Kind::Unavailable | Kind::Joining);
+        is_undone && begun.elapsed() + self.window() < self.replicas.timeout
+    }
+
+    fn window(&self) -> Duration {
+        self.replicas.cluster().limits.window
+    }
+
+    async fn at_owner(&self, key: &[u8], swap: &Swap) -> Option<Result<Encoded, Error>> {
+        let (method, params) = swap.request(key);
+        let params: Vec<&[u8]> = params.iter().map(|param| &**param).collect();
+        self.replicas.ask_owner(key, method, &params).await
+    }
+
+    /// Does a swap when its turn has come.
+    async fn in_turn(self: &Arc<Self>, key: &[u8], swap: &Swap) -> Result<Swapped, Error> {
+        let (answer, answered) = oneshot::channel();
+        let waiting = Waiting {
+            since: Instant::now(),
+            change: Box::new(swap.change()),
+            answer,
+        };
+        if self.replicas.turns.wait(key, waiting) {
+            // On its own: the guest whose swap is the first may go away.
+            let (client, key) = (self.clone(), key.to_vec());
+            tokio::spawn(async move {
+                while let Some(waiting) = client.replicas.turns.next(&key) {
+                    client.swap_all(&key, waiting).await;
+                }
+            });
+        }
+        let stopping = |_| Error::new(Kind::UnknownOutcome, "this node is stopping");
+        answered.await.map_err(stopping)?
+    }
+
+    /// Does all of these as one swap, one after the other.
+    async fn swap_all(&self, key: &[u8], waiting: Vec<Waiting>) {
+        let is_late = |swap: &Waiting| swap.since.elapsed() > self.window() / 4;
+        let (late, mut waiting): (Vec<_>, Vec<_>) = waiting.into_iter().partition(is_late);
+        for swap in late {
+            let why = "it has waited too long for its turn";
+            let _ = swap.answer.send(Err(Error::new(Kind::Unavailable, why)));
+        }
+        let mut made = Vec::new(); // by each change that was asked for, what became of each swap
+        let mut change = |old: &Packed| {
+            let mut value = old.clone();
+            let swaps = waiting.iter_mut().map(|swap| match (swap.change)(&value) {
+                None => Outcome::Not(value.clone()),
+                Some(new) => {
+                    value = new;
+                    Outcome::Done(value.clone())
+                }
+            });
+            let swaps: Vec<Outcome> = swaps.collect();
+            let is_done = swaps.iter().any(|swap| matches!(swap, Outcome::Done(_)));
+            made.push(swaps);
+            is_done.then_some(value)
+        };
+        let ended = match self.replicas.of_within(key, self.window() / 2) {
+            Ok(operation) => operation.swap(&mut change).await,
+            Err(error) => Err(error),
+        };
+        let outcomes = ended.map(|ended| match ended.change {
+            Some(change) => made.into_iter().nth(change - 1).unwrap_or_default(),
+            None => made.pop().unwrap_or_default(),
+        });
+        let mut outcomes = outcomes.map(Vec::into_iter);
+        for swap in waiting {
+            let outcome = match &mut outcomes {
+                Ok(outcomes) => outcomes.next().ok_or_else(odd),
+                Err(error) => Err(error.clone()),
+            };
+            let _ = swap.answer.send(outcome); // its guest may be gone
+        }
+    }
+}
+
+impl Node {
+    /// Answers the methods of swaps.
+    pub async fn swap(&self, method: &str, params: &[&[u8]]) -> Result<Answer, Error> {
+        let (swap, key, is_sent_here) = match (method, params) {
+            ("promise", [ring, k, ballot]) => {
+                let for_read = ballot.strip_prefix(&[0x91]);
+                let ballot = number(for_read.unwrap_or(ballot)).filter(|ballot| *ballot > 0);
+                let odd = || Error::bad_request("a ballot is from 1 to 2^64-1");
+                let (store, ballot) = (self.store.on(ring)?, ballot.ok_or_else(odd)?);
+                return Ok(store.promise(key(k)?, ballot, for_read.is_some())?.into());
+            }
+            ("cas", [k, expected, new, here @ ..]) if [&[][..], &[HERE]].contains(&here) => {
+                check_value(new)?;
+                let (expected, new) = (Packed::from(*expected), Packed::from(*new));
+                (Swap::Cas { expected, new }, key(k)?, !here.is_empty())
+            }
+            ("incr", [k]) => (Swap::Incr { by: 1 }, key(k)?, false),
+            ("incr", [k, by, here @ ..]) if [&[][..], &[HERE]].contains(&here) => {
+                let by = integer(by)?;
+                (Swap::Incr { by }, key(k)?, !here.is_empty())
+            }
+            _ => return Err(Error::not_a_request(method, params.len())),
+        };
+        let client = &self.client;
+        let begun = Instant::now();
+        loop {
+            let at_owner = match is_sent_here {
+                true => None,
+                false => client.at_owner(key, &swap).await,
+            };
+            let done = match at_owner {
+                Some(answer) => answer.map(Answer::from),
+                None => match client.in_turn(key, &swap).await {
+                    Ok(swapped) => swap.answer(key, swapped),
+                    Err(error) => Err(error),
+                },
+            };
+            match done {
+                Err(error) if !is_sent_here && client.may_be_done_yet(&error, begun) => {
+                    sleep(client.window() / 20).await;
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+/// What a node adds to a swap that it sends to the key's owner: `true`.
+const HERE: &[u8] = &[0xc3];
+
+impl Swap {
+    /// What it makes of a value.
+    fn change(&self) -> impl FnMut(&Packed) -> Option<Packed> + Send + 'static {
+        let swap = self.clone();
+        move |old| match &swap {
+            Swap::Cas { expected, new } => are_equal(old, expected).then(|| new.clone()),
+            Swap::Incr { by } => sum(&[], old, *by).ok(),
+        }
+    }
+
+    /// As it is sent to the key's owner, which does it itself.
+    fn request(&self, key: &[u8]) -> (&'static str, Vec<Encoded>) {
+        let (key, here) = (encode_bytes(key), Encoded::from_slice(HERE));
+        match self {
+            Swap::Cas { expected, new } => {
+                let [expected, new] = [expected, new].map(|value| Encoded::from_slice(value));
+                ("cas", vec![key, expected, new, here])
+            }
+            Swap::Incr { by } => ("incr", vec![key, Encoded::from_slice(&packed(*by)), here]),
+        }
+    }
+
+    /// The answer to a guest.
+    fn answer(&self, key: &[u8], swapped: Swapped) -> Result<Answer, Error> {
+        let cas = |done: u8, value: &[u8]| Encoded::from([&[0x92, done], value].concat()).into();
+        match (self, swapped) {
+            (Swap::Cas { .. }, Swapped::Done(_)) => Ok(cas(0xc3, NIL)),
+            (Swap::Cas { .. }, Swapped::Not(current)) => Ok(cas(0xc2, &current)),
+            (Swap::Incr { .. }, Swapped::Done(value)) => Ok(value.into()),
+            (Swap::Incr { by }, Swapped::Not(current)) => {
+                Err(sum(key, &current, *by).err().unwrap_or_else(odd))
+            }
+        }
+    }
+
+    /// Reads such an answer.
+    fn read(&self, answer: &[u8]) -> Result<Swapped, Error> {
+        match (self, codec::items(answer).as_deref()) {
+            (Swap::Cas { new, .. }, Some([[0xc3], _])) => Ok(Swapped::Done(new.clone())),
+            (Swap::Cas { .. }, Some([[0xc2], current])) => Ok(Swapped::Not(Packed::from(*current))),
+            (Swap::Incr { .. }, _) => Ok(Swapped::Done(Packed::from(answer))),
+            _ => Err(odd()),
+        }
+    }
+}
+
+/// Whether two values have equal bytes. Str, bin and raw with the same bytes are equal.
+fn are_equal(one: &[u8], other: &[u8]) -> bool {
+    match (string(one), string(other)) {
+        (Some(one), Some(other)) => one == other,
+        _ => one == other,
+    }
+}
+
+/// A value and so much more.
+fn sum(key: &[u8], old: &Packed, by: i128) -> Result<Packed, Error> {
+    let refused = |error: Error| {
+        let key = String::from_utf8_lossy(key);
+        Error::bad_request(format!("key {key:?}: {}", error.why))
+    };
+    let old = if old.is_nil() {
+        0
+    } else {
+        integer(old).map_err(refused)?
+    };
+    let sum = packed(old + by);
+    match sum.is_nil() {
+        false => Ok(sum),
+        true => Err(refused(Error::bad_request(format!(
+            "{old} and {by} are beyond 64 bits"
+        )))),
+    }
+}
+
+fn integer(value: &[u8]) -> Result<i128, Error> {
+    let decoded = codec::decode(value)?;
+    let signed = decoded.as_i64().map(i128::from);
+    let integer = signed.or(decoded.as_u64().map(i128::from));
+    integer.ok_or_else(|| Error::bad_request(format!("{} is no integer", quoted(value))))
+}
+
+/// An integer as MessagePack; nil if it has more than 64 bits.
+fn packed(integer: i128) -> Packed {
+    let signed = i64::try_from(integer).map(Value::from);
+    let value = signed.or_else(|_| u64::try_from(integer).map(Value::from));
+    Packed::of(value.unwrap_or(Value::Nil))
+}
+
+fn odd() -> Error {
+    Error::new(Kind::UnknownOutcome, "an answer to a swap that is none")
+}

@@ -1,0 +1,282 @@
+//! `lock`: a command that runs while it alone holds a key.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::future::pending;
+use std::io::{self, ErrorKind, IsTerminal as _};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{self, Command, ExitCode};
+use std::time::Duration;
+
+use clap::Args;
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep_until};
+
+use super::{Failure, Options, Outcome, keys, remark, text, typed_key};
+use crate::beyond::swap::Swapped;
+use crate::client::Client;
+use crate::entry::Packed;
+use crate::error::{Error, Kind};
+use crate::node;
+use crate::replicas::Replicas;
+use crate::rpc::tls;
+
+/// The first pause before a key is looked at again, and the longest.
+const PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
+
+/// Run a command while holding a key: of all that lock it, one at a time.
+///
+/// kv54 waits until the key is absent, writes its holder there (user, host, process and a random number), runs the
+/// command, and deletes the key. Its exit code is the command's. The signals HUP, INT, QUIT and TERM go to the command.
+/// The command finds the holder in KV54_LOCK.
+///
+/// The key stays taken if kv54 itself is killed (kill -9) or its host fails. `kv54 get KEY` shows who holds it. When
+/// that process is gone, `kv54 cas KEY HOLDER --delete` frees it.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  kv54 lock nightly -- ./backup.sh
+  kv54 lock nightly --timeout 0s -- ./backup.sh     (gives up at once where it is taken)
+
+Exit codes:
+  3         the lock was not taken, or not ours in the end where the command exits with 0
+  126, 127  the command cannot be started, or is not found
+  128 + n   signal n ended the command, or the waiting
+  others    the command's own")]
+pub(super) struct Lock {
+    /// The key; nothing else may write it
+    #[arg(allow_negative_numbers = true, value_parser = typed_key())]
+    key: OsString,
+    /// The command and its arguments, behind --
+    #[arg(required = true, last = true)]
+    command: Vec<OsString>,
+}
+
+/// What holds the key while the command runs, and how it is reached.
+struct Held<'a> {
+    client: Client,
+    key: Vec<u8>,
+    holder: String,
+    options: &'a Options,
+}
+
+impl Lock {
+    pub(super) async fn run(self, options: &Options) -> Outcome {
+        let cluster = options.cluster()?;
+        let dial = tls::dial(&cluster)?;
+        let held = Held {
+            // --timeout is for the waiting: what holds a key asks as long as a node does.
+            client: Client {
+                replicas: Replicas::new(cluster, node::TIMEOUT, &dial),
+            },
+            key: self.key.into_encoded_bytes(),
+            holder: holder(),
+            options,
+        };
+        let mut signals = Signals::new()?; // before the key is taken: none may end this process then
+        held.take(&mut signals).await?;
+        let code = run(&self.command, &held.holder, &mut signals).await;
+        match (code, held.release().await) {
+            (code, Ok(())) => Ok(ExitCode::from(code?)),
+            (Ok(0), Err(failure)) => Err(failure),
+            (code, Err(failure)) => {
+                remark(failure.why);
+                Ok(ExitCode::from(code?))
+            }
+        }
+    }
+}
+
+impl Held<'_> {
+    /// Waits until the key is absent, and takes it.
+    async fn take(&self, signals: &mut Signals) -> Result<(), Failure> {
+        let deadline = self.options.timeout.map(|timeout| Instant::now() + timeout);
+        let ([mut pause, longest], mut is_told) = (PAUSES, false);
+        loop {
+            let current = match self.try_once().await {
+                Ok(None) => return Ok(()),
+                Ok(Some(current)) => text::quoted(&current.value()?),
+                Err(error) => return Err(self.failed("lock", error).await),
+            };
+            let key = self.quoted_key();
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                let why = format!("lock failed: {current} still holds {key}");
+                return Err(Failure { code: 3, why });
+            }
+            if !is_told {
+                remark(format!("waiting: {current} holds {key}"));
+                is_told = true;
+            }
+            // Not in step with others that wait.
+            let until = Instant::now() + pause.mul_f32(0.5 + fastrand::f32() / 2.0);
+            tokio::select! {
+                () = sleep_until(deadline.map_or(until, |deadline| until.min(deadline))) => {}
+                kind = signals.next() => {
+                    let code = code_of(kind.as_raw_value());
+                    let why = format!("lock failed: a signal ended the waiting, {current} holds {key}");
+                    return Err(Failure { code, why });
+                }
+            }
+            pause = longest.min(pause * 2);
+        }
+    }
+
+    /// Takes the key if it is absent. The value of another holder, if it is not ours then.
+    async fn try_once(&self) -> Result<Option<Packed>, Error> {
+        let ours = Packed::of(&*self.holder);
+        // A get first: it is in the way of no swap.
+        let current = self.client.get(&self.key).await.map_err(Error::of_read)?;
+        if !current.is_nil() {
+            return Ok(Some(current));
+        }
+        let (Swapped::Done(current) | Swapped::Not(current)) =
+            self.swap(&Packed::default(), &ours).await?;
+        Ok(Some(current).filter(|current| *current != ours))
+    }
+
+    /// Deletes the key, if it is still ours.
+    async fn release(&self) -> Result<(), Failure> {
+        let ours = Packed::of(&*self.holder);
+        let current = match self.swap(&ours, &Packed::default()).await {
+            Ok(Swapped::Done(_)) => return Ok(()),
+            Ok(Swapped::Not(current)) => current,
+            Err(error) => return Err(self.failed("unlock", error).await),
+        };
+        let now = match current.is_nil() {
+            true => "is absent".to_owned(),
+            false => format!("has {}", text::quoted(&current.value()?)),
+        };
+        let key = self.quoted_key();
+        let why = format!("the lock was lost while the command ran: {key} {now}, not our holder");
+        Err(Failure { code: 3, why })
+    }
+
+    /// Replaces one value by another. Where the outcome is unknown it swaps again: the second swap
+    /// finds what the first one has done, and then the first one can do nothing any more. `Done`
+    /// with another value than this one: it was done, or it never will be, and this is there now.
+    /// This process coordinates, so that no node goes on trying for it.
+    async fn swap(&self, from: &Packed, to: &Packed) -> Result<Swapped, Error> {
+        let mut unknown = None;
+        loop {
+            let change = |old: &Packed| (old == from).then(|| to.clone());
+            let swapped = self.client.swap(&self.key, change).await;
+            self.client.replicas.settle().await;
+            match swapped {
+                Err(error) if error.kind == Kind::UnknownOutcome => unknown = Some(error),
+                Err(error) => return Err(unknown.unwrap_or(error)),
+                Ok(Swapped::Not(now)) if unknown.is_some() => return Ok(Swapped::Done(now)),
+                Ok(swapped) => return Ok(swapped),
+            }
+        }
+    }
+
+    async fn failed(&self, what: &str, error: Error) -> Failure {
+        let may_be_taken = what == "unlock" || error.kind == Kind::UnknownOutcome;
+        let failure = keys::failed(what, error, self.options).await;
+        match may_be_taken {
+            true => failure.with(format!(
+                "if the key stays taken, kv54 cas {} {} --delete frees it",
+                self.quoted_key(),
+                self.holder
+            )),
+            false => failure,
+        }
+    }
+
+    fn quoted_key(&self) -> String {
+        text::quoted(&text::typed(self.key.clone()))
+    }
+}
+
+/// Signals that would end this process before it has released the key.
+struct Signals(Vec<(SignalKind, Signal)>);
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let kinds = [
+            SignalKind::hangup(),
+            SignalKind::interrupt(),
+            SignalKind::quit(),
+            SignalKind::terminate(),
+        ];
+        let kinds = kinds.into_iter().filter(|kind| !is_ignored(*kind));
+        let signals = kinds.map(|kind| Ok((kind, signal(kind)?)));
+        Ok(Signals(signals.collect::<io::Result<_>>()?))
+    }
+
+    async fn next(&mut self) -> SignalKind {
+        let came = self.0.iter_mut().map(async |(kind, signal)| {
+            signal.recv().await;
+            *kind
+        });
+        let next = came.collect::<FuturesUnordered<_>>().next().await;
+        match next {
+            Some(kind) => kind,
+            None => pending().await,
+        }
+    }
+}
+
+/// Whether this process was started so that it ignores a signal, as `nohup` does: its command does too.
+fn is_ignored(kind: SignalKind) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask >> (kind.as_raw_value() - 1) & 1 == 1)
+}
+
+/// Runs the command to its end, and passes signals on to it; its exit code.
+async fn run(command: &[OsString], holder: &str, signals: &mut Signals) -> Result<u8, Failure> {
+    let [program, args @ ..] = command else {
+        return Err(Failure::usage("there is no command"));
+    };
+    let mut command = Command::new(program);
+    let spawned = command.args(args).env("KV54_LOCK", holder).spawn();
+    let mut child = spawned.map_err(|error| {
+        let code = match error.kind() {
+            ErrorKind::NotFound => 127,
+            _ => 126,
+        };
+        let why = format!("{}: {error}", program.to_string_lossy());
+        Failure { code, why }
+    })?;
+    let pid = child.id();
+    let mut ended = spawn_blocking(move || child.wait());
+    loop {
+        tokio::select! {
+            status = &mut ended => {
+                let status = status.map_err(io::Error::from)??;
+                let signal = status.signal().map(code_of);
+                let code = status.code().and_then(|code| u8::try_from(code).ok());
+                return Ok(code.or(signal).unwrap_or(u8::MAX));
+            }
+            kind = signals.next() => pass_on(kind, pid),
+        }
+    }
+}
+
+/// Sends a signal to the command.
+fn pass_on(kind: SignalKind, pid: u32) {
+    let is_typed = [SignalKind::interrupt(), SignalKind::quit()].contains(&kind);
+    if is_typed && (io::stdin().is_terminal() || io::stderr().is_terminal()) {
+        return; // the terminal itself has sent Ctrl-C to the command too
+    }
+    let kill = format!("kill -{} {pid}", kind.as_raw_value()); // std has no call for it
+    let _ = Command::new("sh").args(["-c", &kill]).status();
+}
+
+/// The exit code of what a signal has ended, as shells have it.
+fn code_of(signal: i32) -> u8 {
+    u8::try_from(128 + signal).unwrap_or(u8::MAX)
+}
+
+/// A value that only this process writes, and that needs no quotes in a shell.
+fn holder() -> String {
+    let user = env::var("USER").or_else(|_| env::var("LOGNAME"));
+    let user = user.unwrap_or_else(|_| "someone".to_owned());
+    let host = hostname::get().unwrap_or_default();
+    let (host, pid, random) = (host.to_string_lossy(), process::id(), fastrand::u64(..));
+    format!("{user}@{host}:{pid}:{random:016x}")
+}

@@ -1,0 +1,263 @@
+//! A swap: a value is replaced by what a function makes of it, once, by the promises of a majority
+//! (Rystsov, "CASPaxos: Replicated State Machines without logs", 2018). It builds on the newest write
+//! of the register and takes a ballot below the stamp of the next one: no set or delete can come
+//! between, and none of them waits for a swap. What was written before the ring changed is known
+//! differently to its nodes: there, all swaps build on the beginning of the epoch.
+
+use std::sync::Arc;
+
+use tokio::time::{Instant, sleep};
+
+use super::attempt::Sent;
+use super::nodes::View;
+use super::{Failed, Few, Newest, Operation, PAUSE, Phase, target};
+use crate::entry::{Entry, Loaded, Packed, Stamp, check_value, size};
+use crate::error::{Error, Kind};
+use crate::rpc::codec::encode_numbers;
+use crate::sabotage::{Bug, planted};
+use crate::store::Promise;
+
+/// What a swap makes of a value: another one, nil to delete it, or `None` to leave it. It may be
+/// asked several times, of which one counts.
+pub type Change<'f> = dyn FnMut(&Packed) -> Option<Packed> + Send + 'f;
+
+/// The end of a swap.
+pub(crate) struct Ended {
+    /// What is there now.
+    pub(crate) entry: Entry,
+    /// Which of the changes that were asked for was made, from 1; `None` if the last one left the value.
+    pub(crate) change: Option<usize>,
+}
+
+/// A swap of one key. What it has sent to be kept may be kept at any later time.
+struct Swap<'a> {
+    of: &'a Operation<'a>,
+    is_read: bool, // of a value that is there: no memory may be lacking for it
+    change: &'a mut Change<'a>,
+    asked: usize,              // how often
+    highest: u64,              // ballot that it has seen
+    first: Option<Arc<View>>,  // the rings to which it was first sent
+    sent: Vec<(Stamp, usize)>, // what was sent, and the change that it carries
+}
+
+/// Where an attempt leads, once a majority has kept an entry or without that.
+enum Next {
+    End(Ended),
+    Again,
+    Unknown, // what was sent before may have been kept, and hidden since
+}
+
+/// What a majority's newest entry says of what was sent.
+enum Fate {
+    Nowhere,     // nobody who matters has it
+    Kept(usize), // this change
+    Unknown,
+}
+
+impl Operation<'_> {
+    /// Replaces the value, and tries again where other swaps are in the way.
+    pub(crate) async fn swap(&self, change: &mut Change<'_>) -> Result<Ended, Error> {
+        self.swap_for(change, false).await
+    }
+
+    async fn swap_for(&self, change: &mut Change<'_>, is_read: bool) -> Result<Ended, Error> {
+        let mut change = |old: &Packed| change(old);
+        let mut swap = Swap {
+            of: self,
+            is_read,
+            change: &mut change,
+            asked: 0,
+            highest: self.own_promise(),
+            first: None,
+            sent: Vec::new(),
+        };
+        let mut attempts = 0_u8;
+        loop {
+            let begun = Instant::now();
+            let error = match swap.attempt(&self.replicas.view()).await {
+                Ok(Next::End(ended)) => return Ok(ended),
+                Ok(Next::Unknown) => {
+                    let why = "it was sent, and other writes may have hidden it";
+                    return Err(self.error(Kind::UnknownOutcome, why));
+                }
+                Err(Failed::For(error)) if error.kind == Kind::Busy => {
+                    self.error(Kind::Unavailable, &error.why) // the word is for nodes
+                }
+                Err(Failed::For(error)) => error,
+                Ok(Next::Again) | Err(Failed::RingChanged) => {
+                    self.error(Kind::Unavailable, "other swaps of it are in the way")
+                }
+            };
+            match swap.first {
+                Some(_) if self.is_late() => return Err(error.of_a_write()),
+                None if self.is_late() || error.kind.is_refusal() => return Err(error.of_read()),
+                _ => attempts = attempts.saturating_add(1).min(8),
+            }
+            // Not in step with another swap, which takes as long as this attempt did.
+            let most = begun.elapsed().mul_f32(attempts.into());
+            sleep(most.clamp(PAUSE / 8, 8 * PAUSE).mul_f32(fastrand::f32())).await;
+        }
+    }
+
+    /// The entry, as a swap reads it that changes nothing.
+    pub(super) async fn read_by_swap(&self) -> Result<Entry, Error> {
+        Ok(self.swap_for(&mut |_| None, true).await?.entry)
+    }
+
+    /// Refuses a value that is too large, or for which there is no memory.
+    async fn check(&self, value: &Packed, old: &Packed) -> Result<(), Error> {
+        check_value(value).map_err(|error| self.error(error.kind, &error.why))?;
+        if size(value) > size(old) {
+            self.load_stamp(value).await?;
+        }
+        Ok(())
+    }
+
+    /// The highest ballot that this node itself has promised.
+    fn own_promise(&self) -> u64 {
+        let view = self.replicas.view();
+        let places = view.rings.iter().enumerate().flat_map(|(number, ring)| {
+            let replicas = ring.cluster.replicas(ring.cluster.owner(self.key));
+            replicas.map(move |place| (number, place))
+        });
+        let own = places.filter_map(|at| self.own_store_at(&view, at));
+        own.map(|store| store.promised(self.key)).max().unwrap_or(0)
+    }
+}
+
+impl Swap<'_> {
+    /// One attempt, in one window and with one ballot.
+    async fn attempt(&mut self, view: &Arc<View>) -> Result<Next, Failed> {
+        let opened = Instant::now();
+        let ballot = self.highest.saturating_add(fastrand::u64(1..=16)); // seldom that of another swap
+        self.highest = ballot;
+        let promises = Phase {
+            view,
+            rings: view.rings.len(),
+            opened,
+            is_store: false,
+            asks_all: false,
+            is_once: true,
+        };
+        let Some(newest) = self.promised(promises, ballot).await? else {
+            return Ok(Next::Again);
+        };
+        // What is sent too late for an answer may be kept all the same: better not to send it.
+        let closes = self.of.deadline.min(opened + view.state.ring.limits.window);
+        if closes.saturating_duration_since(Instant::now()) < 2 * opened.elapsed() {
+            return Ok(Next::Again);
+        }
+        let (entry, next) = self.decide(view, newest, ballot).await?;
+        if let Some(entry) = entry {
+            let accepts = Phase {
+                is_store: true,
+                asks_all: true,
+                ..promises
+            };
+            self.of
+                .store_by(accepts, entry.borrow(), &mut false)
+                .await?;
+        }
+        Ok(next)
+    }
+
+    /// What a majority has that promises to accept nothing below this ballot; `None` if one of it has
+    /// promised as much before.
+    async fn promised(&mut self, phase: Phase<'_>, ballot: u64) -> Result<Option<Newest>, Failed> {
+        let mut asked = encode_numbers([ballot]);
+        if self.is_read {
+            asked.insert(0, 0x91); // an array of one
+        }
+        let ask = |at| match self.of.own_store_at(phase.view, at) {
+            Some(store) => Sent::Answered(store.promise(self.of.key, ballot, self.is_read)),
+            None => self.of.send(phase.view, at, "promise", [&asked, &[], &[]]),
+        };
+        let taken = &mut false;
+        let promises = self.of.majority(phase, Promise::read, ask, taken).await?;
+        let (mut given, mut is_refused) = (Few::<Loaded>::new(), false);
+        for promise in promises {
+            match promise {
+                Promise::Given(Entry { stamp, value }) => {
+                    let value = Some(value);
+                    given.push(Entry { stamp, value });
+                }
+                Promise::Refused(higher) => {
+                    is_refused = true;
+                    self.highest = self.highest.max(higher);
+                }
+            }
+        }
+        match is_refused {
+            true => Ok(None),
+            false => Ok(Some(Newest::of(given)?)),
+        }
+    }
+
+    /// What a majority must keep now that has this entry, and what that leads to.
+    async fn decide(
+        &mut self,
+        view: &Arc<View>,
+        Newest { entry, agreed }: Newest,
+        ballot: u64,
+    ) -> Result<(Option<Entry>, Next), Failed> {
+        let nothing = match planted(Bug::SwapBuildsOnOldEpoch) {
+            true => Stamp::default(),
+            false => Stamp::nothing(view.state.epoch()),
+        };
+        let stamp = entry.stamp.max(nothing).swapped(ballot);
+        let (value, change) = match self.fate(view, entry.stamp) {
+            Fate::Unknown => return Ok((None, Next::Unknown)),
+            Fate::Kept(change) => (entry.value, Some(change)),
+            Fate::Nowhere => {
+                self.asked += 1;
+                match (self.change)(&entry.value) {
+                    Some(value) => {
+                        self.of.check(&value, &entry.value).await?;
+                        (value, Some(self.asked))
+                    }
+                    // What was sent before must not be found and made any more: see below.
+                    None if agreed && (self.first.is_none() || planted(Bug::NoWithoutAccept)) => {
+                        let change = None;
+                        return Ok((None, Next::End(Ended { entry, change })));
+                    }
+                    None => (entry.value, None),
+                }
+            }
+        };
+        if let Some(change) = change {
+            self.first.get_or_insert_with(|| view.clone());
+            self.sent.push((stamp, change));
+        }
+        let entry = Entry { stamp, value };
+        let kept = Some(entry.clone());
+        Ok((kept, Next::End(Ended { entry, change })))
+    }
+
+    /// What has become of what was sent, when this is the newest entry of a majority that accepts none of
+    /// it any more.
+    fn fate(&self, view: &View, found: Stamp) -> Fate {
+        let Some(first) = &self.first else {
+            return Fate::Nowhere;
+        };
+        if planted(Bug::SwapAlwaysStartsOver) {
+            return Fate::Nowhere;
+        }
+        if target(view, first).is_none() {
+            return Fate::Unknown;
+        }
+        let forgotten = match planted(Bug::LastOwnBallotAlone) {
+            true => self.sent.len() - 1,
+            false => 0,
+        };
+        let mut sent = self.sent.iter().skip(forgotten);
+        let kept = sent.clone().find(|(stamp, _)| *stamp == found);
+        let is_its_base = sent.clone().any(|(stamp, _)| stamp.base() == found.base());
+        match kept {
+            Some((_, change)) => Fate::Kept(*change),
+            None if is_its_base && sent.all(|(stamp, _)| found.ballot < stamp.ballot) => {
+                Fate::Nowhere
+            }
+            None => Fate::Unknown,
+        }
+    }
+}

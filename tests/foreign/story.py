@@ -53,6 +53,13 @@ def story(client, name):
     raises(client.refused, client, "set", "tea", "x" * (MIB + 1), says="too-large: ")
     raises(client.refused, client, "set", "tea", b"\xff" * (MIB + 1), says="too-large: ")
 
+    same(client.call("cas", "tea", None, "green"), [True, None], "cas")
+    same(client.call("cas", "tea", "black", "white"), [False, client.seen("green")], "another value")
+    same(client.call("cas", "tea", b"green", None), [True, None], "bytes are equal to text")
+    same(client.call("incr", "tea"), 1, "incr")
+    same(client.call("incr", "tea", -3), -2, "incr by -3")
+    client.call("delete", "tea")
+
     sets = [("set", f"{name} {n}", n) for n in range(100)]
     same(client.pipelined(sets), [None] * 100, "100 sets")
     gets = [("get", f"{name} {n}") for n in range(100)]

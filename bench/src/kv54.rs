@@ -1,22 +1,36 @@
-//! MessagePack-RPC as plain clients speak it: `get` and `set` of any node.
+//! MessagePack-RPC as plain clients speak it: `get` and `set` of any node, and swaps.
 
 use crate::load::{Answer, Op, Parsed, Response, Values, Wire, key};
 
-/// A guest of one node.
-#[derive(Debug, Default)]
-pub struct Guest;
+/// A guest of one node, and how it writes.
+#[derive(Clone, Copy, Debug)]
+pub enum Guest {
+    /// By `set`.
+    Set,
+    /// By `cas`, from the value that the key has to the same one.
+    Cas,
+    /// By `incr`, of other keys.
+    Incr,
+}
 
 impl Wire for Guest {
     fn request(&mut self, out: &mut Vec<u8>, id: u32, op: Op, number: u32, values: &Values) {
         out.extend([0x94, 0x00, 0xce]);
         out.extend(id.to_be_bytes());
-        out.extend(match op {
-            Op::Get => b"\xa3get\x91\xb0",
-            Op::Set => b"\xa3set\x92\xb0",
-        });
-        out.extend(key(number));
-        if op == Op::Set {
-            let len = u32::try_from(values.len()).unwrap_or(u32::MAX);
+        let (method, copies): (&[u8], _) = match (op, *self) {
+            (Op::Get, _) => (b"\xa3get\x91\xb0", 0),
+            (Op::Set, Guest::Set) => (b"\xa3set\x92\xb0", 1),
+            (Op::Set, Guest::Cas) => (b"\xa3cas\x93\xb0", 2),
+            (Op::Set, Guest::Incr) => (b"\xa4incr\x91\xb0", 0),
+        };
+        out.extend(method);
+        let mut key = key(number);
+        if let (Op::Set, Guest::Incr) = (op, *self) {
+            key[..5].copy_from_slice(b"count");
+        }
+        out.extend(key);
+        let len = u32::try_from(values.len()).unwrap_or(u32::MAX);
+        for _ in 0..copies {
             let _ = rmp::encode::write_str_len(out, len); // a Vec takes every byte
             values.write(out, number);
         }
@@ -30,7 +44,16 @@ impl Wire for Guest {
         let [0x94, 0x01, 0xce, i, j, k, l] = *head else {
             return Err(format!("not an answer: {head:02x?}"));
         };
-        let Some((error, result)) = text(&mut rest)?.zip(text(&mut rest)?) else {
+        let Some(error) = text(&mut rest)? else {
+            return Ok(None);
+        };
+        if let (None, Some(len)) = (error, swapped(rest)) {
+            return Ok(Some(Response {
+                len: input.len() - rest.len() + len,
+                answer: Some((u32::from_be_bytes([i, j, k, l]), Answer::Nil)),
+            }));
+        }
+        let Some(result) = text(&mut rest)? else {
             return Ok(None);
         };
         let answer = match (error, result) {
@@ -43,6 +66,20 @@ impl Wire for Guest {
             answer: Some((u32::from_be_bytes([i, j, k, l]), answer)),
         }))
     }
+}
+
+/// The length of an answer that a swap was done: `[true, nil]`, or an integer.
+fn swapped(bytes: &[u8]) -> Option<usize> {
+    let len = match bytes {
+        [0x92, 0xc3, 0xc0, ..] => 3,
+        [0..=0x7f, ..] => 1,
+        [0xcc, ..] => 2,
+        [0xcd, ..] => 3,
+        [0xce, ..] => 5,
+        [0xcf, ..] => 9,
+        _ => return None,
+    };
+    (bytes.len() >= len).then_some(len)
 }
 
 /// Takes a nil, a str or a bin off the front; `None` if its end is still to come. There is
@@ -108,10 +145,13 @@ mod tests {
         bytes.extend([0x94, 0x01]); // the next one
         let cuts = (0..len.min(400)).chain([len - 1]);
         for cut in cuts.filter(|cut| *cut < len) {
-            let early = Guest.response(&bytes[..cut], &mut Vec::new()).unwrap();
+            let early = Guest::Set.response(&bytes[..cut], &mut Vec::new()).unwrap();
             assert!(early.is_none(), "{cut} of {len}: {early:?}");
         }
-        let found = Guest.response(&bytes, &mut Vec::new()).unwrap().unwrap();
+        let found = Guest::Set
+            .response(&bytes, &mut Vec::new())
+            .unwrap()
+            .unwrap();
         assert_eq!(found.len, len);
         let (id, answer) = found.answer.unwrap();
         assert_eq!(id, 0xc0c0_0001);
@@ -135,18 +175,31 @@ mod tests {
 
     #[test]
     fn what_is_no_answer_breaks_the_connection() {
-        for bytes in [&b"\x01garbage"[..], b"\x94\x01\xce\0\0\0\x01\xc0\x07"] {
-            assert!(Guest.response(bytes, &mut Vec::new()).is_err());
+        for bytes in [&b"\x01garbage"[..], b"\x94\x01\xce\0\0\0\x01\xc0\xc3"] {
+            assert!(Guest::Set.response(bytes, &mut Vec::new()).is_err());
         }
+    }
+
+    #[test]
+    fn a_swap_is_answered_by_true_or_by_the_sum() {
+        for result in [&b"\x92\xc3\xc0"[..], b"\x07", b"\xcd\x01\x00"] {
+            let bytes = [b"\x94\x01\xce\0\0\0\x01\xc0", result].concat();
+            let found = Guest::Cas.response(&bytes, &mut Vec::new());
+            let found = found.unwrap().unwrap();
+            assert_eq!(found.len, bytes.len());
+            assert!(matches!(found.answer, Some((1, Answer::Nil))));
+        }
+        let refused = b"\x94\x01\xce\0\0\0\x01\xc0\x92\xc2\xa1x";
+        assert!(Guest::Cas.response(refused, &mut Vec::new()).is_err());
     }
 
     #[test]
     fn a_request_is_messagepack_rpc() {
         let mut out = Vec::new();
-        Guest.request(&mut out, 7, Op::Get, 42, &Values::new(1));
+        Guest::Set.request(&mut out, 7, Op::Get, 42, &Values::new(1));
         assert_eq!(out, b"\x94\0\xce\0\0\0\x07\xa3get\x91\xb0bench:0000000042");
         out.clear();
-        Guest.request(&mut out, 8, Op::Set, 42, &Values::new(3));
+        Guest::Set.request(&mut out, 8, Op::Set, 42, &Values::new(3));
         assert_eq!(
             out,
             b"\x94\0\xce\0\0\0\x08\xa3set\x92\xb0bench:0000000042\xa3042"

@@ -146,6 +146,8 @@ pub struct Report {
     pub elapsed: Duration,
     /// How much of a core this process used, where the system says it.
     pub cpu: Option<f64>,
+    /// How often the slowest connection was answered, and the fastest.
+    pub fair: Option<(u64, u64)>,
 }
 
 /// What has come of a phase so far. One for all connections: a histogram each would not fit a cache.
@@ -172,6 +174,7 @@ struct Connection<W> {
     input: BytesMut,
     output: Vec<u8>,
     sent: usize, // of the output, in bytes
+    answered: u64,
 }
 
 /// One request in flight.
@@ -339,6 +342,7 @@ impl<W: Wire> Bench<W> {
                 input: BytesMut::new(),
                 output,
                 sent: 0,
+                answered: 0,
             });
         }
         Ok(Bench {
@@ -362,8 +366,14 @@ impl<W: Wire> Bench<W> {
         let busy = used("self")
             .zip(cpu)
             .map(|(end, start)| end.saturating_sub(start));
+        let answered = self
+            .connections
+            .iter()
+            .map(|connection| connection.answered);
+        let fair = answered.clone().min().zip(answered.max());
         let mut tally = lock(&self.tally);
         let report = Report {
+            fair,
             operations: tally.latency.len(),
             errors: std::mem::take(&mut tally.errors),
             latency: tally.latency.clone(),
@@ -424,6 +434,7 @@ impl<W: Wire> Connection<W> {
     /// Runs until the source is dry and all is answered; `None` if the connection breaks.
     async fn run(mut self, mut source: Source) -> Option<Self> {
         let now = Instant::now();
+        self.answered = 0;
         for slot in &mut self.slots {
             slot.asked = source.next(now).map(|(op, key)| (op, key, now));
             if let Some((op, key, _)) = slot.asked {
@@ -478,6 +489,7 @@ impl<W: Wire> Connection<W> {
             let asked = slot.asked.take().ok_or_else(unasked)?;
             tally.count(asked, now, &answer, &self.values);
             slot.id = id.wrapping_add(SLOT + 1);
+            self.answered += 1;
             match source.next(now) {
                 None => self.open -= 1,
                 Some((op, key)) => {
@@ -544,6 +556,7 @@ impl Report {
             "ops_per_s": self.rate().round(),
             "latency_us": latency.into_iter().collect::<Map<_, _>>(),
             "errors": self.errors,
+            "slowest_to_fastest": self.fair.map(|(slowest, fastest)| slowest as f64 / fastest as f64),
             "generator_cpu": self.cpu.map(|share| (share * 1000.0).round() / 1000.0),
         })
     }
@@ -604,7 +617,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = [listener.local_addr().unwrap().to_string()];
         let load = load("set --connections 1 --depth 7 --keys 20");
-        let mut bench = Bench::connect(&load, &at, || Guest).await.unwrap();
+        let mut bench = Bench::connect(&load, &at, || Guest::Set).await.unwrap();
         let node = async {
             let mut stream = listener.accept().await.unwrap().0;
             stream.read_u8().await.unwrap();

@@ -37,6 +37,8 @@ struct Cli {
 #[derive(Clone, Copy, ValueEnum)]
 enum Wires {
     Kv54,
+    Kv54Cas,
+    Kv54Incr,
     Redis,
     Memcached,
     Etcd,
@@ -46,7 +48,9 @@ enum Wires {
 async fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.wire {
-        Wires::Kv54 => measure(&cli, || kv54::Guest).await,
+        Wires::Kv54 => measure(&cli, || kv54::Guest::Set).await,
+        Wires::Kv54Cas => measure(&cli, || kv54::Guest::Cas).await,
+        Wires::Kv54Incr => measure(&cli, || kv54::Guest::Incr).await,
         Wires::Redis => measure(&cli, redis::Redis::default).await,
         Wires::Memcached => measure(&cli, memcached::Memcached::default).await,
         Wires::Etcd => measure(&cli, etcd::Etcd::default).await,

@@ -160,6 +160,11 @@ fn what_would_be_long_to_quote() {
             request(7, "get", [Value::Array(vec![5e-324.into(); 65_000])]), // 326 digits each
             request(7, "get", [ext.clone()]),
             request(7, "load", [ext, "tea".into()]),
+            request(
+                7,
+                "incr",
+                ["tea".into(), Value::Array(vec![5e-324.into(); 65_000])],
+            ),
             request(7, &"\u{1}".repeat(4 * MIB - 100), []),
         ];
         for_seconds(3, || {
@@ -468,6 +473,70 @@ fn more_writes_than_fit_into_memory() {
             }
         },
     );
+}
+
+#[test]
+fn more_promises_than_fit_into_memory() {
+    let little = Bounds {
+        limits: "memory = \"16MiB\"",
+        ..SMALL
+    };
+    attack(little, |cluster| {
+        let ring = cluster.ring();
+        let alice = ring.place("alice").unwrap();
+        let ours = |n: &u32| {
+            let owner = ring.owner(n.to_string().as_bytes());
+            ring.replicas(owner).any(|place| place == alice)
+        };
+        let mut wire = Wire::to(cluster, "alice");
+        let fingerprint = Value::from(wire.status("ring"));
+        let promise = |n: u32, ballot: u64| {
+            let params = [fingerprint.clone(), n.to_string().into(), ballot.into()];
+            request(n, "promise", params)
+        };
+        let (mut keys, mut refused) = ((0..).filter(ours), 0);
+        for _ in 0..200 {
+            let asked = keys.by_ref().take(1000).map(|n| promise(n, 1));
+            wire.send(&asked.collect::<Vec<_>>().concat());
+            for error in wire.answers(1000).into_values().filter_map(Result::err) {
+                assert!(error.starts_with("full: "), "{error}");
+                refused += 1;
+            }
+        }
+        assert!(refused > 50_000, "{refused} of 200,000 are refused");
+        let kept = wire.status("bytes");
+        assert!(kept < (16 << 20) + 100, "{kept} bytes");
+        // The same promises go on rising, and take no more.
+        for ballot in 2..10 {
+            let asked = (0..).filter(ours).take(1000).map(|n| promise(n, ballot));
+            wire.send(&asked.collect::<Vec<_>>().concat());
+            assert!(wire.answers(1000).values().all(Result::is_ok));
+        }
+        assert_eq!(wire.status("bytes"), kept);
+        let strange = Value::from(cluster.key_on(&["bob", "carol", "dave"]));
+        wire.refuses(
+            "promise",
+            [fingerprint, strange, 1.into()],
+            &["wrong-ring: ", "alice"],
+        );
+    });
+}
+
+/// A node sends a swap on to the key's owner, with one parameter more.
+#[test]
+fn swaps_as_long_as_a_message_may_be() {
+    attack(WALKS, |cluster| {
+        let key = Value::from(cluster.key_on(&["bob", "carol", "dave"]));
+        let cas = |bytes| request(7, "cas", [key.clone(), bin(&vec![0; bytes]), NIL]);
+        let most = 4 * MIB - (cas(MIB).len() - MIB);
+        for_seconds(2, || {
+            let mut wire = Wire::to(cluster, "alice");
+            wire.send(&cas(most));
+            // Alice says so, and keeps the connection on which she asks the owner.
+            says(wire.answer().unwrap().1, &["too-large: ", "a request of"]);
+            assert_eq!(wire.does("incr", [key.clone(), 0.into()]), 0.into());
+        });
+    });
 }
 
 #[test]

@@ -50,17 +50,35 @@ fn main() -> std::io::Result<()> {
     save("codec", "refusal", &[&refusal])?;
     save("codec", "too-large", &[&set[..12], b"\xdd\x00\x01\x00\x00"])?;
 
+    let cas = |old: Value, new: Value| request("cas", &["tea".into(), old, new]);
+    let swaps = [
+        cas(Value::Nil, "green".into()),
+        cas("green".into(), 53.into()),
+        request("incr", &["tea".into()]),
+        request("incr", &["tea".into(), (-1).into(), true.into()]),
+        cas("green".into(), "black".into()),
+        cas(53.into(), Value::Nil),
+    ]
+    .concat();
+
     save("request", "guest", &[&set, &get, &delete, &get])?;
+    save("request", "swaps", &[&swaps, &set, &swaps, &delete, &swaps])?;
     save("request", "values", &[&nested, &odd, &get])?;
     save("request", "status", &[&status])?;
     save("request", "notification", &[&notification, &get])?;
     save("request", "shapeless", &[&shapeless, &get])?;
     for names in [&["alice"][..], &["alice", "bob", "carol"]] {
-        let [load, store, scan] = neighbour(ring(names), &old);
+        let [load, store, promise, accept, scan] = neighbour(ring(names), &old);
         let name = format!("neighbour-of-{}", names.len());
         save("request", &name, &[&load, &store, &load, &scan, &get])?;
+        let name = format!("swap-of-{}", names.len());
+        save(
+            "request",
+            &name,
+            &[&promise, &accept, &store, &promise, &scan, &swaps],
+        )?;
     }
-    resizes(&[&set, &get, &delete], &old)
+    resizes(&[&set, &get, &swaps, &delete], &old)
 }
 
 /// Rings that change, step by step: a far step would leave no meaning to what comes after it.
@@ -85,8 +103,9 @@ fn resizes(guest: &[&[u8]], entry: &Value) -> std::io::Result<()> {
 }
 
 /// What a node asks alice: everything that only nodes ask.
-fn neighbour(ring: u32, entry: &Value) -> [Vec<u8>; 3] {
-    let ring = Value::from(ring);
+fn neighbour(ring: u32, entry: &Value) -> [Vec<u8>; 5] {
+    let (ring, ballot) = (Value::from(ring), 54);
+    let accepted = array([1.into(), 54.into(), "black".into(), ballot.into()]);
     [
         request(
             "load",
@@ -97,6 +116,8 @@ fn neighbour(ring: u32, entry: &Value) -> [Vec<u8>; 3] {
             ],
         ),
         request("store", &[ring.clone(), "tea".into(), entry.clone()]),
+        request("promise", &[ring.clone(), "tea".into(), ballot.into()]),
+        request("store", &[ring.clone(), "tea".into(), accepted]),
         request("scan", &[ring, 0.into(), 0.into()]),
     ]
 }

@@ -120,6 +120,16 @@ impl Stamp {
     }
 }
 
+/// A ballot above this one. The last bits say whose it is.
+pub fn next_ballot(ballot: u64, coordinator: u16) -> u64 {
+    ((ballot >> 16) + 1) << 16 | u64::from(coordinator)
+}
+
+/// Whether one coordinator has drawn both ballots.
+pub fn are_of_one_coordinator(one: u64, other: u64) -> bool {
+    (one ^ other).trailing_zeros() >= 16
+}
+
 /// A value as the MessagePack that came: a node never looks into it. A clone shares the bytes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Packed(Option<Arc<[u8]>>); // nil, the value of an absent key, takes no memory

@@ -286,7 +286,7 @@ async fn settle(at: &Neighbour<'_>, part: usize) -> Result<(), Error> {
             .filter_map(|place| Some(&at.others.get(place)?.0))
             .collect();
         if sources.len() > 1 {
-            let _ = at.coordinator.of(&key)?.get().await; // the answers below tell whether it was enough
+            let _ = at.coordinator.of(&key)?.read_by_swap().await; // the answers below tell whether it was enough
         }
         let encoded = codec::encode_bytes(&key);
         let params: [&[u8]; 1] = [&encoded];

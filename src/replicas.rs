@@ -99,7 +99,7 @@ struct Phase<'a> {
     opened: Instant, // the window; before the first question
     is_store: bool,
     asks_all: bool, // at once; else as few as are needed
-    is_once: bool,  // a swap makes its next attempt itself
+    is_swap: bool,  // a swap makes its next attempt itself
 }
 
 /// A list of up to three, without an allocation.
@@ -256,7 +256,7 @@ impl Operation<'_> {
             opened: Instant::now(),
             is_store: true,
             asks_all: true,
-            is_once: false,
+            is_swap: false,
         };
         self.store_by(phase, entry, taken).await
     }
@@ -299,7 +299,7 @@ impl Operation<'_> {
                 opened,
                 is_store: false,
                 asks_all,
-                is_once: false,
+                is_swap: false,
             };
             match self.majority(phase, loaded, ask, &mut false).await {
                 Ok(answers) => return Ok(answers),
@@ -344,7 +344,7 @@ impl Operation<'_> {
                 return Err(Failed::RingChanged);
             }
             let hopeless = !told && attempts.iter().any(Attempt::is_hopeless);
-            let is_last = phase.is_once || attempts.iter().any(Attempt::is_outbid);
+            let is_last = phase.is_swap || attempts.iter().any(Attempt::is_outbid);
             if hopeless || is_last || self.is_late() {
                 return Err(self.no_majority(&attempts, hopeless, *taken).into());
             }
@@ -369,7 +369,7 @@ impl Operation<'_> {
             let cluster = &ring.cluster;
             let part = cluster.owner(self.key);
             let mut to_ask = match phase.is_store {
-                false => ring.order(part, phase.opened),
+                false => ring.order(part, phase.opened, phase.is_swap),
                 true => cluster.replicas(part).collect(),
             };
             to_ask.retain(|place| answers.iter().all(|(counted, _)| counted != place));

@@ -21,13 +21,13 @@ use crate::rpc::codec::{self, Encoded, quoted};
 use crate::rpc::{Answer, lock};
 use crate::sabotage::{Bug, planted};
 use crate::status::Status;
-use held::{Held, Part};
+use held::{Found, Held, Part, promised};
 use memory::{Memory, Refusal, Usage};
 
 /// What an entry takes beside its key and value, in bytes: its place in the map, and two allocations.
 pub(crate) const OVERHEAD: usize = 100;
 /// What a key takes beside that which was ever swapped, in bytes.
-const SWAPS: usize = 48;
+const SWAPS: usize = 64;
 
 /// What one page of a scan takes, in bytes, unless its asker names another size.
 const PAGE: usize = 16 << 10;
@@ -172,7 +172,7 @@ impl Replica<'_> {
         if !planted(Bug::JoiningAnswersLoad) {
             held.is_ready(part)?;
         }
-        let entry = part.find(key).map(|(_, entry)| entry);
+        let entry = part.find(key).map(|found| found.entry);
         let stamp = entry.map_or(Stamp::default(), |entry| entry.stamp);
         let value = match known {
             Some(known) if known >= stamp => None,
@@ -214,14 +214,7 @@ impl Replica<'_> {
     /// The same for a value that was checked before. What a swap has left is refused where another
     /// swap has a higher promise, also if it is older than what is kept: else both could succeed.
     pub fn keep(&self, key: &[u8], entry: Entry<&[u8]>) -> Result<(), Error> {
-        let mut kept = lock(&self.store.kept);
-        let (memory, held, _) = self.held(&mut kept)?;
-        let (number, part) = held.part(key, &self.store.name)?;
-        held.accepts(part, key, entry.stamp)?;
-        if entry.stamp.ballot > 0 {
-            memory.own.bytes += held.promise(number, key, entry.stamp.ballot);
-        }
-        self.keep_in(&mut kept, key, entry)
+        self.keep_in(&mut lock(&self.store.kept), key, entry, true)
     }
 
     /// Keeps what a majority has.
@@ -238,11 +231,17 @@ impl Replica<'_> {
     fn copy(&self, kept: &mut Kept, key: &[u8], entry: Entry<&[u8]>) -> Result<(), Error> {
         match entry.stamp {
             stamp if stamp == Stamp::default() => Ok(()), // nothing was ever there
-            _ => self.keep_in(kept, key, entry),
+            _ => self.keep_in(kept, key, entry, false),
         }
     }
 
-    fn keep_in(&self, kept: &mut Kept, key: &[u8], entry: Entry<&[u8]>) -> Result<(), Error> {
+    fn keep_in(
+        &self,
+        kept: &mut Kept,
+        key: &[u8],
+        entry: Entry<&[u8]>,
+        is_vote: bool,
+    ) -> Result<(), Error> {
         let (epoch, stamp) = (kept.epoch, entry.stamp);
         let (memory, held, other) = self.held(kept)?;
         if (stamp.counter, stamp.ballot) == (0, 0) || stamp.epoch() > epoch {
@@ -253,15 +252,24 @@ impl Replica<'_> {
             return Err(Error::bad_request(why));
         }
         let (number, part) = held.part(key, &self.store.name)?;
-        let (index, old) = part.find(key).unzip();
+        let found = part.find(key);
+        if is_vote {
+            held.accepts(part, found.as_ref(), stamp)?;
+        }
+        let swaps = found.as_ref().and_then(|found| found.swaps);
+        let (place, old) = found.map(|found| (found.place, found.entry)).unzip();
         if old.is_some_and(|old| old.stamp >= stamp) && !planted(Bug::OldEntryReplacesNew) {
+            if is_vote && stamp.ballot > 0 {
+                memory.own.bytes += held.promise(number, place, key, stamp.ballot, None);
+            }
             return Ok(());
         }
         // A value that the other ring's part has too lies in memory once.
         let twin = other.and_then(|other| other.entry(key));
         let is_twin = |entry: Entry<&[u8]>| twin.is_some_and(|twin| twin.borrow() == entry);
         let shared = twin.filter(|_| is_twin(entry)).map(|twin| twin.value);
-        let new_key = old.map_or(key.len() + OVERHEAD, |_| 0);
+        let is_first_swap = stamp.ballot > 0 && swaps.is_none();
+        let new_key = old.map_or(key.len() + OVERHEAD, |_| 0) + usize::from(is_first_swap) * SWAPS;
         let (new, gone) = (size(entry.value), old.map_or(0, |old| size(old.value)));
         let added = new_key + shared.map_or(new, |_| 0);
         let is_shared = old.is_some_and(|old| is_twin(old.borrow()));
@@ -274,14 +282,15 @@ impl Replica<'_> {
         held.bytes = held.bytes + new_key + new - gone;
         let shared = shared.cloned();
         if let Some(part) = held.parts.get_mut(&number) {
-            part.put(index, key, entry, shared.as_ref());
+            part.put(place, key, entry, shared.as_ref());
         }
         Ok(())
     }
 
     /// Promises a swap to accept none with a lower ballot, and says what is kept under its key. Who has
-    /// promised as much already says so, and a joining node does not remember what it promised.
-    /// For a read, no memory is lacking.
+    /// promised as much already says so, or has promised something a moment ago: two swaps that take each
+    /// other's promises away both fail. A joining node does not remember what it promised. For a read, no
+    /// memory is lacking.
     pub fn promise(&self, key: &[u8], ballot: u64, is_read: bool) -> Result<Promise, Error> {
         let mut kept = lock(&self.store.kept);
         let (memory, held, _) = self.held(&mut kept)?;
@@ -289,11 +298,22 @@ impl Replica<'_> {
         if !planted(Bug::JoiningNodePromises) {
             held.is_ready(part)?;
         }
-        let (promised, found) = (part.promised(key), part.find(key));
-        if ballot <= promised {
+        let found = part.find(key);
+        let (place, promised) = (
+            found.as_ref().map(|found| found.place),
+            promised(found.as_ref()),
+        );
+        let swaps = found.as_ref().map(|found| found.swaps);
+        let (moment, before) = (held.cluster.limits.window / 64, swaps.flatten());
+        let is_taken = before.is_some_and(|swaps| swaps.are_of_another(ballot, moment));
+        if ballot <= promised || is_taken && held.place == Some(number) {
             return Ok(Promise::Refused(promised));
         }
-        let added = part.takes_to_promise(key);
+        let added = match swaps {
+            None => key.len() + OVERHEAD + SWAPS,
+            Some(None) => SWAPS,
+            Some(_) => 0,
+        };
         let refusal = Refusal {
             place: None,
             usage: memory.own,
@@ -302,41 +322,48 @@ impl Replica<'_> {
         if added > 0 && !is_read && !memory.own.has_room(added) {
             return Err(self.full(held, &refusal, added));
         }
-        let entry = found.map(|(_, Entry { stamp, value })| Entry {
-            stamp,
-            value: value.clone(),
+        let entry = found.map(|Found { entry, .. }| Entry {
+            stamp: entry.stamp,
+            value: entry.value.clone(),
         });
-        memory.own.bytes += held.promise(number, key, ballot);
+        let asked = Some(Instant::now());
+        memory.own.bytes += held.promise(number, place, key, ballot, asked);
         Ok(Promise::Given(entry.unwrap_or_default()))
     }
 
-    /// The highest ballot that is promised for a key.
-    pub fn promised(&self, key: &[u8]) -> u64 {
-        let part = |held: &mut Held| Some(held.part(key, &self.store.name).ok()?.1.promised(key));
-        self.with(part).flatten().unwrap_or(0)
+    /// The value of a key, and the highest ballot that is promised for it.
+    pub fn look(&self, key: &[u8]) -> Option<(Packed, u64)> {
+        let find = |held: &mut Held| {
+            let found = held.part(key, &self.store.name).ok()?.1.find(key);
+            let value = found.as_ref().map(|found| found.entry.value.clone());
+            Some((value.unwrap_or_default(), promised(found.as_ref())))
+        };
+        self.with(find).flatten()
     }
 
     /// Takes over what another replica has, a promise too. What promises bind may be what no majority ever
     /// took: where this node cannot accept it, it is noted, and [`Replica::settle`] keeps what a
     /// majority says.
-    pub fn take_over(&self, key: &[u8], entry: Entry<&[u8]>, promised: u64) -> Result<(), Error> {
+    pub fn take_over(&self, key: &[u8], entry: Entry<&[u8]>, promises: u64) -> Result<(), Error> {
         check_value(entry.value)?;
         let mut kept = lock(&self.store.kept);
         let (memory, held, _) = self.held(&mut kept)?;
-        let number = held.part(key, &self.store.name)?.0;
-        if promised > 0 && !planted(Bug::PromisesNotCopied) {
-            memory.own.bytes += held.promise(number, key, promised);
+        let (number, part) = held.part(key, &self.store.name)?;
+        if promises > 0 && !planted(Bug::PromisesNotCopied) {
+            let place = part.find(key).map(|found| found.place);
+            memory.own.bytes += held.promise(number, place, key, promises, None);
         }
         let (_, part) = held.part(key, &self.store.name)?;
-        let own = part.find(key).map(|(_, own)| own.borrow());
+        let found = part.find(key);
+        let own = found.as_ref().map(|own| own.entry.borrow());
         let newest = own.filter(|own| own.stamp >= entry.stamp).unwrap_or(entry);
         let is_joining = held.is_ready(part).is_err();
         let is_refused = match is_joining {
             // A copy looks like a vote, as soon as this node answers.
             true if planted(Bug::JoinerCopiesBallots) => false,
-            true => held.is_bound(newest.stamp) && part.promised(key) > 0,
+            true => held.is_bound(newest.stamp) && promised(found.as_ref()) > 0,
             false if planted(Bug::RepairIgnoresPromises) => false,
-            false => newest == entry && held.accepts(part, key, entry.stamp).is_err(),
+            false => newest == entry && held.accepts(part, found.as_ref(), entry.stamp).is_err(),
         };
         if !is_refused {
             return self.copy(&mut kept, key, entry);
@@ -385,7 +412,7 @@ impl Replica<'_> {
         let (mut page, mut count, mut bytes) = (Vec::new(), 0_u32, 0);
         let slots = part.entries.get_range(cursor..).into_iter().flatten();
         for ((key, slot), place) in slots.zip(cursor..) {
-            bytes += key.len() + size(part.entry(place, slot).value) + OVERHEAD;
+            bytes += key.len() + size(part.found(place, slot).entry.value) + OVERHEAD;
             if bytes > most.min(MAX_PAGE) && count > 0 {
                 break;
             }

@@ -392,8 +392,11 @@ fn wrong_parameters_are_bad_requests() {
             &["bad-request: "],
         );
     }
-    // Nobody promises less than nothing: what is promised already is the answer.
-    assert_eq!(wire.does("promise", [ring, key, 0.into()]), 0.into());
+    wire.refuses(
+        "promise",
+        [ring, key, 0.into()],
+        &["bad-request: ", "ballot"],
+    );
     assert_eq!((wire.status("keys"), wire.status("tombstones")), (0, 0));
 }
 

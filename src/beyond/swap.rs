@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use msgpack_rpc::Value;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
@@ -37,11 +38,7 @@ impl Client {
         key: &[u8],
         mut change: impl FnMut(&Packed) -> Option<Packed> + Send,
     ) -> Result<Swapped, Error> {
-        let ended = self.replicas.of(key)?.swap(&mut change).await?;
-        Ok(match ended.change {
-            Some(_) => Swapped::Done(ended.entry.value),
-            None => Swapped::Not(ended.entry.value),
-        })
+        Ok(self.replicas.of(key)?.swap(&mut change, true).await?.into())
     }
 
     /// Writes a new value where the expected one is; nil is an absent key, in both places.
@@ -82,8 +79,7 @@ impl Client {
     /// Whether it is tried again: it was surely not done, and there is time. A node that swaps for others
     /// gives up before they take it for silent.
     fn may_be_done_yet(&self, error: &Error, begun: Instant) -> bool {
-        let is_undone = matches!(error.kind, Kind::Unavailable | Kind::Joining);
-        is_undone && begun.elapsed() + self.window() < self.replicas.timeout
+        is_undone(error) && begun.elapsed() + self.window() < self.replicas.timeout
     }
 
     fn window(&self) -> Duration {
@@ -97,24 +93,32 @@ impl Client {
     }
 
     /// Does a swap when its turn has come.
-    async fn in_turn(self: &Arc<Self>, key: &[u8], swap: &Swap) -> Result<Swapped, Error> {
-        let (answer, answered) = oneshot::channel();
-        let waiting = Waiting {
-            since: Instant::now(),
-            change: Box::new(swap.change()),
-            answer,
-        };
-        if self.replicas.turns.wait(key, waiting) {
-            // On its own: the guest whose swap is the first may go away.
-            let (client, key) = (self.clone(), key.to_vec());
-            tokio::spawn(async move {
-                while let Some(waiting) = client.replicas.turns.next(&key) {
-                    client.swap_all(&key, waiting).await;
-                }
-            });
+    async fn in_turn(
+        self: &Arc<Self>,
+        key: &[u8],
+        swap: &Swap,
+        insists: bool,
+    ) -> Result<Swapped, Error> {
+        let mut answered = None;
+        self.replicas.turns.enter(key, || {
+            let (answer, received) = oneshot::channel();
+            answered = Some(received);
+            let (since, change) = (Instant::now(), Box::new(swap.change()));
+            Waiting {
+                since,
+                change,
+                insists,
+                answer,
+            }
+        });
+        if let Some(answered) = answered {
+            let stopping = |_| Error::new(Kind::UnknownOutcome, "this node is stopping");
+            return answered.await.map_err(stopping)?;
         }
-        let stopping = |_| Error::new(Kind::UnknownOutcome, "this node is stopping");
-        answered.await.map_err(stopping)?
+        let client = self;
+        let _turn = Turn { client, key };
+        let operation = self.replicas.of_within(key, self.window() / 2)?;
+        Ok(operation.swap(&mut swap.change(), insists).await?.into())
     }
 
     /// Does all of these as one swap, one after the other.
@@ -125,6 +129,7 @@ impl Client {
             let why = "it has waited too long for its turn";
             let _ = swap.answer.send(Err(Error::new(Kind::Unavailable, why)));
         }
+        let insists = waiting.iter().any(|swap| swap.insists);
         let mut made = Vec::new(); // by each change that was asked for, what became of each swap
         let mut change = |old: &Packed| {
             let mut value = old.clone();
@@ -141,7 +146,7 @@ impl Client {
             is_done.then_some(value)
         };
         let ended = match self.replicas.of_within(key, self.window() / 2) {
-            Ok(operation) => operation.swap(&mut change).await,
+            Ok(operation) => operation.swap(&mut change, insists).await,
             Err(error) => Err(error),
         };
         let outcomes = ended.map(|ended| match ended.change {
@@ -159,6 +164,27 @@ impl Client {
     }
 }
 
+/// The turn of a key's swaps. When it ends, those that wait are done: also if the guest whose swap it
+/// was has gone away.
+struct Turn<'a> {
+    client: &'a Arc<Client>,
+    key: &'a [u8],
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let next = self.client.replicas.turns.next(self.key);
+        if let (Some(waiting), Ok(runtime)) = (next, Handle::try_current()) {
+            let (client, key) = (self.client.clone(), self.key.to_vec());
+            runtime.spawn(async move {
+                let (client, key) = (&client, &*key);
+                let _turn = Turn { client, key };
+                client.swap_all(key, waiting).await;
+            });
+        }
+    }
+}
+
 impl Node {
     /// Answers the methods of swaps.
     pub async fn swap(&self, method: &str, params: &[&[u8]]) -> Result<Answer, Error> {
@@ -167,8 +193,9 @@ impl Node {
                 let for_read = ballot.strip_prefix(&[0x91]);
                 let ballot = number(for_read.unwrap_or(ballot)).filter(|ballot| *ballot > 0);
                 let odd = || Error::bad_request("a ballot is from 1 to 2^64-1");
-                let (store, ballot) = (self.store.on(ring)?, ballot.ok_or_else(odd)?);
-                return Ok(store.promise(key(k)?, ballot, for_read.is_some())?.into());
+                let (key, ballot) = (key(k)?, ballot.ok_or_else(odd)?);
+                let store = self.store.on(ring)?;
+                return Ok(store.promise(key, ballot, for_read.is_some())?.into());
             }
             ("cas", [k, expected, new, here @ ..]) if [&[][..], &[HERE]].contains(&here) => {
                 check_value(new)?;
@@ -182,8 +209,13 @@ impl Node {
             }
             _ => return Err(Error::not_a_request(method, params.len())),
         };
-        let client = &self.client;
-        let begun = Instant::now();
+        let (client, begun) = (&self.client, Instant::now());
+        if !is_sent_here && !client.replicas.turns.is_contended(key) {
+            match client.in_turn(key, &swap, false).await {
+                Err(error) if is_undone(&error) => client.replicas.turns.note_contended(key),
+                done => return swap.answer(key, done?),
+            }
+        }
         loop {
             let at_owner = match is_sent_here {
                 true => None,
@@ -191,7 +223,7 @@ impl Node {
             };
             let done = match at_owner {
                 Some(answer) => answer.map(Answer::from),
-                None => match client.in_turn(key, &swap).await {
+                None => match client.in_turn(key, &swap, true).await {
                     Ok(swapped) => swap.answer(key, swapped),
                     Err(error) => Err(error),
                 },
@@ -204,6 +236,10 @@ impl Node {
             }
         }
     }
+}
+
+fn is_undone(error: &Error) -> bool {
+    matches!(error.kind, Kind::Unavailable | Kind::Joining)
 }
 
 /// What a node adds to a swap that it sends to the key's owner: `true`.

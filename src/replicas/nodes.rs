@@ -29,6 +29,7 @@ pub struct Replicas {
     dial: Dial,
     patience: Option<Duration>, // of connections apart, where an answer may take as long as bytes come
     pub(crate) timeout: Duration, // of an operation
+    pub(super) id: u16,         // the last bits of its ballots
     pub(crate) turns: Turns,
     view: Mutex<Arc<View>>,
 }
@@ -91,6 +92,7 @@ impl Replicas {
             dial: dial.clone(),
             patience: None,
             timeout,
+            id: fastrand::u16(..),
             turns: Turns::default(),
             view: Mutex::new(Arc::new(nowhere)),
         }
@@ -377,11 +379,11 @@ impl View {
 
 impl Ring {
     /// The places of a part's replicas in the order of asking: the coordinator's own node, then
-    /// along the ring from there (or from the owner), but as [`Peer::turn`] has it.
-    pub(super) fn order(&self, part: usize, now: Instant) -> Few<usize> {
+    /// along the ring from there (or from the owner, whom every swap asks), but as [`Peer::turn`] has it.
+    pub(super) fn order(&self, part: usize, now: Instant, is_swap: bool) -> Few<usize> {
         let mut places: Few<usize> = self.cluster.replicas(part).collect();
         let own = places.iter().position(|place| Some(*place) == self.own);
-        places.rotate_left(own.unwrap_or(0));
+        places.rotate_left(own.filter(|_| !is_swap).unwrap_or(0));
         let turn = |place: &usize| {
             let peer = self.nodes.get(*place).filter(|_| Some(*place) != self.own);
             peer.map(|(peer, _)| peer.turn(now)) // none, which is ourselves, is the lowest

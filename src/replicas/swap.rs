@@ -10,8 +10,9 @@ use tokio::time::{Instant, sleep};
 
 use super::attempt::Sent;
 use super::nodes::View;
+use super::turns::Swapped;
 use super::{Failed, Few, Newest, Operation, PAUSE, Phase, target};
-use crate::entry::{Entry, Loaded, Packed, Stamp, check_value, size};
+use crate::entry::{Entry, Loaded, Packed, Stamp, check_value, next_ballot, size};
 use crate::error::{Error, Kind};
 use crate::rpc::codec::encode_numbers;
 use crate::sabotage::{Bug, planted};
@@ -37,7 +38,7 @@ struct Swap<'a> {
     asked: usize,              // how often
     highest: u64,              // ballot that it has seen
     first: Option<Arc<View>>,  // the rings to which it was first sent
-    sent: Vec<(Stamp, usize)>, // what was sent, and the change that it carries
+    sent: Few<(Stamp, usize)>, // what was sent, and the change that it carries
 }
 
 /// Where an attempt leads, once a majority has kept an entry or without that.
@@ -54,23 +55,48 @@ enum Fate {
     Unknown,
 }
 
+impl From<Ended> for Swapped {
+    fn from(Ended { entry, change }: Ended) -> Self {
+        match change {
+            Some(_) => Swapped::Done(entry.value),
+            None => Swapped::Not(entry.value),
+        }
+    }
+}
+
 impl Operation<'_> {
-    /// Replaces the value, and tries again where other swaps are in the way.
-    pub(crate) async fn swap(&self, change: &mut Change<'_>) -> Result<Ended, Error> {
-        self.swap_for(change, false).await
+    /// Replaces the value, and tries again where other swaps are in the way, if it insists.
+    pub(crate) async fn swap(
+        &self,
+        change: &mut Change<'_>,
+        insists: bool,
+    ) -> Result<Ended, Error> {
+        let own = self.own_view_of_it();
+        let mut asked = usize::from(own.is_some());
+        if own.is_some_and(|(value, _)| change(&value).is_none()) {
+            // What would change nothing takes no promises, if a get says so too.
+            let entry = self.get().await?.entry;
+            asked += 1;
+            if change(&entry.value).is_none() {
+                let change = None;
+                return Ok(Ended { entry, change });
+            }
+        }
+        let mut change = |old: &Packed| change(old);
+        let swap = Swap::new(self, &mut change, asked);
+        self.attempt(swap, insists).await
     }
 
-    async fn swap_for(&self, change: &mut Change<'_>, is_read: bool) -> Result<Ended, Error> {
-        let mut change = |old: &Packed| change(old);
-        let mut swap = Swap {
-            of: self,
-            is_read,
-            change: &mut change,
-            asked: 0,
-            highest: self.own_promise(),
-            first: None,
-            sent: Vec::new(),
-        };
+    /// The entry, as a swap reads it that changes nothing. It is written anew: what some replica has that
+    /// no majority has accepted is over.
+    pub(crate) async fn read_by_swap(&self) -> Result<Entry, Error> {
+        let mut change = |_: &Packed| None;
+        let mut swap = Swap::new(self, &mut change, 0);
+        swap.is_read = true;
+        Ok(self.attempt(swap, true).await?.entry)
+    }
+
+    async fn attempt(&self, mut swap: Swap<'_>, insists: bool) -> Result<Ended, Error> {
         let mut attempts = 0_u8;
         loop {
             let begun = Instant::now();
@@ -90,18 +116,15 @@ impl Operation<'_> {
             };
             match swap.first {
                 Some(_) if self.is_late() => return Err(error.of_a_write()),
-                None if self.is_late() || error.kind.is_refusal() => return Err(error.of_read()),
+                None if self.is_late() || error.kind.is_refusal() || !insists => {
+                    return Err(error.of_read());
+                }
                 _ => attempts = attempts.saturating_add(1).min(8),
             }
             // Not in step with another swap, which takes as long as this attempt did.
             let most = begun.elapsed().mul_f32(attempts.into());
-            sleep(most.clamp(PAUSE / 8, 8 * PAUSE).mul_f32(fastrand::f32())).await;
+            sleep(most.clamp(PAUSE / 50, 8 * PAUSE).mul_f32(fastrand::f32())).await;
         }
-    }
-
-    /// The entry, as a swap reads it that changes nothing.
-    pub(super) async fn read_by_swap(&self) -> Result<Entry, Error> {
-        Ok(self.swap_for(&mut |_| None, true).await?.entry)
     }
 
     /// Refuses a value that is too large, or for which there is no memory.
@@ -113,23 +136,33 @@ impl Operation<'_> {
         Ok(())
     }
 
-    /// The highest ballot that this node itself has promised.
-    fn own_promise(&self) -> u64 {
+    /// The value that this node itself has, and the highest ballot that it has promised.
+    fn own_view_of_it(&self) -> Option<(Packed, u64)> {
         let view = self.replicas.view();
-        let places = view.rings.iter().enumerate().flat_map(|(number, ring)| {
-            let replicas = ring.cluster.replicas(ring.cluster.owner(self.key));
-            replicas.map(move |place| (number, place))
-        });
-        let own = places.filter_map(|at| self.own_store_at(&view, at));
-        own.map(|store| store.promised(self.key)).max().unwrap_or(0)
+        let (last, ring) = view.rings.iter().enumerate().next_back()?;
+        let mut places = ring.cluster.replicas(ring.cluster.owner(self.key));
+        places.find_map(|place| self.own_store_at(&view, (last, place))?.look(self.key))
     }
 }
 
-impl Swap<'_> {
+impl<'a> Swap<'a> {
+    fn new(of: &'a Operation<'a>, change: &'a mut Change<'a>, asked: usize) -> Self {
+        Swap {
+            of,
+            is_read: false,
+            change,
+            asked,
+            highest: 0,
+            first: None,
+            sent: Few::new(),
+        }
+    }
+
     /// One attempt, in one window and with one ballot.
     async fn attempt(&mut self, view: &Arc<View>) -> Result<Next, Failed> {
         let opened = Instant::now();
-        let ballot = self.highest.saturating_add(fastrand::u64(1..=16)); // seldom that of another swap
+        let own = self.of.own_view_of_it().map_or(0, |(_, promised)| promised);
+        let ballot = next_ballot(self.highest.max(own), self.of.replicas.id);
         self.highest = ballot;
         let promises = Phase {
             view,
@@ -137,7 +170,7 @@ impl Swap<'_> {
             opened,
             is_store: false,
             asks_all: false,
-            is_once: true,
+            is_swap: true,
         };
         let Some(newest) = self.promised(promises, ballot).await? else {
             return Ok(Next::Again);
@@ -215,8 +248,7 @@ impl Swap<'_> {
                         self.of.check(&value, &entry.value).await?;
                         (value, Some(self.asked))
                     }
-                    // What was sent before must not be found and made any more: see below.
-                    None if agreed && (self.first.is_none() || planted(Bug::NoWithoutAccept)) => {
+                    None if agreed && self.may_leave_it() => {
                         let change = None;
                         return Ok((None, Next::End(Ended { entry, change })));
                     }
@@ -231,6 +263,13 @@ impl Swap<'_> {
         let entry = Entry { stamp, value };
         let kept = Some(entry.clone());
         Ok((kept, Next::End(Ended { entry, change })))
+    }
+
+    /// Whether nothing need be written where nothing changes. What was sent before must not be found and
+    /// made any more, nor what a read has found at one replica alone.
+    fn may_leave_it(&self) -> bool {
+        let is_sent = self.first.is_some() && !planted(Bug::NoWithoutAccept);
+        !is_sent && !self.is_read
     }
 
     /// What has become of what was sent, when this is the newest entry of a majority that accepts none of

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -12,6 +13,12 @@ use super::Change;
 use crate::entry::Packed;
 use crate::error::Error;
 use crate::rpc::lock;
+
+/// How long a key's owner is asked to do its swaps, after another node was in the way of one.
+const CONTENDED: Duration = Duration::from_secs(1);
+
+/// Of how many keys that is noted.
+const MOST_CONTENDED: usize = 1024;
 
 /// What became of a swap.
 #[derive(Clone, Debug)]
@@ -28,36 +35,53 @@ pub(crate) struct Waiting {
     pub(crate) since: Instant,
     /// What it makes of the value.
     pub(crate) change: Box<Change<'static>>,
+    /// Whether it tries again where swaps of other nodes are in the way.
+    pub(crate) insists: bool,
     /// Where the answer goes.
     pub(crate) answer: oneshot::Sender<Result<Swapped, Error>>,
 }
 
 /// The swaps that wait at one node, by their keys.
 #[derive(Default)]
-pub(crate) struct Turns(Mutex<HashMap<Vec<u8>, Vec<Waiting>>>);
+pub(crate) struct Turns {
+    waiting: Mutex<HashMap<Vec<u8>, Vec<Waiting>>>,
+    contended: Mutex<HashMap<Vec<u8>, Instant>>,
+}
 
 impl Turns {
-    /// Puts a swap behind the others of its key. Whether there was none: then somebody must begin to
-    /// take the [`Turns::next`] ones, until there is none any more.
-    pub(crate) fn wait(&self, key: &[u8], swap: Waiting) -> bool {
-        let mut waiting = lock(&self.0);
+    /// Takes the turn of a key where nobody has it, else puts a swap behind the others. Who has it
+    /// must ask for the [`Turns::next`] ones at the end.
+    pub(crate) fn enter(&self, key: &[u8], swap: impl FnOnce() -> Waiting) {
+        let mut waiting = lock(&self.waiting);
         match waiting.get_mut(key) {
-            Some(others) => {
-                others.push(swap);
-                false
-            }
-            None => waiting.insert(key.to_vec(), vec![swap]).is_none(),
+            Some(others) => others.push(swap()),
+            None => drop(waiting.insert(key.to_vec(), Vec::new())),
         }
     }
 
-    /// All that wait for a key.
+    /// All that wait for a key. Where there are none, its turn is over.
     pub(crate) fn next(&self, key: &[u8]) -> Option<Vec<Waiting>> {
-        let mut waiting = lock(&self.0);
+        let mut waiting = lock(&self.waiting);
         let next = std::mem::take(waiting.get_mut(key)?);
         if next.is_empty() {
             waiting.remove(key);
             return None;
         }
         Some(next)
+    }
+
+    /// Notes that swaps of another node are in the way of this key's.
+    pub(crate) fn note_contended(&self, key: &[u8]) {
+        let mut contended = lock(&self.contended);
+        if contended.len() >= MOST_CONTENDED {
+            contended.clear();
+        }
+        contended.insert(key.to_vec(), Instant::now());
+    }
+
+    /// Whether that was so a short time ago.
+    pub(crate) fn is_contended(&self, key: &[u8]) -> bool {
+        let since = lock(&self.contended).get(key).copied();
+        since.is_some_and(|since| since.elapsed() < CONTENDED)
     }
 }

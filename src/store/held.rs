@@ -1,15 +1,17 @@
 //! What a node holds of one ring: its parts, and in each the newest entry of every key.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use indexmap::IndexMap;
 use smallvec::SmallVec;
+use tokio::time::Instant;
 
 use super::memory::Seen;
 use super::{Key, OVERHEAD, SWAPS};
 use crate::cluster::Cluster;
-use crate::entry::{Entry, Packed, Stamp, check_key};
+use crate::entry::{Entry, Packed, Stamp, are_of_one_coordinator, check_key};
 use crate::error::{Error, Kind};
 use crate::rpc::codec;
 use crate::sabotage::{Bug, planted};
@@ -36,9 +38,9 @@ pub(super) type Parts = BTreeMap<usize, Part>;
 #[derive(Default)]
 pub(super) struct Part {
     pub(super) entries: IndexMap<Key, Slot>,
-    pub(super) swaps: BTreeMap<usize, Swaps>, // by the entry's place
+    swaps: HashMap<usize, Swaps>,               // by the entry's place
     pub(super) unsettled: BTreeMap<Key, Entry>, // what is elsewhere, and was not accepted here
-    promises: usize,                          // without an entry
+    promises: usize,                            // without an entry
     tombstones: usize,
     values: usize,
     digest: u64,
@@ -55,11 +57,34 @@ pub(super) struct Slot {
     value: Packed,
 }
 
+/// What is found under a key.
+pub(super) struct Found<'a> {
+    pub(super) place: usize,
+    pub(super) entry: Entry<&'a Packed>,
+    pub(super) swaps: Option<Swaps>, // where it was ever swapped
+}
+
+/// The highest ballot that was promised for what is found.
+pub(super) fn promised(found: Option<&Found<'_>>) -> u64 {
+    let swaps = found.and_then(|found| found.swaps);
+    swaps.map_or(0, |swaps| swaps.promised)
+}
+
 /// What a key has that was ever swapped.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Swaps {
     ballot: u64,
     pub(super) promised: u64, // the highest ballot for which this replica has spoken
+    asked: Option<Instant>,   // when it was promised, until it is accepted
+}
+
+impl Swaps {
+    /// Whether another coordinator's swap was promised something a moment ago, and has not been here
+    /// since.
+    pub(super) fn are_of_another(&self, ballot: u64, moment: Duration) -> bool {
+        let is_own = are_of_one_coordinator(self.promised, ballot);
+        !is_own && self.asked.is_some_and(|asked| asked.elapsed() < moment)
+    }
 }
 
 impl Held {
@@ -124,18 +149,22 @@ impl Held {
     }
 
     /// Refuses what promises bind if this replica is not ready, or has promised a higher ballot.
-    pub(super) fn accepts(&self, part: &Part, key: &[u8], stamp: Stamp) -> Result<(), Error> {
+    pub(super) fn accepts(
+        &self,
+        part: &Part,
+        found: Option<&Found<'_>>,
+        stamp: Stamp,
+    ) -> Result<(), Error> {
         if !self.is_bound(stamp) {
             return Ok(());
         }
         if !planted(Bug::JoiningNodePromises) {
             self.is_ready(part)?;
         }
-        let found = part.find(key).map(|(_, entry)| entry.stamp.base());
-        let is_superseded = found.is_some_and(|base| base > stamp.base());
+        let is_superseded = found.is_some_and(|found| found.entry.stamp.base() > stamp.base());
         let may_pass = planted(Bug::AcceptIgnoresPromises)
             || is_superseded && planted(Bug::SupersededIgnoresPromises);
-        if stamp.ballot < part.promised(key) && !may_pass {
+        if stamp.ballot < promised(found) && !may_pass {
             let why = "another swap has a higher promise";
             return Err(Error::new(Kind::Busy, why));
         }
@@ -143,9 +172,16 @@ impl Held {
     }
 
     /// Notes a promise; how many more bytes are kept now.
-    pub(super) fn promise(&mut self, number: usize, key: &[u8], ballot: u64) -> usize {
+    pub(super) fn promise(
+        &mut self,
+        number: usize,
+        place: Option<usize>,
+        key: &[u8],
+        ballot: u64,
+        asked: Option<Instant>,
+    ) -> usize {
         let part = self.parts.get_mut(&number);
-        let added = part.map_or(0, |part| part.promise(key, ballot));
+        let added = part.map_or(0, |part| part.promise(place, key, ballot, asked));
         self.bytes += added;
         added
     }
@@ -157,7 +193,7 @@ impl Held {
 
     pub(super) fn entry(&self, key: &[u8]) -> Option<Entry<&Packed>> {
         let part = self.parts.get(&self.cluster.owner(key))?;
-        Some(part.find(key)?.1)
+        Some(part.find(key)?.entry)
     }
 
     /// The places of a part's other replicas.
@@ -174,73 +210,71 @@ impl Part {
         self.values + self.tombstones
     }
 
-    /// What is kept under a key, and its place.
-    pub(super) fn find(&self, key: &[u8]) -> Option<(usize, Entry<&Packed>)> {
+    /// What is kept under a key.
+    pub(super) fn find(&self, key: &[u8]) -> Option<Found<'_>> {
         let (place, _, slot) = self.entries.get_full(key)?;
-        Some((place, self.entry(place, slot)))
+        Some(self.found(place, slot))
     }
 
-    /// The entry of this place.
-    pub(super) fn entry<'a>(&self, place: usize, slot: &'a Slot) -> Entry<&'a Packed> {
+    /// What is kept in this place.
+    pub(super) fn found<'a>(&self, place: usize, slot: &'a Slot) -> Found<'a> {
+        let swaps = self.swaps.get(&place).copied();
         let stamp = Stamp {
             counter: slot.counter,
             writer: slot.writer,
-            ballot: self.swaps.get(&place).map_or(0, |swaps| swaps.ballot),
+            ballot: swaps.map_or(0, |swaps| swaps.ballot),
         };
         let value = &slot.value;
-        Entry { stamp, value }
+        let entry = Entry { stamp, value };
+        Found {
+            place,
+            entry,
+            swaps,
+        }
     }
 
     /// Adds a key to a page, with its entry and the promise that it has.
     pub(super) fn list(&self, place: usize, key: &[u8], slot: &Slot, page: &mut Vec<u8>) {
-        let promised = self.swaps.get(&place).map(|swaps| swaps.promised);
-        let entry = self.entry(place, slot);
+        let Found { entry, swaps, .. } = self.found(place, slot);
         let [begin, end] = entry.stamp.around();
-        page.push(0x92 + u8::from(promised.is_some()));
+        page.push(0x92 + u8::from(swaps.is_some()));
         page.extend_from_slice(&codec::encode_bytes(key));
         for piece in [&*begin, entry.value, &*end] {
             page.extend_from_slice(piece);
         }
-        if let Some(promised) = promised {
-            page.extend_from_slice(&codec::encode_numbers([promised]));
+        if let Some(swaps) = swaps {
+            page.extend_from_slice(&codec::encode_numbers([swaps.promised]));
         }
     }
 
-    /// The highest ballot that was promised for a key.
-    pub(super) fn promised(&self, key: &[u8]) -> u64 {
-        let swaps = self.entries.get_index_of(key);
-        let swaps = swaps.and_then(|place| self.swaps.get(&place));
-        swaps.map_or(0, |swaps| swaps.promised)
-    }
-
-    /// Notes a promise; how many bytes that takes. A key that has no entry gets a place for it, which
-    /// looks like no entry at all.
-    pub(super) fn promise(&mut self, key: &[u8], ballot: u64) -> usize {
-        let added = self.takes_to_promise(key);
-        let place = self.entries.get_index_of(key).unwrap_or_else(|| {
+    /// Notes a promise, which a swap has asked for now or not; how many bytes that takes. A key that has
+    /// no entry gets a place for it, which looks like no entry at all.
+    pub(super) fn promise(
+        &mut self,
+        place: Option<usize>,
+        key: &[u8],
+        ballot: u64,
+        asked: Option<Instant>,
+    ) -> usize {
+        let (place, new) = place.map_or((self.entries.len(), key.len() + OVERHEAD), |place| {
+            (place, 0)
+        });
+        if new > 0 {
             let (stamp, value) = (Stamp::default(), codec::NIL); // not the empty slice of a default
             self.put(None, key, Entry { stamp, value }, None);
-            self.entries.len() - 1
-        });
-        let swaps = self.swaps.entry(place).or_default();
-        swaps.promised = swaps.promised.max(ballot);
-        added
-    }
-
-    /// How many bytes more it takes to promise something for a key.
-    pub(super) fn takes_to_promise(&self, key: &[u8]) -> usize {
-        match self.entries.get_index_of(key) {
-            None => key.len() + OVERHEAD + SWAPS,
-            Some(place) if !self.swaps.contains_key(&place) => SWAPS,
-            Some(_) => 0,
         }
+        let before = self.swaps.len();
+        let swaps = self.swaps.entry(place).or_default();
+        (swaps.promised, swaps.asked) = (swaps.promised.max(ballot), asked);
+        new + (self.swaps.len() - before) * SWAPS
     }
 
     /// What was not accepted: what may be kept, since no replica that was read has promised more, and
     /// the keys of which a majority must say what is there.
     pub(super) fn take_unsettled(&mut self) -> (Unsettled, Unsettled) {
         let found = std::mem::take(&mut self.unsettled).into_iter();
-        let is_clear = |(key, entry): &(Key, Entry)| entry.stamp.ballot >= self.promised(key);
+        let is_clear =
+            |(key, entry): &(Key, Entry)| entry.stamp.ballot >= promised(self.find(key).as_ref());
         let (clear, unclear): (Unsettled, Unsettled) = found.partition(is_clear);
         self.unsettled.extend(unclear.iter().cloned());
         (clear, unclear)
@@ -256,7 +290,7 @@ impl Part {
     ) {
         let (hash, place) = (crc32fast::hash(key), place.unwrap_or(self.entries.len()));
         if let Some((_, old)) = self.entries.get_index(place) {
-            let (stamp, is_nil) = (self.entry(place, old).stamp, old.value.is_nil());
+            let (stamp, is_nil) = (self.found(place, old).entry.stamp, old.value.is_nil());
             self.digest ^= digest(hash, stamp);
             *self.counter(stamp, is_nil) -= 1;
         }
@@ -267,8 +301,13 @@ impl Part {
             writer,
             ballot,
         } = entry.stamp;
-        if ballot > 0 || self.swaps.contains_key(&place) {
-            self.swaps.entry(place).or_default().ballot = ballot;
+        let swaps = match ballot {
+            0 => self.swaps.get_mut(&place),
+            _ => Some(self.swaps.entry(place).or_default()),
+        };
+        if let Some(swaps) = swaps {
+            (swaps.ballot, swaps.promised) = (ballot, swaps.promised.max(ballot));
+            swaps.asked = swaps.asked.filter(|_| ballot == 0);
         }
         if let Some((_, slot)) = self.entries.get_index_mut(place) {
             (slot.counter, slot.writer) = (counter, writer);

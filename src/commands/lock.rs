@@ -25,7 +25,7 @@ use crate::replicas::Replicas;
 use crate::rpc::tls;
 
 /// The first pause before a key is looked at again, and the longest.
-const PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
+const PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(250)];
 
 /// Run a command while holding a key: of all that lock it, one at a time.
 ///

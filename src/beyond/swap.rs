@@ -45,7 +45,7 @@ impl Client {
     pub async fn cas(&self, key: &[u8], expected: &Packed, new: &Packed) -> Result<Swapped, Error> {
         let (expected, new) = (expected.clone(), new.clone());
         let swap = Swap::Cas { expected, new };
-        self.swap_anywhere(key, &swap).await
+        self.swap_anywhere(key, &swap, None).await
     }
 
     /// Adds to an integer, absent is 0; the new value. `bad-request:` where the value is no integer, or
@@ -53,33 +53,34 @@ impl Client {
     pub async fn incr(&self, key: &[u8], by: i64) -> Result<i128, Error> {
         let by = by.into();
         let swap = Swap::Incr { by };
-        match self.swap_anywhere(key, &swap).await? {
+        match self.swap_anywhere(key, &swap, None).await? {
             Swapped::Done(value) => integer(&value),
             Swapped::Not(value) => Err(sum(key, &value, by).err().unwrap_or_else(odd)),
         }
     }
 
-    /// Has the key's owner do a swap, or does it itself where that one cannot be asked.
-    async fn swap_anywhere(&self, key: &[u8], swap: &Swap) -> Result<Swapped, Error> {
+    /// Has the key's owner do a swap, or does it itself where that one cannot be asked: a node for its
+    /// guests in turns. Tries again while it was surely not done, and there is time: an owner gives up
+    /// before it is taken for silent.
+    async fn swap_anywhere(
+        &self,
+        key: &[u8],
+        swap: &Swap,
+        node: Option<&Arc<Self>>,
+    ) -> Result<Swapped, Error> {
         let begun = Instant::now();
         loop {
-            let done = match self.at_owner(key, swap).await {
-                Some(answer) => answer.and_then(|answer| swap.read(&answer)),
-                None => self.swap(key, swap.change()).await,
+            let done = match (self.at_owner(key, swap).await, node) {
+                (Some(answer), _) => answer.and_then(|answer| swap.read(&answer)),
+                (None, Some(node)) => node.in_turn(key, swap, true).await,
+                (None, None) => self.swap(key, swap.change()).await,
             };
+            let has_time = begun.elapsed() + self.window() < self.replicas.timeout;
             match done {
-                Err(error) if self.may_be_done_yet(&error, begun) => {
-                    sleep(self.window() / 20).await;
-                }
+                Err(error) if is_undone(&error) && has_time => sleep(self.window() / 20).await,
                 done => return done,
             }
         }
-    }
-
-    /// Whether it is tried again: it was surely not done, and there is time. A node that swaps for others
-    /// gives up before they take it for silent.
-    fn may_be_done_yet(&self, error: &Error, begun: Instant) -> bool {
-        is_undone(error) && begun.elapsed() + self.window() < self.replicas.timeout
     }
 
     fn window(&self) -> Duration {
@@ -90,6 +91,18 @@ impl Client {
         let (method, params) = swap.request(key);
         let params: Vec<&[u8]> = params.iter().map(|param| &**param).collect();
         self.replicas.ask_owner(key, method, &params).await
+    }
+
+    /// Does a guest's swap here, if no other node is in the way; else the key's owner does it.
+    async fn swap_for_guest(self: &Arc<Self>, key: &[u8], swap: &Swap) -> Result<Swapped, Error> {
+        let turns = &self.replicas.turns;
+        if !turns.is_contended(key) {
+            match self.in_turn(key, swap, false).await {
+                Err(error) if is_undone(&error) => turns.note_contended(key),
+                done => return done,
+            }
+        }
+        self.swap_anywhere(key, swap, Some(self)).await
     }
 
     /// Does a swap when its turn has come.
@@ -209,32 +222,11 @@ impl Node {
             }
             _ => return Err(Error::not_a_request(method, params.len())),
         };
-        let (client, begun) = (&self.client, Instant::now());
-        if !is_sent_here && !client.replicas.turns.is_contended(key) {
-            match client.in_turn(key, &swap, false).await {
-                Err(error) if is_undone(&error) => client.replicas.turns.note_contended(key),
-                done => return swap.answer(key, done?),
-            }
-        }
-        loop {
-            let at_owner = match is_sent_here {
-                true => None,
-                false => client.at_owner(key, &swap).await,
-            };
-            let done = match at_owner {
-                Some(answer) => answer.map(Answer::from),
-                None => match client.in_turn(key, &swap, true).await {
-                    Ok(swapped) => swap.answer(key, swapped),
-                    Err(error) => Err(error),
-                },
-            };
-            match done {
-                Err(error) if !is_sent_here && client.may_be_done_yet(&error, begun) => {
-                    sleep(client.window() / 20).await;
-                }
-                done => return done,
-            }
-        }
+        let done = match is_sent_here {
+            true => self.client.in_turn(key, &swap, true).await,
+            false => self.client.swap_for_guest(key, &swap).await,
+        };
+        swap.answer(key, done?)
     }
 }
 

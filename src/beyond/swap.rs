@@ -211,7 +211,7 @@ impl Node {
                 return Ok(store.promise(key, ballot, for_read.is_some())?.into());
             }
             ("cas", [k, expected, new, here @ ..]) if [&[][..], &[HERE]].contains(&here) => {
-                check_value(new)?;
+                check_value(expected).and_then(|()| check_value(new))?;
                 let (expected, new) = (Packed::from(*expected), Packed::from(*new));
                 (Swap::Cas { expected, new }, key(k)?, !here.is_empty())
             }

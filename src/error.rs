@@ -19,7 +19,8 @@ pub enum Kind {
     TooLarge,
     /// One of the key's nodes has no memory for this set; nothing was evicted, nothing was written.
     Full,
-    /// One of the key's nodes may have no memory for this set, if other sets write that it has allowed.
+    /// One of the key's nodes may have no memory for this set, if other sets write that it has allowed; or
+    /// it has promised another swap a higher ballot.
     Busy,
     /// Asker and node do not have the same `cluster.toml`, or this key is not kept there.
     WrongRing,

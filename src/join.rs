@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::join_all;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::cluster::Cluster;
@@ -276,38 +277,54 @@ async fn read(store: &Store, at: &Neighbour<'_>, part: usize) -> Result<(), Erro
     Ok(())
 }
 
-/// Keeps what swaps have left at neighbours and this node could not accept: no majority may have it. A
-/// get has one say what is there, and what all other replicas have then can be copied.
+/// Keeps what swaps have left at neighbours and this node could not accept: no majority may have it.
 async fn settle(at: &Neighbour<'_>, part: usize) -> Result<(), Error> {
-    for (key, found) in at.own.unsettled(part)? {
-        let others = at.cluster.replicas(part);
-        let others = others.filter(|place| *place != at.own.place());
-        let sources: Vec<&Source> = others
-            .filter_map(|place| Some(&at.others.get(place)?.0))
-            .collect();
-        if sources.len() > 1 {
-            let _ = at.coordinator.of(&key)?.read_by_swap().await; // the answers below tell whether it was enough
+    let others = at.cluster.replicas(part);
+    let others = others.filter(|place| *place != at.own.place());
+    let others = others.filter_map(|place| Some(&at.others.get(place)?.0));
+    let (others, mut after, mut result) = (others.collect::<Vec<_>>(), None, Ok(()));
+    loop {
+        let (keys, last) = at.own.unsettled(part, after)?;
+        if last.is_none() {
+            return result;
         }
-        let encoded = codec::encode_bytes(&key);
-        let params: [&[u8]; 1] = [&encoded];
-        let loads = sources.iter().map(|source| source.ask("load", &params));
-        let mut copies = Vec::new();
-        for answer in join_all(loads).await {
-            match answer {
-                Ok(answer) => copies.push(entry(&answer)?.to_owned()),
-                Err(error) if error.kind == Kind::Joining => {} // it has lost its memory, too
-                Err(error) => return Err(error),
-            }
+        after = last;
+        let settled = keys
+            .iter()
+            .map(|(key, found)| settle_key(at, &others, part, key, found));
+        for settled in join_all(settled).await {
+            result = result.and(settled);
         }
-        let newest = copies.iter().max_by_key(|copy| copy.stamp);
-        let newest = newest.unwrap_or(&found);
-        if copies.iter().any(|copy| copy.stamp != newest.stamp) {
-            let why = "a swap is not settled yet";
-            return Err(Error::new(Kind::Unavailable, why));
-        }
-        at.own.settle(&key, newest.borrow())?;
+        yield_now().await; // guests go first
     }
-    Ok(())
+}
+
+/// Copies what all other replicas have. Where they differ, a swap that changes nothing makes them equal.
+async fn settle_key(
+    at: &Neighbour<'_>,
+    others: &[&Source],
+    part: usize,
+    key: &[u8],
+    found: &Entry,
+) -> Result<(), Error> {
+    let encoded = codec::encode_bytes(key);
+    let params: [&[u8]; 1] = [&encoded];
+    let loads = others.iter().map(|other| other.ask("load", &params));
+    let mut copies = Vec::new();
+    for answer in join_all(loads).await {
+        match answer {
+            Ok(answer) => copies.push(entry(&answer)?.to_owned()),
+            // It has lost its memory, as this node has.
+            Err(error) if error.kind == Kind::Joining && at.own.is_missing(part, at.place) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let newest = copies.iter().max_by_key(|copy| copy.stamp).unwrap_or(found);
+    if copies.iter().any(|copy| copy.stamp != newest.stamp) {
+        at.coordinator.of(key)?.read_by_swap().await?;
+        return Err(Error::new(Kind::Unavailable, "a swap is not settled yet"));
+    }
+    at.own.settle(key, newest.borrow())
 }
 
 /// Why a node cannot be read or heard, for those who know its address.

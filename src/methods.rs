@@ -8,9 +8,10 @@ pub const METHODS: &str = "\
 | `get` | key | the value; nil where the key is absent |
 | `set` | key, value | nil |
 | `delete` | key | nil, also where the key was absent |
-| `cas` | key, expected, new, `true` (optional) | [true, nil]; [false, the value] where it is not the expected one. nil is an absent key. With `true` this node does it itself |
-| `incr` | key, by (optional, 1), `true` (optional) | the new value; absent is 0 |
-| `promise` | ring, key, ballot ([ballot] for a read) | [counter, writer, value, ballot], promised; the highest ballot alone where as much was promised before |
+| `cas` | key, expected, new | [true, nil]; [false, the value] where it is not the expected one. nil is an absent key |
+| `incr` | key, by (optional, 1) | the new value; absent is 0 |
+| `swap` | key, expected, new; or key, by | as `cas` or `incr`, by this node itself |
+| `promise` | ring, key, ballot ([ballot] for a read) | [counter, writer, value, ballot], promised; the promised ballot alone where it is refused |
 | `load` | ring, key, known stamp (optional) | [counter, writer, value], and a swap's ballot behind it; [counter, writer] alone where the known stamp is as new |
 | `store` | ring, key, [counter, writer, value] or [counter, writer, value, ballot] | nil, whether the entry was newer or not; `busy:` if a higher ballot was promised |
 | `scan` | ring, part, cursor, most bytes (optional) | [start id, next cursor or nil, [[key, [counter, writer, value], promised ballot (or nothing)] …]] |
@@ -20,7 +21,8 @@ pub const METHODS: &str = "\
 ";
 
 /// What nodes ask each other.
-pub const AMONG_NODES: [&str; 7] = [
+pub const AMONG_NODES: [&str; 8] = [
+    "swap",
     "promise",
     "load",
     "store",

@@ -184,14 +184,13 @@ impl Operation<'_> {
 
     /// Takes what the old ring has to the new one, or what is newer there, while both are asked.
     async fn take_along(&self, chosen: &View, stamp: Stamp) -> Result<(), Error> {
-        let newest = self.load().await.map_err(Error::of_a_write)?;
+        let newest = self.get().await.map_err(Error::of_a_write)?;
         let nothing = Stamp::nothing(self.loaded_under().state.epoch());
         let is_hidden = newest.entry.stamp.base() == nothing && stamp < nothing;
         if is_hidden && !planted(Bug::HiddenSetAnswered) {
             let why = "the ring has changed, and a swap has not found it there";
             return Err(self.error(Kind::UnknownOutcome, why));
         }
-        self.repair(newest).await.map_err(Error::of_a_write)?;
         match target(&self.loaded_under(), chosen) {
             Some(OldRing) => Ok(()),
             _ if planted(Bug::SetAnsweredAfterChange) => Ok(()),

@@ -20,7 +20,7 @@ impl Service for Node {
             ("get", [k]) => self.client.get(key(k)?).await?.into(),
             ("set", [k, value]) => self.client.set(key(k)?, value).await?.into(),
             ("delete", [k]) => self.client.delete(key(k)?).await?.into(),
-            ("cas" | "incr" | "promise", _) => self.swap(method, params).await?,
+            ("cas" | "incr" | "swap" | "promise", _) => self.swap(method, params).await?,
             ("load", [ring, k, known @ ..]) => {
                 self.store.on(ring)?.load(key(k)?, stamp(known)?)?.into()
             }

@@ -21,7 +21,7 @@ use crate::rpc::codec::{self, Encoded, quoted};
 use crate::rpc::{Answer, lock};
 use crate::sabotage::{Bug, planted};
 use crate::status::Status;
-use held::{Found, Held, Part, promised};
+use held::{Found, Held, Part, Unsettled, promised};
 use memory::{Memory, Refusal, Usage};
 
 /// What an entry takes beside its key and value, in bytes: its place in the map, and two allocations.
@@ -242,15 +242,9 @@ impl Replica<'_> {
         entry: Entry<&[u8]>,
         is_vote: bool,
     ) -> Result<(), Error> {
-        let (epoch, stamp) = (kept.epoch, entry.stamp);
+        kept.check(entry.stamp)?;
+        let stamp = entry.stamp;
         let (memory, held, other) = self.held(kept)?;
-        if (stamp.counter, stamp.ballot) == (0, 0) || stamp.epoch() > epoch {
-            let why = format!(
-                "a stamp's counter is from 1 to {} now; kv54 resize --again begins anew",
-                Stamp::last(epoch)
-            );
-            return Err(Error::bad_request(why));
-        }
         let (number, part) = held.part(key, &self.store.name)?;
         let found = part.find(key);
         if is_vote {
@@ -287,10 +281,10 @@ impl Replica<'_> {
         Ok(())
     }
 
-    /// Promises a swap to accept none with a lower ballot, and says what is kept under its key. Who has
-    /// promised as much already says so, or has promised something a moment ago: two swaps that take each
-    /// other's promises away both fail. A joining node does not remember what it promised. For a read, no
-    /// memory is lacking.
+    /// Promises a swap to accept none with a lower ballot, and says what is kept under its key. Refused if
+    /// this replica has promised this ballot or a higher one, or, as the owner, something to another
+    /// coordinator a moment ago: two swaps that take each other's promises away both fail. A joining node
+    /// does not remember what it promised. For a read, no memory is lacking.
     pub fn promise(&self, key: &[u8], ballot: u64, is_read: bool) -> Result<Promise, Error> {
         let mut kept = lock(&self.store.kept);
         let (memory, held, _) = self.held(&mut kept)?;
@@ -305,7 +299,7 @@ impl Replica<'_> {
         );
         let swaps = found.as_ref().map(|found| found.swaps);
         let (moment, before) = (held.cluster.limits.window / 64, swaps.flatten());
-        let is_taken = before.is_some_and(|swaps| swaps.are_of_another(ballot, moment));
+        let is_taken = before.is_some_and(|swaps| swaps.is_held_by_another(ballot, moment));
         if ballot <= promised || is_taken && held.place == Some(number) {
             return Ok(Promise::Refused(promised));
         }
@@ -332,7 +326,7 @@ impl Replica<'_> {
     }
 
     /// The value of a key, and the highest ballot that is promised for it.
-    pub fn look(&self, key: &[u8]) -> Option<(Packed, u64)> {
+    pub fn value_and_promise(&self, key: &[u8]) -> Option<(Packed, u64)> {
         let find = |held: &mut Held| {
             let found = held.part(key, &self.store.name).ok()?.1.find(key);
             let value = found.as_ref().map(|found| found.entry.value.clone());
@@ -353,6 +347,11 @@ impl Replica<'_> {
             let place = part.find(key).map(|found| found.place);
             memory.own.bytes += held.promise(number, place, key, promises, None);
         }
+        if entry.stamp == Stamp::default() {
+            return Ok(()); // there is only the promise
+        }
+        kept.check(entry.stamp)?;
+        let (_, held, _) = self.held(&mut kept)?;
         let (_, part) = held.part(key, &self.store.name)?;
         let found = part.find(key);
         let own = found.as_ref().map(|own| own.entry.borrow());
@@ -378,15 +377,24 @@ impl Replica<'_> {
         Ok(())
     }
 
-    /// What is in a part at other replicas, and this one could not accept. It is kept where
-    /// no replica that was read has promised more; of the other keys a majority must say what is there.
-    pub fn unsettled(&self, part: usize) -> Result<Vec<(Key, Entry)>, Error> {
-        let found = |held: &mut Held| held.parts.get_mut(&part).map(Part::take_unsettled);
-        let (clear, unclear) = self.with(found).flatten().unwrap_or_default();
+    /// Of what is in a part at other replicas and this one could not accept, some keys behind this one, and
+    /// the last of them. It is kept where no replica that was read has promised more; of the others that are
+    /// listed a majority must say what is there.
+    pub fn unsettled(
+        &self,
+        part: usize,
+        after: Option<Key>,
+    ) -> Result<(Unsettled, Option<Key>), Error> {
+        let mut kept = lock(&self.store.kept);
+        let (_, held, _) = self.held(&mut kept)?;
+        let part = held.parts.get_mut(&part);
+        let (clear, unclear, last) = part
+            .map(|part| part.unsettled_after(after))
+            .unwrap_or_default();
         for (key, entry) in clear {
-            self.settle(&key, entry.borrow())?;
+            self.copy(&mut kept, &key, entry.borrow())?;
         }
-        Ok(unclear)
+        Ok((unclear, last))
     }
 
     /// One page of a part: `[start id, next cursor or nil, [[key, entry] …]]`, with the promise behind
@@ -706,6 +714,18 @@ impl Kept {
             status.remarks.extend(remark);
             status.waiting_for.push(name);
         }
+    }
+
+    /// Refuses what no write can have.
+    fn check(&self, stamp: Stamp) -> Result<(), Error> {
+        if (stamp.counter, stamp.ballot) != (0, 0) && stamp.epoch() <= self.epoch {
+            return Ok(());
+        }
+        let why = format!(
+            "a stamp's counter is from 1 to {} now; kv54 resize --again begins anew",
+            Stamp::last(self.epoch)
+        );
+        Err(Error::bad_request(why))
     }
 
     fn is_joining(&self) -> bool {

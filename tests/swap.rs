@@ -327,6 +327,28 @@ fn a_lock_names_its_holder_and_can_be_freed() {
     }
 }
 
+/// A frozen node takes connections and answers nothing. Nobody waits for it, also where it is the owner.
+#[test]
+fn an_owner_that_is_frozen_keeps_nobody_from_counting() {
+    let cluster = Cluster::running(&THREE);
+    let mut keys = (0..).map(|n| format!("key{n}"));
+    let is_of_bob = |key: &String| cluster.replicas(key)[0] == "bob";
+    let key = keys.find(is_of_bob).unwrap();
+    prints(cluster.kv54(["incr", &key]), 0, "1\n");
+    cluster.signal("bob", "STOP");
+    for (sum, via) in [
+        ("2\n", None),
+        ("3\n", Some("alice")),
+        ("4\n", Some("carol")),
+    ] {
+        let via = via.map(|name| ["--via", name]);
+        let words = ["incr", &key].into_iter().chain(via.into_iter().flatten());
+        prints(cluster.kv54(words), 0, sum);
+    }
+    cluster.signal("bob", "CONT");
+    prints(cluster.kv54(["incr", &key, "--via", "bob"]), 0, "5\n");
+}
+
 /// A replica that has lost its memory knows again what it promised: the other two have told it.
 #[test]
 fn a_node_that_restarts_keeps_its_promises() {

@@ -21,10 +21,10 @@ pub use crate::replicas::Swapped;
 
 /// A change that can travel: what a client asks of a node.
 #[derive(Clone)]
-enum Swap {
-    /// This value, where that one is.
+pub(crate) enum Swap {
+    /// Writes the new value where the expected one is.
     Cas { expected: Packed, new: Packed },
-    /// So much more.
+    /// Adds this.
     Incr { by: i128 },
 }
 
@@ -53,31 +53,43 @@ impl Client {
     pub async fn incr(&self, key: &[u8], by: i64) -> Result<i128, Error> {
         let by = by.into();
         let swap = Swap::Incr { by };
-        match self.swap_anywhere(key, &swap, None).await? {
-            Swapped::Done(value) => integer(&value),
-            Swapped::Not(value) => Err(sum(key, &value, by).err().unwrap_or_else(odd)),
-        }
+        let swapped = self.swap_anywhere(key, &swap, None).await?;
+        swap.sum(key, swapped)
     }
 
-    /// Has the key's owner do a swap, or does it itself where that one cannot be asked: a node for its
-    /// guests in turns. Tries again while it was surely not done, and there is time: an owner gives up
-    /// before it is taken for silent.
-    async fn swap_anywhere(
+    /// Does a swap here, a node in turn. Where swaps of others are in its way, or were a moment ago, the
+    /// key's owner is asked to do it, as long as it was surely not done and there is time.
+    pub(crate) async fn swap_anywhere(
         &self,
         key: &[u8],
         swap: &Swap,
         node: Option<&Arc<Self>>,
     ) -> Result<Swapped, Error> {
-        let begun = Instant::now();
+        let (begun, turns) = (Instant::now(), &self.replicas.turns);
+        let mut insists = turns.is_contended(key);
         loop {
-            let done = match (self.at_owner(key, swap).await, node) {
-                (Some(answer), _) => answer.and_then(|answer| swap.read(&answer)),
-                (None, Some(node)) => node.in_turn(key, swap, true).await,
-                (None, None) => self.swap(key, swap.change()).await,
+            let at_owner = match insists {
+                true => self.at_owner(key, swap).await,
+                false => None,
             };
-            let has_time = begun.elapsed() + self.window() < self.replicas.timeout;
+            let left = self.replicas.timeout.saturating_sub(begun.elapsed());
+            let done = match (at_owner, node) {
+                (Some(answer), _) => answer.and_then(|answer| swap.read(&answer)),
+                (None, Some(node)) => node.in_turn(key, swap, insists).await,
+                (None, None) => {
+                    let operation = self.replicas.of_within(key, left)?;
+                    let ended = operation.swap(&mut swap.change(), insists).await;
+                    ended.map(Swapped::from)
+                }
+            };
             match done {
-                Err(error) if is_undone(&error) && has_time => sleep(self.window() / 20).await,
+                Err(error) if was_not_done(&error) && left > self.window() => {
+                    if insists {
+                        sleep(self.window() / 20).await;
+                    }
+                    insists = true;
+                    turns.note_contended(key);
+                }
                 done => return done,
             }
         }
@@ -88,21 +100,9 @@ impl Client {
     }
 
     async fn at_owner(&self, key: &[u8], swap: &Swap) -> Option<Result<Encoded, Error>> {
-        let (method, params) = swap.request(key);
+        let (_, params) = swap.request(key);
         let params: Vec<&[u8]> = params.iter().map(|param| &**param).collect();
-        self.replicas.ask_owner(key, method, &params).await
-    }
-
-    /// Does a guest's swap here, if no other node is in the way; else the key's owner does it.
-    async fn swap_for_guest(self: &Arc<Self>, key: &[u8], swap: &Swap) -> Result<Swapped, Error> {
-        let turns = &self.replicas.turns;
-        if !turns.is_contended(key) {
-            match self.in_turn(key, swap, false).await {
-                Err(error) if is_undone(&error) => turns.note_contended(key),
-                done => return done,
-            }
-        }
-        self.swap_anywhere(key, swap, Some(self)).await
+        self.replicas.ask_owner(key, "swap", &params).await
     }
 
     /// Does a swap when its turn has come.
@@ -130,13 +130,22 @@ impl Client {
         }
         let client = self;
         let _turn = Turn { client, key };
-        let operation = self.replicas.of_within(key, self.window() / 2)?;
+        let operation = self.replicas.of_within(key, self.patience(insists))?;
         Ok(operation.swap(&mut swap.change(), insists).await?.into())
     }
 
+    /// How long a swap may take here. An owner must answer before the one who asks takes it for silent.
+    fn patience(&self, insists: bool) -> Duration {
+        match insists {
+            true => self.window() / 2,
+            false => self.replicas.timeout,
+        }
+    }
+
     /// Does all of these as one swap, one after the other.
-    async fn swap_all(&self, key: &[u8], waiting: Vec<Waiting>) {
-        let is_late = |swap: &Waiting| swap.since.elapsed() > self.window() / 4;
+    async fn swap_all(&self, key: &[u8], mut waiting: Vec<Waiting>) {
+        waiting.retain(|swap| !swap.answer.is_closed()); // its guest is gone
+        let is_late = |swap: &Waiting| swap.insists && swap.since.elapsed() > self.window() / 4;
         let (late, mut waiting): (Vec<_>, Vec<_>) = waiting.into_iter().partition(is_late);
         for swap in late {
             let why = "it has waited too long for its turn";
@@ -158,10 +167,16 @@ impl Client {
             made.push(swaps);
             is_done.then_some(value)
         };
-        let ended = match self.replicas.of_within(key, self.window() / 2) {
+        let ended = match self.replicas.of_within(key, self.patience(insists)) {
             Ok(operation) => operation.swap(&mut change, insists).await,
             Err(error) => Err(error),
         };
+        if ended.as_ref().is_err_and(is_of_one) && waiting.len() > 1 {
+            for swap in waiting {
+                Box::pin(self.swap_all(key, vec![swap])).await; // one is too large: which one?
+            }
+            return;
+        }
         let outcomes = ended.map(|ended| match ended.change {
             Some(change) => made.into_iter().nth(change - 1).unwrap_or_default(),
             None => made.pop().unwrap_or_default(),
@@ -201,7 +216,7 @@ impl Drop for Turn<'_> {
 impl Node {
     /// Answers the methods of swaps.
     pub async fn swap(&self, method: &str, params: &[&[u8]]) -> Result<Answer, Error> {
-        let (swap, key, is_sent_here) = match (method, params) {
+        let (swap, key) = match (method, params) {
             ("promise", [ring, k, ballot]) => {
                 let for_read = ballot.strip_prefix(&[0x91]);
                 let ballot = number(for_read.unwrap_or(ballot)).filter(|ballot| *ballot > 0);
@@ -210,32 +225,33 @@ impl Node {
                 let store = self.store.on(ring)?;
                 return Ok(store.promise(key, ballot, for_read.is_some())?.into());
             }
-            ("cas", [k, expected, new, here @ ..]) if [&[][..], &[HERE]].contains(&here) => {
+            ("cas" | "swap", [k, expected, new]) => {
                 check_value(expected).and_then(|()| check_value(new))?;
                 let (expected, new) = (Packed::from(*expected), Packed::from(*new));
-                (Swap::Cas { expected, new }, key(k)?, !here.is_empty())
+                (Swap::Cas { expected, new }, key(k)?)
             }
-            ("incr", [k]) => (Swap::Incr { by: 1 }, key(k)?, false),
-            ("incr", [k, by, here @ ..]) if [&[][..], &[HERE]].contains(&here) => {
-                let by = integer(by)?;
-                (Swap::Incr { by }, key(k)?, !here.is_empty())
-            }
+            ("incr" | "swap", [k, by]) => (Swap::Incr { by: integer(by)? }, key(k)?),
+            ("incr", [k]) => (Swap::Incr { by: 1 }, key(k)?),
             _ => return Err(Error::not_a_request(method, params.len())),
         };
-        let done = match is_sent_here {
-            true => self.client.in_turn(key, &swap, true).await,
-            false => self.client.swap_for_guest(key, &swap).await,
+        let client = &self.client;
+        let swapped = match method {
+            "swap" => client.in_turn(key, &swap, true).await, // another node asks the owner
+            _ => client.swap_anywhere(key, &swap, Some(client)).await,
         };
-        swap.answer(key, done?)
+        swap.answer(key, swapped?)
     }
 }
 
-fn is_undone(error: &Error) -> bool {
+/// Whether it was surely not done, and may be at another time or place.
+fn was_not_done(error: &Error) -> bool {
     matches!(error.kind, Kind::Unavailable | Kind::Joining)
 }
 
-/// What a node adds to a swap that it sends to the key's owner: `true`.
-const HERE: &[u8] = &[0xc3];
+/// Whether it failed for what one of several swaps brings.
+fn is_of_one(error: &Error) -> bool {
+    matches!(error.kind, Kind::Full | Kind::TooLarge)
+}
 
 impl Swap {
     /// What it makes of a value.
@@ -247,15 +263,15 @@ impl Swap {
         }
     }
 
-    /// As it is sent to the key's owner, which does it itself.
-    fn request(&self, key: &[u8]) -> (&'static str, Vec<Encoded>) {
-        let (key, here) = (encode_bytes(key), Encoded::from_slice(HERE));
+    /// The method of guests, and the parameters.
+    pub(crate) fn request(&self, key: &[u8]) -> (&'static str, Vec<Encoded>) {
+        let key = encode_bytes(key);
         match self {
             Swap::Cas { expected, new } => {
                 let [expected, new] = [expected, new].map(|value| Encoded::from_slice(value));
-                ("cas", vec![key, expected, new, here])
+                ("cas", vec![key, expected, new])
             }
-            Swap::Incr { by } => ("incr", vec![key, Encoded::from_slice(&packed(*by)), here]),
+            Swap::Incr { by } => ("incr", vec![key, Encoded::from_slice(&packed(*by))]),
         }
     }
 
@@ -265,15 +281,22 @@ impl Swap {
         match (self, swapped) {
             (Swap::Cas { .. }, Swapped::Done(_)) => Ok(cas(0xc3, NIL)),
             (Swap::Cas { .. }, Swapped::Not(current)) => Ok(cas(0xc2, &current)),
-            (Swap::Incr { .. }, Swapped::Done(value)) => Ok(value.into()),
-            (Swap::Incr { by }, Swapped::Not(current)) => {
-                Err(sum(key, &current, *by).err().unwrap_or_else(odd))
+            (Swap::Incr { .. }, swapped) => Ok(packed(self.sum(key, swapped)?).into()),
+        }
+    }
+
+    /// The sum, or why there is none.
+    pub(crate) fn sum(&self, key: &[u8], swapped: Swapped) -> Result<i128, Error> {
+        match (self, swapped) {
+            (Swap::Incr { by }, Swapped::Not(value)) => {
+                Err(sum(key, &value, *by).err().unwrap_or_else(odd))
             }
+            (_, Swapped::Done(value) | Swapped::Not(value)) => integer(&value),
         }
     }
 
     /// Reads such an answer.
-    fn read(&self, answer: &[u8]) -> Result<Swapped, Error> {
+    pub(crate) fn read(&self, answer: &[u8]) -> Result<Swapped, Error> {
         match (self, codec::items(answer).as_deref()) {
             (Swap::Cas { new, .. }, Some([[0xc3], _])) => Ok(Swapped::Done(new.clone())),
             (Swap::Cas { .. }, Some([[0xc2], current])) => Ok(Swapped::Not(Packed::from(*current))),
@@ -311,7 +334,7 @@ fn sum(key: &[u8], old: &Packed, by: i128) -> Result<Packed, Error> {
     }
 }
 
-fn integer(value: &[u8]) -> Result<i128, Error> {
+pub(crate) fn integer(value: &[u8]) -> Result<i128, Error> {
     let decoded = codec::decode(value)?;
     let signed = decoded.as_i64().map(i128::from);
     let integer = signed.or(decoded.as_u64().map(i128::from));
@@ -326,5 +349,5 @@ fn packed(integer: i128) -> Packed {
 }
 
 fn odd() -> Error {
-    Error::new(Kind::UnknownOutcome, "an answer to a swap that is none")
+    Error::new(Kind::UnknownOutcome, "not an answer to a swap")
 }

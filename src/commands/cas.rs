@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::keys::{self, Via};
 use super::{Failure, Options, Outcome, remark, text, typed_key};
-use crate::beyond::swap::Swapped;
+use crate::beyond::swap::{Swap, Swapped};
 use crate::entry::Packed;
 
 /// Compare and set: write NEW where OLD is the value, in one step.
@@ -70,7 +70,7 @@ impl Cas {
             self.key.into_encoded_bytes(),
             self.via.target(options).await?,
         );
-        let swapped = target.cas(&key, &expected, &new).await;
+        let swapped = target.swap(&key, &Swap::Cas { expected, new }).await;
         target.settle().await;
         let current = match swapped {
             Ok(Swapped::Done(_)) => return options.print(&text::key(&key), "ok\n"),

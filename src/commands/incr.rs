@@ -7,6 +7,7 @@ use serde_json::{Number, Value as Json};
 
 use super::keys::{self, Via};
 use super::{Options, Outcome, text, typed_key};
+use crate::beyond::swap::Swap;
 
 /// Add to an integer, and print the sum.
 ///
@@ -31,9 +32,11 @@ impl Incr {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         let key = self.key.into_encoded_bytes();
         let target = self.via.target(options).await?;
-        let sum = target.incr(&key, self.by).await;
+        let by = self.by.into();
+        let swap = Swap::Incr { by };
+        let swapped = target.swap(&key, &swap).await;
         target.settle().await;
-        let sum = match sum {
+        let sum = match swapped.and_then(|swapped| swap.sum(&key, swapped)) {
             Ok(sum) => sum,
             Err(error) => {
                 let is_of_type = error.why.ends_with("is no integer");

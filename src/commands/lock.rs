@@ -129,7 +129,7 @@ impl Held<'_> {
         // A get first: it is in the way of no swap.
         let current = self.client.get(&self.key).await.map_err(Error::of_read)?;
         if !current.is_nil() {
-            return Ok(Some(current));
+            return Ok(Some(current).filter(|current| *current != ours));
         }
         let (Swapped::Done(current) | Swapped::Not(current)) =
             self.swap(&Packed::default(), &ours).await?;
@@ -153,20 +153,22 @@ impl Held<'_> {
         Err(Failure { code: 3, why })
     }
 
-    /// Replaces one value by another. Where the outcome is unknown it swaps again: the second swap
-    /// finds what the first one has done, and then the first one can do nothing any more. `Done`
-    /// with another value than this one: it was done, or it never will be, and this is there now.
+    /// Replaces one value by another. Where the outcome is unknown it swaps again, and writes anew what
+    /// it finds: after that, what was sent before cannot be made any more. `Done` with another value than
+    /// this one: it was done, or it never will be, and this is there now.
     /// This process coordinates, so that no node goes on trying for it.
     async fn swap(&self, from: &Packed, to: &Packed) -> Result<Swapped, Error> {
         let mut unknown = None;
         loop {
-            let change = |old: &Packed| (old == from).then(|| to.clone());
+            let change = |old: &Packed| match old == from {
+                true => Some(to.clone()),
+                false => unknown.is_some().then(|| old.clone()),
+            };
             let swapped = self.client.swap(&self.key, change).await;
             self.client.replicas.settle().await;
             match swapped {
                 Err(error) if error.kind == Kind::UnknownOutcome => unknown = Some(error),
                 Err(error) => return Err(unknown.unwrap_or(error)),
-                Ok(Swapped::Not(now)) if unknown.is_some() => return Ok(Swapped::Done(now)),
                 Ok(swapped) => return Ok(swapped),
             }
         }

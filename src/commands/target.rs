@@ -1,13 +1,11 @@
 //! What a command asks: a majority of a key's replicas, or the node that was named.
 
-use msgpack_rpc::Value;
-
-use crate::beyond::swap::Swapped;
+use crate::beyond::swap::{Swap, Swapped};
 use crate::client::Client;
 use crate::entry::Packed;
-use crate::error::{Error, Kind};
+use crate::error::Error;
 use crate::rpc::Peer;
-use crate::rpc::codec::{encode, encode_bytes};
+use crate::rpc::codec::encode_bytes;
 
 pub(super) enum Target {
     Majority(Client),
@@ -36,36 +34,15 @@ impl Target {
         }
     }
 
-    /// Writes the new value where the expected one is.
-    pub(super) async fn cas(
-        &self,
-        key: &[u8],
-        old: &Packed,
-        new: &Packed,
-    ) -> Result<Swapped, Error> {
-        let (name, peer) = match self {
-            Target::Majority(client) => return client.cas(key, old, new).await,
-            Target::Node(name, peer) => (name, peer),
-        };
-        let answer = call(name, peer, "cas", &[&encode_bytes(key), old, new]).await?;
-        match answer.value()?.as_array().map(Vec::as_slice) {
-            Some([Value::Boolean(true), _]) => Ok(Swapped::Done(new.clone())),
-            Some([Value::Boolean(false), current]) => Ok(Swapped::Not(Packed::of(current.clone()))),
-            _ => Err(odd(name)),
+    pub(super) async fn swap(&self, key: &[u8], swap: &Swap) -> Result<Swapped, Error> {
+        match self {
+            Target::Majority(client) => client.swap_anywhere(key, swap, None).await,
+            Target::Node(name, peer) => {
+                let (method, params) = swap.request(key);
+                let params: Vec<&[u8]> = params.iter().map(|param| &**param).collect();
+                swap.read(&call(name, peer, method, &params).await?)
+            }
         }
-    }
-
-    /// Adds to an integer.
-    pub(super) async fn incr(&self, key: &[u8], by: i64) -> Result<i128, Error> {
-        let (name, peer) = match self {
-            Target::Majority(client) => return client.incr(key, by).await,
-            Target::Node(name, peer) => (name, peer),
-        };
-        let params = [&*encode_bytes(key), &encode(&by.into())];
-        let answer = call(name, peer, "incr", &params).await?.value()?;
-        let signed = answer.as_i64().map(i128::from);
-        let integer = signed.or(answer.as_u64().map(i128::from));
-        integer.ok_or_else(|| odd(name))
     }
 
     /// Waits until all that was sent has arrived, for a moment at most.
@@ -74,11 +51,6 @@ impl Target {
             client.replicas.settle().await;
         }
     }
-}
-
-fn odd(name: &str) -> Error {
-    let why = format!("{name}: an answer to a swap that is none");
-    Error::new(Kind::UnknownOutcome, why)
 }
 
 /// Asks one node. Its errors begin with its name.

@@ -310,7 +310,11 @@ impl Replicas {
         let (view, begun) = (self.view(), Instant::now());
         let ring = view.rings.len().checked_sub(1)?;
         let cluster = &view.rings.get(ring)?.cluster;
-        for place in cluster.replicas(cluster.owner(key)) {
+        let mut places: Few<usize> = cluster.replicas(cluster.owner(key)).collect();
+        let is_late =
+            |place| matches!(view.node((ring, place)), Ok((peer, _)) if peer.turn(begun) > 1);
+        places.sort_by_key(|place| is_late(*place));
+        for place in places {
             if view.is_own((ring, place)) {
                 return None;
             }

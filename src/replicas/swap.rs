@@ -24,8 +24,10 @@ pub type Change<'f> = dyn FnMut(&Packed) -> Option<Packed> + Send + 'f;
 
 /// The end of a swap.
 pub(crate) struct Ended {
+    /// What was there, before it wrote.
+    pub(crate) found: Stamp,
     /// What is there now.
-    pub(crate) entry: Entry,
+    pub(crate) value: Packed,
     /// Which of the changes that were asked for was made, from 1; `None` if the last one left the value.
     pub(crate) change: Option<usize>,
 }
@@ -35,10 +37,10 @@ struct Swap<'a> {
     of: &'a Operation<'a>,
     is_read: bool, // of a value that is there: no memory may be lacking for it
     change: &'a mut Change<'a>,
-    asked: usize,              // how often
-    highest: u64,              // ballot that it has seen
-    first: Option<Arc<View>>,  // the rings to which it was first sent
-    sent: Few<(Stamp, usize)>, // what was sent, and the change that it carries
+    asked: usize,                      // how often
+    highest: u64,                      // ballot that it has seen
+    first: Option<Arc<View>>,          // the rings to which it was first sent
+    sent: Few<(Stamp, Option<usize>)>, // what was sent, and the change that it carries
 }
 
 /// Where an attempt leads, once a majority has kept an entry or without that.
@@ -50,16 +52,16 @@ enum Next {
 
 /// What a majority's newest entry says of what was sent.
 enum Fate {
-    Nowhere,     // nobody who matters has it
-    Kept(usize), // this change
+    Nowhere,             // no replica of this majority has it
+    Kept(Option<usize>), // this change, or what was found
     Unknown,
 }
 
 impl From<Ended> for Swapped {
-    fn from(Ended { entry, change }: Ended) -> Self {
+    fn from(Ended { value, change, .. }: Ended) -> Self {
         match change {
-            Some(_) => Swapped::Done(entry.value),
-            None => Swapped::Not(entry.value),
+            Some(_) => Swapped::Done(value),
+            None => Swapped::Not(value),
         }
     }
 }
@@ -71,15 +73,18 @@ impl Operation<'_> {
         change: &mut Change<'_>,
         insists: bool,
     ) -> Result<Ended, Error> {
-        let own = self.own_view_of_it();
+        let own = self.own_value_and_promise();
         let mut asked = usize::from(own.is_some());
         if own.is_some_and(|(value, _)| change(&value).is_none()) {
             // What would change nothing takes no promises, if a get says so too.
-            let entry = self.get().await?.entry;
+            let Entry { stamp, value } = self.get().await?.entry;
             asked += 1;
-            if change(&entry.value).is_none() {
-                let change = None;
-                return Ok(Ended { entry, change });
+            if change(&value).is_none() {
+                return Ok(Ended {
+                    found: stamp,
+                    value,
+                    change: None,
+                });
             }
         }
         let mut change = |old: &Packed| change(old);
@@ -87,13 +92,15 @@ impl Operation<'_> {
         self.attempt(swap, insists).await
     }
 
-    /// The entry, as a swap reads it that changes nothing. It is written anew: what some replica has that
-    /// no majority has accepted is over.
+    /// What a swap finds that changes nothing. It is written anew: what one replica has and no majority
+    /// has accepted is over.
     pub(crate) async fn read_by_swap(&self) -> Result<Entry, Error> {
         let mut change = |_: &Packed| None;
         let mut swap = Swap::new(self, &mut change, 0);
         swap.is_read = true;
-        Ok(self.attempt(swap, true).await?.entry)
+        let Ended { found, value, .. } = self.attempt(swap, true).await?;
+        let stamp = found;
+        Ok(Entry { stamp, value })
     }
 
     async fn attempt(&self, mut swap: Swap<'_>, insists: bool) -> Result<Ended, Error> {
@@ -137,11 +144,14 @@ impl Operation<'_> {
     }
 
     /// The value that this node itself has, and the highest ballot that it has promised.
-    fn own_view_of_it(&self) -> Option<(Packed, u64)> {
+    fn own_value_and_promise(&self) -> Option<(Packed, u64)> {
         let view = self.replicas.view();
         let (last, ring) = view.rings.iter().enumerate().next_back()?;
         let mut places = ring.cluster.replicas(ring.cluster.owner(self.key));
-        places.find_map(|place| self.own_store_at(&view, (last, place))?.look(self.key))
+        places.find_map(|place| {
+            self.own_store_at(&view, (last, place))?
+                .value_and_promise(self.key)
+        })
     }
 }
 
@@ -161,7 +171,10 @@ impl<'a> Swap<'a> {
     /// One attempt, in one window and with one ballot.
     async fn attempt(&mut self, view: &Arc<View>) -> Result<Next, Failed> {
         let opened = Instant::now();
-        let own = self.of.own_view_of_it().map_or(0, |(_, promised)| promised);
+        let own = self
+            .of
+            .own_value_and_promise()
+            .map_or(0, |(_, promised)| promised);
         let ballot = next_ballot(self.highest.max(own), self.of.replicas.id);
         self.highest = ballot;
         let promises = Phase {
@@ -178,7 +191,8 @@ impl<'a> Swap<'a> {
         // What is sent too late for an answer may be kept all the same: better not to send it.
         let closes = self.of.deadline.min(opened + view.state.ring.limits.window);
         if closes.saturating_duration_since(Instant::now()) < 2 * opened.elapsed() {
-            return Ok(Next::Again);
+            let why = "its replicas answer too slowly for a swap";
+            return Err(self.of.error(Kind::Unavailable, why).into());
         }
         let (entry, next) = self.decide(view, newest, ballot).await?;
         if let Some(entry) = entry {
@@ -237,10 +251,10 @@ impl<'a> Swap<'a> {
             true => Stamp::default(),
             false => Stamp::nothing(view.state.epoch()),
         };
-        let stamp = entry.stamp.max(nothing).swapped(ballot);
-        let (value, change) = match self.fate(view, entry.stamp) {
+        let found = entry.stamp;
+        let (value, change) = match self.fate(view, found.max(nothing)) {
             Fate::Unknown => return Ok((None, Next::Unknown)),
-            Fate::Kept(change) => (entry.value, Some(change)),
+            Fate::Kept(change) => (entry.value, change),
             Fate::Nowhere => {
                 self.asked += 1;
                 match (self.change)(&entry.value) {
@@ -249,20 +263,33 @@ impl<'a> Swap<'a> {
                         (value, Some(self.asked))
                     }
                     None if agreed && self.may_leave_it() => {
-                        let change = None;
-                        return Ok((None, Next::End(Ended { entry, change })));
+                        let (value, change) = (entry.value, None);
+                        let ended = Ended {
+                            found,
+                            value,
+                            change,
+                        };
+                        return Ok((None, Next::End(ended)));
                     }
                     None => (entry.value, None),
                 }
             }
         };
-        if let Some(change) = change {
+        let stamp = found.max(nothing).swapped(ballot);
+        if change.is_some() {
             self.first.get_or_insert_with(|| view.clone());
-            self.sent.push((stamp, change));
         }
-        let entry = Entry { stamp, value };
-        let kept = Some(entry.clone());
-        Ok((kept, Next::End(Ended { entry, change })))
+        self.sent.push((stamp, change));
+        let kept = Entry {
+            stamp,
+            value: value.clone(),
+        };
+        let ended = Ended {
+            found,
+            value,
+            change,
+        };
+        Ok((Some(kept), Next::End(ended)))
     }
 
     /// Whether nothing need be written where nothing changes. What was sent before must not be found and
@@ -288,14 +315,16 @@ impl<'a> Swap<'a> {
             true => self.sent.len() - 1,
             false => 0,
         };
-        let mut sent = self.sent.iter().skip(forgotten);
+        let sent = self.sent.iter().skip(forgotten);
         let kept = sent.clone().find(|(stamp, _)| *stamp == found);
         let is_its_base = sent.clone().any(|(stamp, _)| stamp.base() == found.base());
-        match kept {
-            Some((_, change)) => Fate::Kept(*change),
-            None if is_its_base && sent.all(|(stamp, _)| found.ballot < stamp.ballot) => {
+        let mut changes = sent.filter(|(_, change)| change.is_some());
+        match kept.map(|(_, change)| *change) {
+            Some(Some(change)) => Fate::Kept(Some(change)),
+            _ if is_its_base && changes.all(|(stamp, _)| found.ballot < stamp.ballot) => {
                 Fate::Nowhere
             }
+            Some(None) => Fate::Kept(None),
             None => Fate::Unknown,
         }
     }

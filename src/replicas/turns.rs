@@ -49,12 +49,17 @@ pub(crate) struct Turns {
 }
 
 impl Turns {
-    /// Takes the turn of a key where nobody has it, else puts a swap behind the others. Who has it
-    /// must ask for the [`Turns::next`] ones at the end.
+    /// The first swap of a key begins at once; later ones wait behind it. The first must call
+    /// [`Turns::next`] when it ends.
     pub(crate) fn enter(&self, key: &[u8], swap: impl FnOnce() -> Waiting) {
         let mut waiting = lock(&self.waiting);
         match waiting.get_mut(key) {
-            Some(others) => others.push(swap()),
+            Some(others) => {
+                if others.len() % 64 == 63 {
+                    others.retain(|swap| !swap.answer.is_closed()); // whose guests are gone
+                }
+                others.push(swap());
+            }
             None => drop(waiting.insert(key.to_vec(), Vec::new())),
         }
     }

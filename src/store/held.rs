@@ -1,6 +1,8 @@
 //! What a node holds of one ring: its parts, and in each the newest entry of every key.
 
+use std::collections::btree_map::Entry::{Occupied, Vacant};
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,8 +31,11 @@ pub(super) struct Held {
     pub(super) others: BTreeMap<usize, Seen>, // the memory of other nodes
 }
 
+/// How many keys are settled at a time.
+const AT_ONCE: usize = 64;
+
 /// Keys, and what a swap has left there at another replica.
-pub(super) type Unsettled = Vec<(Key, Entry)>;
+pub(crate) type Unsettled = Vec<(Key, Entry)>;
 
 /// The parts that this node holds, by their owners' places.
 pub(super) type Parts = BTreeMap<usize, Part>;
@@ -79,9 +84,9 @@ pub(super) struct Swaps {
 }
 
 impl Swaps {
-    /// Whether another coordinator's swap was promised something a moment ago, and has not been here
-    /// since.
-    pub(super) fn are_of_another(&self, ballot: u64, moment: Duration) -> bool {
+    /// Whether another coordinator was promised something a moment ago, and its swap has not been
+    /// accepted since.
+    pub(super) fn is_held_by_another(&self, ballot: u64, moment: Duration) -> bool {
         let is_own = are_of_one_coordinator(self.promised, ballot);
         !is_own && self.asked.is_some_and(|asked| asked.elapsed() < moment)
     }
@@ -269,15 +274,32 @@ impl Part {
         new + (self.swaps.len() - before) * SWAPS
     }
 
-    /// What was not accepted: what may be kept, since no replica that was read has promised more, and
-    /// the keys of which a majority must say what is there.
-    pub(super) fn take_unsettled(&mut self) -> (Unsettled, Unsettled) {
-        let found = std::mem::take(&mut self.unsettled).into_iter();
-        let is_clear =
-            |(key, entry): &(Key, Entry)| entry.stamp.ballot >= promised(self.find(key).as_ref());
-        let (clear, unclear): (Unsettled, Unsettled) = found.partition(is_clear);
-        self.unsettled.extend(unclear.iter().cloned());
-        (clear, unclear)
+    /// Some of what was not accepted, behind this key: what may be kept, since no replica that was read has
+    /// promised more, what else there is, and the last key.
+    pub(super) fn unsettled_after(
+        &mut self,
+        after: Option<Key>,
+    ) -> (Unsettled, Unsettled, Option<Key>) {
+        let behind = (after.map_or(Unbounded, Excluded), Unbounded);
+        let page: Vec<Key> = self
+            .unsettled
+            .range(behind)
+            .map(|(key, _)| key.clone())
+            .take(AT_ONCE)
+            .collect();
+        let last = page.last().cloned();
+        let (mut clear, mut unclear) = (Unsettled::new(), Unsettled::new());
+        for key in page {
+            let promised = promised(self.find(&key).as_ref());
+            match self.unsettled.entry(key) {
+                Occupied(found) if found.get().stamp.ballot >= promised => {
+                    clear.push(found.remove_entry());
+                }
+                Occupied(found) => unclear.push((found.key().clone(), found.get().clone())),
+                Vacant(_) => {}
+            }
+        }
+        (clear, unclear, last)
     }
 
     /// Keeps an entry in the place of the one before it, or in a new one.

@@ -13,6 +13,8 @@
 
 #[path = "common/history.rs"]
 mod history;
+#[path = "common/stories.rs"]
+mod stories;
 #[path = "common/world.rs"]
 mod world;
 
@@ -196,7 +198,47 @@ fn a_swap_counts_once() {
 
 #[test]
 fn a_set_that_meets_a_change_brings_no_deleted_value_back() {
-    world::late_set().unwrap();
+    stories::deleted_before_a_change().unwrap();
+}
+
+#[test]
+fn a_set_that_a_swap_has_hidden_is_not_answered() {
+    stories::hidden_by_a_swap().unwrap();
+}
+
+#[test]
+fn a_node_that_restarts_keeps_its_promises() {
+    stories::promised_before_a_restart().unwrap();
+}
+
+#[test]
+fn what_a_joining_node_copies_is_no_vote() {
+    stories::copied_after_a_restart().unwrap();
+}
+
+#[test]
+fn what_a_repair_copies_is_no_vote() {
+    stories::copied_by_repair().unwrap();
+}
+
+#[test]
+fn a_swap_finds_the_first_of_what_it_has_sent() {
+    stories::found_again().unwrap();
+}
+
+#[test]
+fn a_swap_that_answers_no_is_not_done_after_all() {
+    stories::not_after_all().unwrap();
+}
+
+#[test]
+fn a_swap_hides_what_was_deleted_before_a_change() {
+    stories::nothing_to_build_on().unwrap();
+}
+
+#[test]
+fn what_was_read_during_a_change_is_what_a_swap_finds() {
+    stories::read_before_a_swap().unwrap();
 }
 
 #[test]

@@ -202,6 +202,16 @@ fn a_set_that_meets_a_change_brings_no_deleted_value_back() {
 }
 
 #[test]
+fn what_a_node_said_before_it_restarts_does_not_count() {
+    stories::counted_before_a_restart().unwrap();
+}
+
+#[test]
+fn a_set_that_the_old_ring_alone_has_is_not_answered() {
+    stories::answered_after_a_change().unwrap();
+}
+
+#[test]
 fn a_set_that_a_swap_has_hidden_is_not_answered() {
     stories::hidden_by_a_swap().unwrap();
 }

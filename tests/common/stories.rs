@@ -1,6 +1,6 @@
 //! Stories of accidents at just the wrong moments, which no run of a seed meets by chance. Three real
 //! nodes play them over a simulated network, with real clients; of a swap that is slow or dies, the
-//! story sends the messages itself. All three keep the one key, `tea`. Each story passes, and fails with
+//! story sends the messages itself. All of a ring keep the one key, `tea`. Each story passes, and fails with
 //! the bugs that it is told for.
 
 #![allow(dead_code)]
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use kv54::beyond::rings::Driver;
 use kv54::beyond::swap::Swapped;
 use kv54::client::Client;
-use kv54::cluster::{Cluster, Told};
+use kv54::cluster::{Cluster, State, Told};
 use kv54::entry::{Entry, Packed, Stamp, loaded};
 use kv54::error::Error;
 use kv54::replicas::{Replicas, Source};
@@ -31,6 +31,8 @@ const ALL: [&str; 3] = [ALICE, BOB, CAROL];
 const ALICE: &str = NAMES[0];
 const BOB: &str = NAMES[1];
 const CAROL: &str = NAMES[2];
+/// These come with another ring, if one does.
+const NEW: [&str; 2] = [NAMES[3], NAMES[4]];
 /// Above the ballots of the clients' swaps, which begin low.
 const HIGH: u64 = 1 << 32;
 
@@ -57,8 +59,13 @@ where
         .rng_seed(54)
         .simulation_duration(2 * PATIENCE)
         .build();
-    for (place, name) in ALL.into_iter().enumerate() {
-        sim.host(name, move || serve(Arc::new(Store::new(file(), place))));
+    for (file, names) in [(file(), &ALL[..]), (new_file(), &NEW)] {
+        for name in names {
+            let (file, place) = (file.clone(), file.place(name).unwrap());
+            sim.host(*name, move || {
+                serve(Arc::new(Store::new(file.clone(), place)))
+            });
+        }
     }
     let stage = Rc::new(Stage::default());
     let (story, late) = (story(stage.clone()), late(stage.clone()));
@@ -85,6 +92,10 @@ fn file() -> Arc<Cluster> {
     file_of(&ALL, &[])
 }
 
+fn new_file() -> Arc<Cluster> {
+    file_of(&NEW, &ALL)
+}
+
 /// A client that has no connections yet, and knows nothing.
 fn client() -> Client {
     Client {
@@ -94,7 +105,7 @@ fn client() -> Client {
 
 /// From now on this one reaches these nodes alone.
 fn reach(who: &str, names: &[&str]) {
-    for name in ALL {
+    for name in ALL.into_iter().chain(NEW) {
         match names.contains(&name) {
             true => turmoil::repair(who, name),
             false => turmoil::partition(who, name),
@@ -143,12 +154,20 @@ async fn store(node: Source, stamp: Stamp, value: &str) -> Result<Encoded, Error
 
 /// What a node has.
 async fn load(name: &str) -> Result<Entry<Option<Packed>>, Error> {
-    let client = client();
-    loaded(
-        &node(&client, 0, name)?
-            .ask("load", &[&encode(&"tea".into())])
-            .await?,
-    )
+    load_of(&client(), name).await
+}
+
+/// The same in the old ring, while this client knows that it changes.
+async fn load_of(client: &Client, name: &str) -> Result<Entry<Option<Packed>>, Error> {
+    let asked = node(client, 0, name)?;
+    loaded(&asked.ask("load", &[&encode(&"tea".into())]).await?)
+}
+
+async fn until_it_has_some(client: &Client, name: &str) -> Result<(), Error> {
+    while load_of(client, name).await?.stamp == Stamp::default() {
+        sleep(TICK).await;
+    }
+    Ok(())
 }
 
 /// Has all three nodes have this, and nothing newer; its stamp.
@@ -184,19 +203,30 @@ fn expect(what: &str, found: &Packed, expected: impl Into<Value>) -> turmoil::Re
     }
 }
 
-/// Has the ring begin to change to the same names, until every node knows it; who drives it.
-async fn begin_change() -> Result<Client, Error> {
-    let driving = client();
+/// Has the ring begin to change to that of a file, until every node knows it; who drives it.
+async fn begin_change(to: Arc<Cluster>) -> Result<Client, Error> {
+    let driving = Client {
+        replicas: Replicas::new(to.clone(), PATIENCE, &dial()),
+    };
     driving.replicas.exchange_all().await;
-    let changing = driving.replicas.state().changing_to(file());
-    driving.replicas.hear(&Told::of(&changing, true))?;
-    let is_behind = |told: &Result<Told, _>| told.as_ref().map_or(true, |told| told.step != 1);
-    let mut told = driving.replicas.exchange_all().await;
-    while told.iter().any(|(_, told)| is_behind(told)) {
-        sleep(TICK).await;
-        told = driving.replicas.exchange_all().await;
-    }
+    let state = driving.replicas.state();
+    move_on(&driving, &state.changing_to(to)).await?;
     Ok(driving)
+}
+
+/// Has every node move on to this state.
+async fn move_on(driving: &Client, state: &State) -> Result<(), Error> {
+    driving.replicas.hear(&Told::of(state, true))?;
+    let is_there = |told: &Result<Told, _>| told.as_ref().is_ok_and(|told| told.step == state.step);
+    let is_asked = |name: &str| state.has(name);
+    loop {
+        let told = driving.replicas.exchange_all().await;
+        let mut asked = told.iter().filter(|(node, _)| is_asked(&node.name));
+        if asked.all(|(_, told)| is_there(told)) {
+            return Ok(());
+        }
+        sleep(TICK).await;
+    }
 }
 
 async fn end_change(driving: &Client) -> Result<(), Error> {
@@ -227,10 +257,57 @@ async fn late_set(stage: Rc<Stage>) -> turmoil::Result {
 /// It is at alice before this returns.
 async fn until_late_set_begins(stage: &Stage) -> Result<(), Error> {
     stage.has_begun.notified().await;
-    while load(ALICE).await?.stamp == Stamp::default() {
-        sleep(TICK).await;
+    until_it_has_some(&client(), ALICE).await
+}
+
+/// Lets a late set reach all nodes, if it has not ended. If it was answered, it must be what is read.
+async fn end_late_set(stage: &Stage) -> turmoil::Result {
+    let all = [&ALL[..], &NEW].concat();
+    reach("late", &all);
+    stage.is_over.notified().await;
+    match stage.was_answered.get() {
+        true => expect("a set of it was answered", &read(&all).await?, "green"),
+        false => Ok(()),
     }
-    Ok(())
+}
+
+/// Alice restarts in the middle of a late set. What she has kept before, and said so, does not count.
+pub fn counted_before_a_restart() -> Result<(), String> {
+    let story = |stage: Rc<Stage>| async move {
+        until_late_set_begins(&stage).await?;
+        reach("late", &[]);
+        restart(&stage, ALICE).await;
+        until_ready(ALICE).await;
+        reach("late", &[BOB]);
+        until_it_has_some(&client(), BOB).await?;
+        sleep(WINDOW).await; // nobody else answers in this one
+        match stage.was_answered.get() {
+            true => expect(
+                "a set of it was answered",
+                &read(&[ALICE, CAROL]).await?,
+                "green",
+            ),
+            false => end_late_set(&stage).await,
+        }
+    };
+    play(story, late_set)
+}
+
+/// The ring changes to other nodes. A late set reaches the old ring, after the hand-over; then the change
+/// ends. It must not be answered: the new ring has never heard of it.
+pub fn answered_after_a_change() -> Result<(), String> {
+    let story = |stage: Rc<Stage>| async move {
+        until_late_set_begins(&stage).await?;
+        let driving = begin_change(new_file()).await?;
+        reach("late", &ALL);
+        until_it_has_some(&driving, BOB).await?;
+        until_it_has_some(&driving, CAROL).await?;
+        sleep(WINDOW).await; // it asks the new ring, too, and hears nothing
+        let ended = driving.replicas.state().changed();
+        move_on(&driving, &ended).await?;
+        end_late_set(&stage).await
+    };
+    play(story, late_set)
 }
 
 /// The key of a late set is deleted; the ring begins to change; the set reaches the other nodes, and
@@ -240,7 +317,7 @@ pub fn deleted_before_a_change() -> Result<(), String> {
         until_late_set_begins(&stage).await?;
         client().set(TEA, &Packed::of("white")).await?; // so the delete is later than the late set
         client().delete(TEA).await?;
-        let driving = begin_change().await?;
+        let driving = begin_change(file()).await?;
         reach("late", &ALL);
         stage.is_over.notified().await;
         end_change(&driving).await?;
@@ -254,15 +331,10 @@ pub fn deleted_before_a_change() -> Result<(), String> {
 pub fn hidden_by_a_swap() -> Result<(), String> {
     let story = |stage: Rc<Stage>| async move {
         until_late_set_begins(&stage).await?;
-        begin_change().await?;
+        begin_change(file()).await?;
         reach("story", &[BOB, CAROL]);
         client().swap(TEA, |_| Some(Packed::of("black"))).await?;
-        reach("late", &ALL);
-        stage.is_over.notified().await;
-        match stage.was_answered.get() {
-            true => expect("a set of it was answered last", &read(&ALL).await?, "green"),
-            false => Ok(()),
-        }
+        end_late_set(&stage).await
     };
     play(story, late_set)
 }
@@ -386,7 +458,7 @@ pub fn nothing_to_build_on() -> Result<(), String> {
         all_have("green").await?;
         client().delete(TEA).await?;
         let tombstone = until_equal().await?;
-        let driving = begin_change().await?;
+        let driving = begin_change(file()).await?;
         let nil = [&*tombstone.begin(3), &[0xc0]].concat();
         let alice = node(&driving, 1, ALICE)?;
         alice.ask("store", &[&encode(&"tea".into()), &nil]).await?;
@@ -404,7 +476,7 @@ pub fn read_before_a_swap() -> Result<(), String> {
     let story = |_| async {
         let set = Stamp::default().newer(()).stamp;
         store(node(&client(), 0, CAROL)?, set, "green").await?;
-        let slow = begin_change().await?;
+        let slow = begin_change(file()).await?;
         for (ring, name) in [(0, ALICE), (0, BOB), (1, ALICE), (1, BOB)] {
             promise(node(&slow, ring, name)?, HIGH).await?;
         }

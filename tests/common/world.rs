@@ -878,7 +878,7 @@ impl Trouble<'_> {
         // is it that clients which do not take turns hide each other's swaps. Where all swap, an owner
         // does its own without the network in between, and may outrun such a client for as long as it tries.
         let all = tally.done + tally.refused + tally.unknown;
-        let outrun = world.outrun.get().min(tally.swapped / 50);
+        let outrun = world.outrun.get().min(tally.swapped / 20);
         let fair = all.saturating_sub(blameless + full + dead + tally.unknown_swaps + outrun);
         // During a change a small node holds keys of two rings: a few sets wait for memory to the end.
         let busy = world.busy.get().min(tally.done / 10);

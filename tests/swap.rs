@@ -266,6 +266,26 @@ fn a_lock_ends_with_its_command() {
     is_free();
 }
 
+/// A lock waits for nodes that do not answer, and is free in the end.
+#[test]
+fn a_lock_outlasts_an_outage() {
+    let mut cluster = Cluster::running(&THREE);
+    make_fifo(&cluster);
+    let script = "echo runs >&2; read line < fifo";
+    let mut locked = spawn_lock(&cluster, "--default-signal", script);
+    locked.wait_for("runs");
+    cluster.kill("bob");
+    cluster.kill("carol");
+    fs::write(cluster.dir.join("fifo"), "\n").unwrap();
+    locked.wait_for("cannot unlock yet: ");
+    let mut waiting = cluster.spawn("lock jobs -- echo now".split(' '));
+    waiting.wait_for("cannot lock yet: ");
+    cluster.start("bob");
+    cluster.start("carol");
+    assert_eq!(locked.wait(), 0, "{:?}", locked.log());
+    assert_eq!(waiting.wait(), 0, "{:?}", waiting.log());
+}
+
 /// What others see of a lock, and what is left of it after kill -9.
 #[test]
 fn a_lock_names_its_holder_and_can_be_freed() {

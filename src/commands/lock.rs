@@ -10,6 +10,7 @@ use std::process::{self, Command, ExitCode};
 use std::time::Duration;
 
 use clap::Args;
+use futures::FutureExt as _;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::spawn_blocking;
@@ -30,8 +31,9 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(
 /// Run a command while holding a key: of all that lock it, one at a time.
 ///
 /// kv54 waits until the key is absent, writes its holder there (user, host, process and a random number), runs the
-/// command, and deletes the key. Its exit code is the command's. The signals HUP, INT, QUIT and TERM go to the command.
-/// The command finds the holder in KV54_LOCK.
+/// command, and deletes the key. Its exit code is the command's. The signals HUP, INT, QUIT and TERM go to the command
+/// (INT and QUIT not where a terminal is there, which sends Ctrl-C to both). The command finds the holder in KV54_LOCK.
+/// While too few nodes answer, kv54 goes on trying to take the key, or to delete it; --timeout limits each of the two.
 ///
 /// The key stays taken if kv54 itself is killed (kill -9) or its host fails. `kv54 get KEY` shows who holds it. When
 /// that process is gone, `kv54 cas KEY HOLDER --delete` frees it.
@@ -78,7 +80,7 @@ impl Lock {
         let mut signals = Signals::new()?; // before the key is taken: none may end this process then
         held.take(&mut signals).await?;
         let code = run(&self.command, &held.holder, &mut signals).await;
-        match (code, held.release().await) {
+        match (code, held.release(&mut signals).await) {
             (code, Ok(())) => Ok(ExitCode::from(code?)),
             (Ok(0), Err(failure)) => Err(failure),
             (code, Err(failure)) => {
@@ -92,34 +94,40 @@ impl Lock {
 impl Held<'_> {
     /// Waits until the key is absent, and takes it.
     async fn take(&self, signals: &mut Signals) -> Result<(), Failure> {
-        let deadline = self.options.timeout.map(|timeout| Instant::now() + timeout);
-        let ([mut pause, longest], mut is_told) = (PAUSES, false);
+        let (mut waiting, key) = (self.begin_waiting(), self.quoted_key());
         loop {
-            let current = match self.try_once().await {
-                Ok(None) => return Ok(()),
-                Ok(Some(current)) => text::quoted(&current.value()?),
+            let (what, why) = match self.try_once().await {
+                Ok(None) => break,
+                Ok(Some(current)) => {
+                    let current = text::quoted(&current.value()?);
+                    if waiting.is_over() {
+                        let why = format!("lock failed: {current} still holds {key}");
+                        return Err(Failure { code: 3, why });
+                    }
+                    ("waiting", format!("{current} holds {key}"))
+                }
+                Err(error) if may_get_better(&error) && !waiting.is_over() => {
+                    ("cannot lock yet", error.to_string())
+                }
                 Err(error) => return Err(self.failed("lock", error).await),
             };
-            let key = self.quoted_key();
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                let why = format!("lock failed: {current} still holds {key}");
-                return Err(Failure { code: 3, why });
+            if let Some(kind) = waiting.pause(what, &why, signals).await {
+                return Err(ended_by(kind, &why));
             }
-            if !is_told {
-                remark(format!("waiting: {current} holds {key}"));
-                is_told = true;
-            }
-            // Not in step with others that wait.
-            let until = Instant::now() + pause.mul_f32(0.5 + fastrand::f32() / 2.0);
-            tokio::select! {
-                () = sleep_until(deadline.map_or(until, |deadline| until.min(deadline))) => {}
-                kind = signals.next() => {
-                    let code = code_of(kind.as_raw_value());
-                    let why = format!("lock failed: a signal ended the waiting, {current} holds {key}");
-                    return Err(Failure { code, why });
-                }
-            }
-            pause = longest.min(pause * 2);
+        }
+        let Some(kind) = signals.next().now_or_never() else {
+            return Ok(());
+        };
+        self.release(signals).await?;
+        Err(ended_by(kind, "the key is free again"))
+    }
+
+    fn begin_waiting(&self) -> Waiting {
+        let [pause, _] = PAUSES;
+        Waiting {
+            deadline: self.options.timeout.map(|timeout| Instant::now() + timeout),
+            pause,
+            told: "",
         }
     }
 
@@ -136,13 +144,26 @@ impl Held<'_> {
         Ok(Some(current).filter(|current| *current != ours))
     }
 
-    /// Deletes the key, if it is still ours.
-    async fn release(&self) -> Result<(), Failure> {
-        let ours = Packed::of(&*self.holder);
-        let current = match self.swap(&ours, &Packed::default()).await {
-            Ok(Swapped::Done(_)) => return Ok(()),
-            Ok(Swapped::Not(current)) => current,
-            Err(error) => return Err(self.failed("unlock", error).await),
+    /// Deletes the key, if it is still ours. Who gives up leaves it taken.
+    async fn release(&self, signals: &mut Signals) -> Result<(), Failure> {
+        let (mut waiting, ours) = (self.begin_waiting(), Packed::of(&*self.holder));
+        let current = loop {
+            match self.swap(&ours, &Packed::default()).await {
+                Ok(Swapped::Done(_)) => return Ok(()),
+                Ok(Swapped::Not(current)) => break current,
+                Err(error) => {
+                    let gives_up = !may_get_better(&error) || waiting.is_over();
+                    let why = error.to_string();
+                    if gives_up
+                        || waiting
+                            .pause("cannot unlock yet", &why, signals)
+                            .await
+                            .is_some()
+                    {
+                        return Err(self.failed("unlock", error).await);
+                    }
+                }
+            }
         };
         let now = match current.is_nil() {
             true => "is absent".to_owned(),
@@ -190,6 +211,54 @@ impl Held<'_> {
     fn quoted_key(&self) -> String {
         text::quoted(&text::typed(self.key.clone()))
     }
+}
+
+/// Waiting for a key, or for nodes.
+struct Waiting {
+    deadline: Option<Instant>,
+    pause: Duration,
+    told: &'static str,
+}
+
+impl Waiting {
+    fn is_over(&self) -> bool {
+        self.deadline
+            .is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// Says once why, and waits for a moment, or for a signal.
+    async fn pause(
+        &mut self,
+        what: &'static str,
+        why: &str,
+        signals: &mut Signals,
+    ) -> Option<SignalKind> {
+        if self.told != what {
+            remark(format!("{what}: {why}"));
+            self.told = what;
+        }
+        // Not in step with others that wait.
+        let until = Instant::now() + self.pause.mul_f32(0.5 + fastrand::f32() / 2.0);
+        let [_, longest] = PAUSES;
+        self.pause = longest.min(self.pause * 2);
+        let until = self.deadline.map_or(until, |deadline| until.min(deadline));
+        tokio::select! {
+            () = sleep_until(until) => None,
+            kind = signals.next() => Some(kind),
+        }
+    }
+}
+
+/// Whether it may be known or done at another time.
+fn may_get_better(error: &Error) -> bool {
+    use Kind::{Joining, Unavailable, UnknownOutcome};
+    matches!(error.kind, Unavailable | Joining | UnknownOutcome)
+}
+
+fn ended_by(kind: SignalKind, why: &str) -> Failure {
+    let code = code_of(kind.as_raw_value());
+    let why = format!("lock failed: a signal ended the waiting, {why}");
+    Failure { code, why }
 }
 
 /// Signals that would end this process before it has released the key.

@@ -22,6 +22,9 @@ use crate::store::Promise;
 /// asked several times, of which one counts.
 pub type Change<'f> = dyn FnMut(&Packed) -> Option<Packed> + Send + 'f;
 
+/// What a counter takes at most, in bytes: no memory is asked for before it grows so far.
+const COUNTER: usize = 16;
+
 /// The end of a swap.
 pub(crate) struct Ended {
     /// What was there, before it wrote.
@@ -114,7 +117,7 @@ impl Operation<'_> {
                     return Err(self.error(Kind::UnknownOutcome, why));
                 }
                 Err(Failed::For(error)) if error.kind == Kind::Busy => {
-                    self.error(Kind::Unavailable, &error.why) // the word is for nodes
+                    Error::new(Kind::Unavailable, error.why) // the word is for nodes
                 }
                 Err(Failed::For(error)) => error,
                 Ok(Next::Again) | Err(Failed::RingChanged) => {
@@ -137,7 +140,7 @@ impl Operation<'_> {
     /// Refuses a value that is too large, or for which there is no memory.
     async fn check(&self, value: &Packed, old: &Packed) -> Result<(), Error> {
         check_value(value).map_err(|error| self.error(error.kind, &error.why))?;
-        if size(value) > size(old) {
+        if size(value) > size(old).max(COUNTER) {
             self.load_stamp(value).await?;
         }
         Ok(())
@@ -188,13 +191,7 @@ impl<'a> Swap<'a> {
         let Some(newest) = self.promised(promises, ballot).await? else {
             return Ok(Next::Again);
         };
-        // What is sent too late for an answer may be kept all the same: better not to send it.
-        let closes = self.of.deadline.min(opened + view.state.ring.limits.window);
-        if closes.saturating_duration_since(Instant::now()) < 2 * opened.elapsed() {
-            let why = "its replicas answer too slowly for a swap";
-            return Err(self.of.error(Kind::Unavailable, why).into());
-        }
-        let (entry, next) = self.decide(view, newest, ballot).await?;
+        let (entry, next) = self.decide(view, newest, ballot, opened).await?;
         if let Some(entry) = entry {
             let accepts = Phase {
                 is_store: true,
@@ -215,9 +212,17 @@ impl<'a> Swap<'a> {
         if self.is_read {
             asked.insert(0, 0x91); // an array of one
         }
-        let ask = |at| match self.of.own_store_at(phase.view, at) {
-            Some(store) => Sent::Answered(store.promise(self.of.key, ballot, self.is_read)),
-            None => self.of.send(phase.view, at, "promise", [&asked, &[], &[]]),
+        let mut refused = None;
+        let ask = |at| match (self.of.own_store_at(phase.view, at), &refused) {
+            (Some(store), _) => {
+                let answer = store.promise(self.of.key, ballot, self.is_read);
+                if let Ok(Promise::Refused(higher)) = answer {
+                    refused = Some(higher); // no other replica need promise anything
+                }
+                Sent::Answered(answer)
+            }
+            (None, Some(higher)) => Sent::Answered(Ok(Promise::Refused(*higher))),
+            (None, None) => self.of.send(phase.view, at, "promise", [&asked, &[], &[]]),
         };
         let taken = &mut false;
         let promises = self.of.majority(phase, Promise::read, ask, taken).await?;
@@ -246,6 +251,7 @@ impl<'a> Swap<'a> {
         view: &Arc<View>,
         Newest { entry, agreed }: Newest,
         ballot: u64,
+        opened: Instant,
     ) -> Result<(Option<Entry>, Next), Failed> {
         let nothing = match planted(Bug::SwapBuildsOnOldEpoch) {
             true => Stamp::default(),
@@ -275,6 +281,12 @@ impl<'a> Swap<'a> {
                 }
             }
         };
+        // What is sent too late for an answer may be kept all the same: better not to send it.
+        let closes = self.of.deadline.min(opened + view.state.ring.limits.window);
+        if closes.saturating_duration_since(Instant::now()) < 2 * opened.elapsed() {
+            let why = "its replicas answer too slowly for a swap";
+            return Err(self.of.error(Kind::Unavailable, why).into());
+        }
         let stamp = found.max(nothing).swapped(ballot);
         if change.is_some() {
             self.first.get_or_insert_with(|| view.clone());

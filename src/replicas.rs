@@ -23,7 +23,7 @@ use crate::rpc::lock;
 use crate::sabotage::{Bug, planted};
 use crate::store::{OVERHEAD, Replica};
 use Target::{AllRings, OldRing};
-use attempt::{Answers, Attempt, Read, Sent, poll_all};
+use attempt::{Answered, Answers, Attempt, Read, Sent, poll_all};
 use nodes::{At, View};
 
 pub(crate) use attempt::said;
@@ -314,7 +314,7 @@ impl Operation<'_> {
     /// The answers of a majority of different replicas of each ring. All of them came within one
     /// window, which opened before the first was asked. An attempt that fails is made again until the
     /// deadline, or until the ring has changed.
-    async fn majority<T>(
+    async fn majority<T: Answered>(
         &self,
         mut phase: Phase<'_>,
         read: Read<T>,
@@ -361,7 +361,11 @@ impl Operation<'_> {
     }
 
     /// Opens a window in each ring that is asked.
-    fn attempts<'v, T>(&self, phase: Phase<'v>, kept: &mut [Answers<T>]) -> Attempts<'v, T> {
+    fn attempts<'v, T: Answered>(
+        &self,
+        phase: Phase<'v>,
+        kept: &mut [Answers<T>],
+    ) -> Attempts<'v, T> {
         let rings = phase.view.rings.iter().enumerate().take(phase.rings);
         let attempts = rings.map(|(number, ring)| {
             let answers = kept.get_mut(number).map(std::mem::take).unwrap_or_default();
@@ -382,8 +386,10 @@ impl Operation<'_> {
                     true => 1,
                     false => cluster.majority(),
                 },
+                one_by_one: phase.is_swap && !phase.asks_all,
                 due: match phase.asks_all {
                     true => cluster.copies(),
+                    false if phase.is_swap => 1,
                     false => cluster.majority(),
                 },
                 to_ask: to_ask.into_iter(),
@@ -396,7 +402,7 @@ impl Operation<'_> {
     }
 
     /// Closes the window of attempts without a majority. Whether a replica may have stored something.
-    fn give_up<T>(&self, view: &View, attempts: &mut [Attempt<'_, T>]) -> bool {
+    fn give_up<T: Answered>(&self, view: &View, attempts: &mut [Attempt<'_, T>]) -> bool {
         for attempt in &mut *attempts {
             if attempt.has_no_room(&[Kind::Full, Kind::Busy]) {
                 self.take_back(view, attempt);
@@ -408,7 +414,7 @@ impl Operation<'_> {
 
     /// Tells the nodes how the ring is that know another state, and moves on if they know a later
     /// one. Where no node has answered, any other one may know why. Whether a node has moved on.
-    async fn follow<T>(&self, view: &View, attempts: &[Attempt<'_, T>]) -> bool {
+    async fn follow<T: Answered>(&self, view: &View, attempts: &[Attempt<'_, T>]) -> bool {
         let own = self.replicas.own_store.as_ref().map(|own| own.name());
         let is_other = |name: &&str| Some(*name) != own;
         let names = attempts.iter().flat_map(Attempt::of_another_state);
@@ -451,7 +457,7 @@ impl Operation<'_> {
     }
 
     /// Takes back what replicas have allowed to a set that another one refuses.
-    fn take_back<T>(&self, view: &View, refused: &Attempt<'_, T>) {
+    fn take_back<T: Answered>(&self, view: &View, refused: &Attempt<'_, T>) {
         let nothing = Stamp::of_a_set(NIL);
         let answered = refused.answers.iter().map(|(place, _)| *place);
         for place in answered.chain(refused.calls.iter().map(|(place, _)| *place)) {
@@ -470,7 +476,12 @@ impl Operation<'_> {
     }
 
     /// Why there is no majority: what each replica said, or the refusal that most of them mean.
-    fn no_majority<T>(&self, attempts: &[Attempt<'_, T>], refused: bool, taken: bool) -> Error {
+    fn no_majority<T: Answered>(
+        &self,
+        attempts: &[Attempt<'_, T>],
+        refused: bool,
+        taken: bool,
+    ) -> Error {
         let lacking = attempts.iter().find(|attempt| !attempt.has_majority());
         let Some(attempt) = lacking else {
             return self.error(Kind::Unavailable, "no ring is known");

@@ -9,6 +9,7 @@ mod memory;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use smallvec::SmallVec;
@@ -27,7 +28,7 @@ use memory::{Memory, Refusal, Usage};
 /// What an entry takes beside its key and value, in bytes: its place in the map, and two allocations.
 pub(crate) const OVERHEAD: usize = 100;
 /// What a key takes beside that which was ever swapped, in bytes.
-const SWAPS: usize = 64;
+const SWAPS: usize = 80;
 
 /// What one page of a scan takes, in bytes, unless its asker names another size.
 const PAGE: usize = 16 << 10;
@@ -254,7 +255,7 @@ impl Replica<'_> {
         let (place, old) = found.map(|found| (found.place, found.entry)).unzip();
         if old.is_some_and(|old| old.stamp >= stamp) && !planted(Bug::OldEntryReplacesNew) {
             if is_vote && stamp.ballot > 0 {
-                memory.own.bytes += held.promise(number, place, key, stamp.ballot, None);
+                memory.own.bytes += held.promise(number, place, key, stamp.ballot, Duration::ZERO);
             }
             return Ok(());
         }
@@ -298,9 +299,8 @@ impl Replica<'_> {
             promised(found.as_ref()),
         );
         let swaps = found.as_ref().map(|found| found.swaps);
-        let (moment, before) = (held.cluster.limits.window / 64, swaps.flatten());
-        let is_taken = before.is_some_and(|swaps| swaps.is_held_by_another(ballot, moment));
-        if ballot <= promised || is_taken && held.place == Some(number) {
+        let before = swaps.flatten();
+        if ballot <= promised || before.is_some_and(|swaps| swaps.are_held_by_another(ballot)) {
             return Ok(Promise::Refused(promised));
         }
         let added = match swaps {
@@ -320,8 +320,11 @@ impl Replica<'_> {
             stamp: entry.stamp,
             value: entry.value.clone(),
         });
-        let asked = Some(Instant::now());
-        memory.own.bytes += held.promise(number, place, key, ballot, asked);
+        let moment = match held.place == Some(number) {
+            true => held.cluster.limits.window / 64,
+            false => Duration::ZERO,
+        };
+        memory.own.bytes += held.promise(number, place, key, ballot, moment);
         Ok(Promise::Given(entry.unwrap_or_default()))
     }
 
@@ -345,7 +348,7 @@ impl Replica<'_> {
         let (number, part) = held.part(key, &self.store.name)?;
         if promises > 0 && !planted(Bug::PromisesNotCopied) {
             let place = part.find(key).map(|found| found.place);
-            memory.own.bytes += held.promise(number, place, key, promises, None);
+            memory.own.bytes += held.promise(number, place, key, promises, Duration::ZERO);
         }
         if entry.stamp == Stamp::default() {
             return Ok(()); // there is only the promise

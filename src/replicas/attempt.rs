@@ -9,8 +9,10 @@ use tokio::time::Instant;
 use super::Few;
 use super::nodes::{At, Ring};
 use crate::cluster::{COPIES, Cluster};
+use crate::entry::Loaded;
 use crate::error::{Error, Kind};
 use crate::rpc::{Call, HEDGE};
+use crate::store::Promise;
 
 /// What became of a question to one replica.
 pub(super) enum Sent<T> {
@@ -26,6 +28,22 @@ type Errors = Vec<(usize, Error)>;
 /// Answers, each with the place of its replica.
 pub(super) type Answers<T> = Few<(usize, T)>;
 
+/// An answer that is counted.
+pub(super) trait Answered {
+    /// Whether it is enough to know that the others are not needed.
+    fn ends_all(&self) -> bool {
+        false
+    }
+}
+
+impl Answered for () {}
+impl Answered for Loaded {}
+impl Answered for Promise {
+    fn ends_all(&self) -> bool {
+        matches!(self, Promise::Refused(_))
+    }
+}
+
 /// The questions that are asked in one window, and their answers.
 pub(super) struct Attempt<'a, T> {
     pub(super) ring: &'a Ring,
@@ -33,6 +51,7 @@ pub(super) struct Attempt<'a, T> {
     pub(super) opened: Instant,
     pub(super) closes: Instant,
     pub(super) is_store: bool,
+    pub(super) one_by_one: bool, // each is asked when the one before has answered, or is late
     pub(super) needed: usize,
     pub(super) due: usize, // how many replicas are to be asked now
     pub(super) to_ask: smallvec::IntoIter<[usize; COPIES]>, // the replicas that were not asked yet
@@ -42,7 +61,7 @@ pub(super) struct Attempt<'a, T> {
 }
 
 /// Ready when each ring's attempt is.
-pub(super) fn poll_all<T>(
+pub(super) fn poll_all<T: Answered>(
     attempts: &mut [Attempt<'_, T>],
     ask: &mut impl FnMut(At) -> Sent<T>,
     read: Read<T>,
@@ -57,7 +76,7 @@ pub(super) fn poll_all<T>(
     all
 }
 
-impl<T> Attempt<'_, T> {
+impl<T: Answered> Attempt<'_, T> {
     /// Asks, collects what has arrived, and asks one replica more where that is needed. Ready
     /// when the majority is there or cannot come any more. It needs no timer: a `Call` wakes this
     /// task when it is answered, and every 10 ms while it is late.
@@ -130,7 +149,13 @@ impl<T> Attempt<'_, T> {
 
     /// Whether a majority has answered. A set goes to all replicas or to none.
     pub(super) fn has_majority(&self) -> bool {
-        self.answers.len() >= self.needed && !self.has_no_room(&[Kind::Full, Kind::Busy])
+        let has_all = self.answers.len() >= self.needed || self.ends_all();
+        has_all && !self.has_no_room(&[Kind::Full, Kind::Busy])
+    }
+
+    fn ends_all(&self) -> bool {
+        let mut answers = self.answers.iter();
+        answers.any(|(_, answer)| answer.ends_all())
     }
 
     /// Whether a replica has no memory for this set, for one of these reasons.
@@ -173,6 +198,7 @@ impl<T> Attempt<'_, T> {
     /// Whether the next replica must be asked: one has failed, or an answer is late.
     fn needs_another(&self, now: Instant) -> bool {
         let too_few = self.answers.len() + self.calls.len() < self.needed;
+        let too_few = too_few && (self.calls.is_empty() || !self.one_by_one);
         self.to_ask.len() > 0 && (too_few || now - self.opened >= HEDGE)
     }
 

@@ -212,17 +212,9 @@ impl<'a> Swap<'a> {
         if self.is_read {
             asked.insert(0, 0x91); // an array of one
         }
-        let mut refused = None;
-        let ask = |at| match (self.of.own_store_at(phase.view, at), &refused) {
-            (Some(store), _) => {
-                let answer = store.promise(self.of.key, ballot, self.is_read);
-                if let Ok(Promise::Refused(higher)) = answer {
-                    refused = Some(higher); // no other replica need promise anything
-                }
-                Sent::Answered(answer)
-            }
-            (None, Some(higher)) => Sent::Answered(Ok(Promise::Refused(*higher))),
-            (None, None) => self.of.send(phase.view, at, "promise", [&asked, &[], &[]]),
+        let ask = |at| match self.of.own_store_at(phase.view, at) {
+            Some(store) => Sent::Answered(store.promise(self.of.key, ballot, self.is_read)),
+            None => self.of.send(phase.view, at, "promise", [&asked, &[], &[]]),
         };
         let taken = &mut false;
         let promises = self.of.majority(phase, Promise::read, ask, taken).await?;

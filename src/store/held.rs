@@ -80,15 +80,22 @@ pub(super) fn promised(found: Option<&Found<'_>>) -> u64 {
 pub(super) struct Swaps {
     ballot: u64,
     pub(super) promised: u64, // the highest ballot for which this replica has spoken
-    asked: Option<Instant>,   // when it was promised, until it is accepted
+    since: Option<Instant>,   // when it was promised
+    hold: Duration,           // how long from there no other coordinator is promised anything
 }
 
 impl Swaps {
-    /// Whether another coordinator was promised something a moment ago, and its swap has not been
-    /// accepted since.
-    pub(super) fn is_held_by_another(&self, ballot: u64, moment: Duration) -> bool {
+    /// Whether the swap of another coordinator is under way.
+    pub(super) fn are_held_by_another(&self, ballot: u64) -> bool {
         let is_own = are_of_one_coordinator(self.promised, ballot);
-        !is_own && self.asked.is_some_and(|asked| asked.elapsed() < moment)
+        !is_own && self.since.is_some_and(|since| since.elapsed() < self.hold)
+    }
+
+    /// The other replicas accept a swap about as long after this one as it has come after its promise.
+    fn accept(&mut self, ballot: u64) {
+        (self.ballot, self.promised) = (ballot, self.promised.max(ballot));
+        let took = self.since.map_or(Duration::ZERO, |since| since.elapsed());
+        self.hold = self.hold.min(2 * took);
     }
 }
 
@@ -183,10 +190,10 @@ impl Held {
         place: Option<usize>,
         key: &[u8],
         ballot: u64,
-        asked: Option<Instant>,
+        hold: Duration,
     ) -> usize {
         let part = self.parts.get_mut(&number);
-        let added = part.map_or(0, |part| part.promise(place, key, ballot, asked));
+        let added = part.map_or(0, |part| part.promise(place, key, ballot, hold));
         self.bytes += added;
         added
     }
@@ -252,14 +259,14 @@ impl Part {
         }
     }
 
-    /// Notes a promise, which a swap has asked for now or not; how many bytes that takes. A key that has
-    /// no entry gets a place for it, which looks like no entry at all.
+    /// Notes a promise that holds others off for so long; how many bytes that takes. A key that has no
+    /// entry gets a place for it, which looks like no entry at all.
     pub(super) fn promise(
         &mut self,
         place: Option<usize>,
         key: &[u8],
         ballot: u64,
-        asked: Option<Instant>,
+        hold: Duration,
     ) -> usize {
         let (place, new) = place.map_or((self.entries.len(), key.len() + OVERHEAD), |place| {
             (place, 0)
@@ -270,7 +277,10 @@ impl Part {
         }
         let before = self.swaps.len();
         let swaps = self.swaps.entry(place).or_default();
-        (swaps.promised, swaps.asked) = (swaps.promised.max(ballot), asked);
+        swaps.promised = swaps.promised.max(ballot);
+        if hold > Duration::ZERO {
+            (swaps.since, swaps.hold) = (Some(Instant::now()), hold);
+        }
         new + (self.swaps.len() - before) * SWAPS
     }
 
@@ -323,13 +333,10 @@ impl Part {
             writer,
             ballot,
         } = entry.stamp;
-        let swaps = match ballot {
-            0 => self.swaps.get_mut(&place),
-            _ => Some(self.swaps.entry(place).or_default()),
-        };
-        if let Some(swaps) = swaps {
-            (swaps.ballot, swaps.promised) = (ballot, swaps.promised.max(ballot));
-            swaps.asked = swaps.asked.filter(|_| ballot == 0);
+        if ballot > 0 {
+            self.swaps.entry(place).or_default().accept(ballot);
+        } else if let Some(swaps) = self.swaps.get_mut(&place) {
+            swaps.ballot = 0;
         }
         if let Some((_, slot)) = self.entries.get_index_mut(place) {
             (slot.counter, slot.writer) = (counter, writer);

@@ -164,7 +164,7 @@ impl Operation<'_> {
             let is_all = target == AllRings || planted(Bug::SetWaitsForOldRingAlone);
             match self.store_in(&view, target, entry, &mut taken).await {
                 Ok(()) if is_all => return Ok(()),
-                Ok(()) => return self.take_along(&chosen, entry.stamp).await,
+                Ok(()) => return Box::pin(self.take_along(&chosen, entry.stamp)).await,
                 Err(Failed::For(error)) => return Err(error),
                 Err(Failed::RingChanged) if taken && !planted(Bug::NewStampAfterChange) => {
                     view = self.replicas.view();

@@ -215,7 +215,9 @@ impl Replica<'_> {
     /// The same for a value that was checked before. What a swap has left is refused where another
     /// swap has a higher promise, also if it is older than what is kept: else both could succeed.
     pub fn keep(&self, key: &[u8], entry: Entry<&[u8]>) -> Result<(), Error> {
-        self.keep_in(&mut lock(&self.store.kept), key, entry, true)
+        let mut kept = lock(&self.store.kept);
+        kept.check(entry.stamp)?;
+        self.keep_in(&mut kept, key, entry, true)
     }
 
     /// Keeps what a majority has.
@@ -232,7 +234,10 @@ impl Replica<'_> {
     fn copy(&self, kept: &mut Kept, key: &[u8], entry: Entry<&[u8]>) -> Result<(), Error> {
         match entry.stamp {
             stamp if stamp == Stamp::default() => Ok(()), // nothing was ever there
-            _ => self.keep_in(kept, key, entry, false),
+            stamp => {
+                kept.check(stamp)?;
+                self.keep_in(kept, key, entry, false)
+            }
         }
     }
 
@@ -243,19 +248,18 @@ impl Replica<'_> {
         entry: Entry<&[u8]>,
         is_vote: bool,
     ) -> Result<(), Error> {
-        kept.check(entry.stamp)?;
-        let stamp = entry.stamp;
+        let ballot = entry.stamp.ballot;
         let (memory, held, other) = self.held(kept)?;
         let (number, part) = held.part(key, &self.store.name)?;
         let found = part.find(key);
-        if is_vote {
-            held.accepts(part, found.as_ref(), stamp)?;
-        }
-        let swaps = found.as_ref().and_then(|found| found.swaps);
+        let accepts = || held.accepts(part, found.as_ref(), entry.stamp);
+        is_vote.then(accepts).transpose()?;
+        let is_first_swap =
+            entry.stamp.ballot > 0 && !found.as_ref().is_some_and(Found::is_swapped);
         let (place, old) = found.map(|found| (found.place, found.entry)).unzip();
-        if old.is_some_and(|old| old.stamp >= stamp) && !planted(Bug::OldEntryReplacesNew) {
-            if is_vote && stamp.ballot > 0 {
-                memory.own.bytes += held.promise(number, place, key, stamp.ballot, Duration::ZERO);
+        if old.is_some_and(|old| old.stamp >= entry.stamp) && !planted(Bug::OldEntryReplacesNew) {
+            if is_vote && ballot > 0 {
+                memory.own.bytes += held.promise(number, place, key, ballot, Duration::ZERO);
             }
             return Ok(());
         }
@@ -263,21 +267,15 @@ impl Replica<'_> {
         let twin = other.and_then(|other| other.entry(key));
         let is_twin = |entry: Entry<&[u8]>| twin.is_some_and(|twin| twin.borrow() == entry);
         let shared = twin.filter(|_| is_twin(entry)).map(|twin| twin.value);
-        let is_first_swap = stamp.ballot > 0 && swaps.is_none();
         let new_key = old.map_or(key.len() + OVERHEAD, |_| 0) + usize::from(is_first_swap) * SWAPS;
         let (new, gone) = (size(entry.value), old.map_or(0, |old| size(old.value)));
         let added = new_key + shared.map_or(new, |_| 0);
-        let is_shared = old.is_some_and(|old| is_twin(old.borrow()));
-        let freed = usize::from(!is_shared) * gone;
-        if planted(Bug::FullReplicaRefusesToStore) && !memory.own.has_room(added) {
-            return Err(Error::new(Kind::Full, "planted"));
-        }
-        memory.keep(key, added, freed);
-        held.worn |= stamp.is_worn();
+        let freed = usize::from(!old.is_some_and(|old| is_twin(old.borrow()))) * gone;
+        memory.keep(key, added, freed)?;
+        held.worn |= entry.stamp.is_worn();
         held.bytes = held.bytes + new_key + new - gone;
-        let shared = shared.cloned();
         if let Some(part) = held.parts.get_mut(&number) {
-            part.put(place, key, entry, shared.as_ref());
+            part.put(place, key, entry, shared);
         }
         Ok(())
     }
@@ -294,28 +292,19 @@ impl Replica<'_> {
             held.is_ready(part)?;
         }
         let found = part.find(key);
-        let (place, promised) = (
-            found.as_ref().map(|found| found.place),
-            promised(found.as_ref()),
-        );
-        let swaps = found.as_ref().map(|found| found.swaps);
-        let before = swaps.flatten();
-        if ballot <= promised || before.is_some_and(|swaps| swaps.are_held_by_another(ballot)) {
+        let promised = promised(found.as_ref());
+        let is_held = |found: &Found<'_>| found.is_held_by_another(ballot);
+        if ballot <= promised || found.as_ref().is_some_and(is_held) {
             return Ok(Promise::Refused(promised));
         }
-        let added = match swaps {
+        let added = match &found {
             None => key.len() + OVERHEAD + SWAPS,
-            Some(None) => SWAPS,
-            Some(_) => 0,
-        };
-        let refusal = Refusal {
-            place: None,
-            usage: memory.own,
-            coming: 0,
+            Some(found) => usize::from(!found.is_swapped()) * SWAPS,
         };
         if added > 0 && !is_read && !memory.own.has_room(added) {
-            return Err(self.full(held, &refusal, added));
+            return Err(self.full(held, &Refusal::of(memory.own), added));
         }
+        let place = found.as_ref().map(|found| found.place);
         let entry = found.map(|Found { entry, .. }| Entry {
             stamp: entry.stamp,
             value: entry.value.clone(),

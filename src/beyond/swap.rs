@@ -142,15 +142,21 @@ impl Client {
         }
     }
 
-    /// Does all of these as one swap, one after the other.
-    async fn swap_all(&self, key: &[u8], mut waiting: Vec<Waiting>) {
-        waiting.retain(|swap| !swap.answer.is_closed()); // its guest is gone
+    /// Those of these swaps for which somebody still waits. Who has waited too long is told so.
+    fn in_time(&self, mut waiting: Vec<Waiting>) -> Vec<Waiting> {
+        waiting.retain(|swap| !swap.answer.is_closed());
         let is_late = |swap: &Waiting| swap.insists && swap.since.elapsed() > self.window() / 4;
-        let (late, mut waiting): (Vec<_>, Vec<_>) = waiting.into_iter().partition(is_late);
+        let (late, in_time): (Vec<_>, Vec<_>) = waiting.into_iter().partition(is_late);
         for swap in late {
             let why = "it has waited too long for its turn";
             let _ = swap.answer.send(Err(Error::new(Kind::Unavailable, why)));
         }
+        in_time
+    }
+
+    /// Does all of these as one swap, one after the other.
+    async fn swap_all(&self, key: &[u8], waiting: Vec<Waiting>) {
+        let mut waiting = self.in_time(waiting);
         let insists = waiting.iter().any(|swap| swap.insists);
         let mut made = Vec::new(); // by each change that was asked for, what became of each swap
         let mut change = |old: &Packed| {
@@ -177,11 +183,10 @@ impl Client {
             }
             return;
         }
-        let outcomes = ended.map(|ended| match ended.change {
-            Some(change) => made.into_iter().nth(change - 1).unwrap_or_default(),
-            None => made.pop().unwrap_or_default(),
+        let mut outcomes = ended.map(|ended| match ended.change {
+            Some(change) => made.swap_remove(change - 1).into_iter(),
+            None => made.pop().unwrap_or_default().into_iter(),
         });
-        let mut outcomes = outcomes.map(Vec::into_iter);
         for swap in waiting {
             let outcome = match &mut outcomes {
                 Ok(outcomes) => outcomes.next().ok_or_else(odd),
@@ -234,10 +239,10 @@ impl Node {
             ("incr", [k]) => (Swap::Incr { by: 1 }, key(k)?),
             _ => return Err(Error::not_a_request(method, params.len())),
         };
-        let client = &self.client;
+        let client = &self.client; // boxed: it is long, and every request would be
         let swapped = match method {
-            "swap" => client.in_turn(key, &swap, true).await, // another node asks the owner
-            _ => client.swap_anywhere(key, &swap, Some(client)).await,
+            "swap" => Box::pin(client.in_turn(key, &swap, true)).await, // another node asks the owner
+            _ => Box::pin(client.swap_anywhere(key, &swap, Some(client))).await,
         };
         swap.answer(key, swapped?)
     }

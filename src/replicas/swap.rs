@@ -78,6 +78,7 @@ impl Operation<'_> {
     ) -> Result<Ended, Error> {
         let own = self.own_value_and_promise();
         let mut asked = usize::from(own.is_some());
+        let highest = own.as_ref().map_or(0, |(_, promised)| *promised);
         if own.is_some_and(|(value, _)| change(&value).is_none()) {
             // What would change nothing takes no promises, if a get says so too.
             let Entry { stamp, value } = self.get().await?.entry;
@@ -91,7 +92,7 @@ impl Operation<'_> {
             }
         }
         let mut change = |old: &Packed| change(old);
-        let swap = Swap::new(self, &mut change, asked);
+        let swap = Swap::new(self, &mut change, asked, highest);
         self.attempt(swap, insists).await
     }
 
@@ -99,7 +100,7 @@ impl Operation<'_> {
     /// has accepted is over.
     pub(crate) async fn read_by_swap(&self) -> Result<Entry, Error> {
         let mut change = |_: &Packed| None;
-        let mut swap = Swap::new(self, &mut change, 0);
+        let mut swap = Swap::new(self, &mut change, 0, 0);
         swap.is_read = true;
         let Ended { found, value, .. } = self.attempt(swap, true).await?;
         let stamp = found;
@@ -134,6 +135,8 @@ impl Operation<'_> {
             // Not in step with another swap, which takes as long as this attempt did.
             let most = begun.elapsed().mul_f32(attempts.into());
             sleep(most.clamp(PAUSE / 50, 8 * PAUSE).mul_f32(fastrand::f32())).await;
+            let own = self.own_value_and_promise(); // others may have gone on meanwhile
+            swap.highest = own.map_or(0, |(_, promised)| promised).max(swap.highest);
         }
     }
 
@@ -159,13 +162,13 @@ impl Operation<'_> {
 }
 
 impl<'a> Swap<'a> {
-    fn new(of: &'a Operation<'a>, change: &'a mut Change<'a>, asked: usize) -> Self {
+    fn new(of: &'a Operation<'a>, change: &'a mut Change<'a>, asked: usize, highest: u64) -> Self {
         Swap {
             of,
             is_read: false,
             change,
             asked,
-            highest: 0,
+            highest,
             first: None,
             sent: Few::new(),
         }
@@ -174,11 +177,7 @@ impl<'a> Swap<'a> {
     /// One attempt, in one window and with one ballot.
     async fn attempt(&mut self, view: &Arc<View>) -> Result<Next, Failed> {
         let opened = Instant::now();
-        let own = self
-            .of
-            .own_value_and_promise()
-            .map_or(0, |(_, promised)| promised);
-        let ballot = next_ballot(self.highest.max(own), self.of.replicas.id);
+        let ballot = next_ballot(self.highest, self.of.replicas.id);
         self.highest = ballot;
         let promises = Phase {
             view,
@@ -245,11 +244,7 @@ impl<'a> Swap<'a> {
         ballot: u64,
         opened: Instant,
     ) -> Result<(Option<Entry>, Next), Failed> {
-        let nothing = match planted(Bug::SwapBuildsOnOldEpoch) {
-            true => Stamp::default(),
-            false => Stamp::nothing(view.state.epoch()),
-        };
-        let found = entry.stamp;
+        let (found, nothing) = (entry.stamp, nothing(view));
         let (value, change) = match self.fate(view, found.max(nothing)) {
             Fate::Unknown => return Ok((None, Next::Unknown)),
             Fate::Kept(change) => (entry.value, change),
@@ -261,39 +256,30 @@ impl<'a> Swap<'a> {
                         (value, Some(self.asked))
                     }
                     None if agreed && self.may_leave_it() => {
-                        let (value, change) = (entry.value, None);
-                        let ended = Ended {
-                            found,
-                            value,
-                            change,
-                        };
-                        return Ok((None, Next::End(ended)));
+                        return Ok((None, end(found, entry.value, None)));
                     }
                     None => (entry.value, None),
                 }
             }
         };
-        // What is sent too late for an answer may be kept all the same: better not to send it.
-        let closes = self.of.deadline.min(opened + view.state.ring.limits.window);
-        if closes.saturating_duration_since(Instant::now()) < 2 * opened.elapsed() {
-            let why = "its replicas answer too slowly for a swap";
-            return Err(self.of.error(Kind::Unavailable, why).into());
-        }
+        self.check_time(view, opened)?;
         let stamp = found.max(nothing).swapped(ballot);
         if change.is_some() {
             self.first.get_or_insert_with(|| view.clone());
         }
         self.sent.push((stamp, change));
-        let kept = Entry {
-            stamp,
-            value: value.clone(),
-        };
-        let ended = Ended {
-            found,
-            value,
-            change,
-        };
-        Ok((Some(kept), Next::End(ended)))
+        let end = end(found, value.clone(), change);
+        Ok((Some(Entry { stamp, value }), end))
+    }
+
+    /// What is sent too late for an answer may be kept all the same: better not to send it.
+    fn check_time(&self, view: &View, opened: Instant) -> Result<(), Failed> {
+        let closes = self.of.deadline.min(opened + view.state.ring.limits.window);
+        if closes.saturating_duration_since(Instant::now()) >= 2 * opened.elapsed() {
+            return Ok(());
+        }
+        let why = "its replicas answer too slowly for a swap";
+        Err(self.of.error(Kind::Unavailable, why).into())
     }
 
     /// Whether nothing need be written where nothing changes. What was sent before must not be found and
@@ -331,5 +317,21 @@ impl<'a> Swap<'a> {
             Some(None) => Fate::Kept(None),
             None => Fate::Unknown,
         }
+    }
+}
+
+fn end(found: Stamp, value: Packed, change: Option<usize>) -> Next {
+    Next::End(Ended {
+        found,
+        value,
+        change,
+    })
+}
+
+/// What a swap builds on where nothing was written in this epoch.
+fn nothing(view: &View) -> Stamp {
+    match planted(Bug::SwapBuildsOnOldEpoch) {
+        true => Stamp::default(),
+        false => Stamp::nothing(view.state.epoch()),
     }
 }

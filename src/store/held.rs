@@ -69,6 +69,23 @@ pub(super) struct Found<'a> {
     pub(super) swaps: Option<Swaps>, // where it was ever swapped
 }
 
+impl Found<'_> {
+    pub(super) fn is_swapped(&self) -> bool {
+        self.swaps.is_some()
+    }
+
+    /// Whether the swap of another coordinator is under way.
+    pub(super) fn is_held_by_another(&self, ballot: u64) -> bool {
+        let is_held = |swaps: &Swaps| {
+            swaps
+                .since
+                .is_some_and(|since| since.elapsed() < swaps.hold)
+        };
+        let swaps = self.swaps.filter(is_held);
+        swaps.is_some_and(|swaps| !are_of_one_coordinator(swaps.promised, ballot))
+    }
+}
+
 /// The highest ballot that was promised for what is found.
 pub(super) fn promised(found: Option<&Found<'_>>) -> u64 {
     let swaps = found.and_then(|found| found.swaps);
@@ -85,12 +102,6 @@ pub(super) struct Swaps {
 }
 
 impl Swaps {
-    /// Whether the swap of another coordinator is under way.
-    pub(super) fn are_held_by_another(&self, ballot: u64) -> bool {
-        let is_own = are_of_one_coordinator(self.promised, ballot);
-        !is_own && self.since.is_some_and(|since| since.elapsed() < self.hold)
-    }
-
     /// The other replicas accept a swap about as long after this one as it has come after its promise.
     fn accept(&mut self, ballot: u64) {
         (self.ballot, self.promised) = (ballot, self.promised.max(ballot));

@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::error::{Error, Kind};
+use crate::sabotage::{Bug, planted};
+
 use super::Key;
 
 /// How long a node believes what a neighbour said of its memory: one that is down may be emptied, or
@@ -31,6 +34,17 @@ pub(super) struct Refusal {
     pub(super) place: Option<usize>, // `None`: this one
     pub(super) usage: Usage,
     pub(super) coming: usize, // what sets may add that were allowed: without them there is room
+}
+
+impl Refusal {
+    /// By a node that is full.
+    pub(super) fn of(usage: Usage) -> Self {
+        Refusal {
+            place: None,
+            usage,
+            coming: 0,
+        }
+    }
 }
 
 /// The memory of another node, and when it was seen.
@@ -70,19 +84,17 @@ impl Memory {
         if added == 0 {
             return Ok(());
         }
-        let full = |place, usage| Refusal {
-            place,
-            usage,
-            coming: 0,
-        };
         if !self.own.has_room(added) {
             self.refused = added;
-            return Err(full(None, self.own));
+            return Err(Refusal::of(self.own));
         }
         let is_full = |(place, seen): (usize, Option<Seen>)| {
             let (seen, usage) = seen?;
             let is_full = !usage.has_room(added) && seen.elapsed() < NEWS;
-            is_full.then(|| full(Some(place), usage))
+            is_full.then(|| Refusal {
+                place: Some(place),
+                ..Refusal::of(usage)
+            })
         };
         if let Some(refusal) = others.find_map(is_full) {
             return Err(refusal);
@@ -118,10 +130,14 @@ impl Memory {
         Ok(())
     }
 
-    /// Counts an entry of this key that is kept now.
-    pub(super) fn keep(&mut self, key: &[u8], added: usize, freed: usize) {
+    /// Counts an entry of this key that is kept now. There is always room for it.
+    pub(super) fn keep(&mut self, key: &[u8], added: usize, freed: usize) -> Result<(), Error> {
+        if planted(Bug::FullReplicaRefusesToStore) && !self.own.has_room(added) {
+            return Err(Error::new(Kind::Full, "planted"));
+        }
         self.arrived(key);
         self.own.bytes = self.own.bytes + added - freed;
+        Ok(())
     }
 
     fn arrived(&mut self, key: &[u8]) {

@@ -237,8 +237,8 @@ impl Replicas {
         nodes.zip(self.exchange_with(&names).await).collect()
     }
 
-    /// Tells several nodes. A client that knows only its file waits most of a window, and not for those
-    /// that stay silent when one that is certain has answered: they have a moment more.
+    /// Tells several nodes. A client that knows only its file waits most of a window. Those that stay silent
+    /// when one that is certain has answered such a client, or knows of a later state, have a moment more.
     async fn tell_all(&self, names: &[&str]) -> Vec<Result<Told, Error>> {
         let late = || Error::new(Kind::UnknownOutcome, "no answer in time");
         let mut told: Vec<_> = names.iter().map(|_| Err(late())).collect();
@@ -251,7 +251,9 @@ impl Replicas {
             false => known.file.limits.window.min(self.timeout) * 3 / 4,
         };
         while let Ok(Some((at, answer))) = timeout(patience, coming.next()).await {
-            if !is_waiting && answer.as_ref().is_ok_and(|told| told.certain) {
+            let is_later = |told: &Told| !is_waiting || told.step > known.state.step;
+            let is_news = |told: &Told| told.certain && is_later(told);
+            if answer.as_ref().is_ok_and(is_news) {
                 patience = MOMENT;
             }
             if let Some(told) = told.get_mut(at) {

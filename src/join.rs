@@ -321,7 +321,7 @@ async fn settle_key(
     }
     let newest = copies.iter().max_by_key(|copy| copy.stamp).unwrap_or(found);
     if copies.iter().any(|copy| copy.stamp != newest.stamp) {
-        at.coordinator.of(key)?.read_by_swap().await?;
+        at.coordinator.of(key)?.read_by_swap(true).await?;
         return Err(Error::new(Kind::Unavailable, "a swap is not settled yet"));
     }
     at.own.settle(key, newest.borrow())

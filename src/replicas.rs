@@ -25,6 +25,7 @@ use crate::store::{OVERHEAD, Replica};
 use Target::{AllRings, OldRing};
 use attempt::{Answered, Answers, Attempt, Read, Sent, poll_all};
 use nodes::{At, View};
+use swap::give_way;
 
 pub(crate) use attempt::said;
 pub use nodes::{Replicas, Source};
@@ -206,6 +207,7 @@ impl Operation<'_> {
     /// Has a majority keep an entry that another coordinator wrote. If the ring changes meanwhile, it
     /// reads again. For a read, an unknown outcome is only unavailable.
     pub async fn repair(&self, mut newest: Newest) -> Result<Newest, Error> {
+        let begun = Instant::now();
         while !newest.agreed && !planted(Bug::GetWithoutRepair) {
             let view = self.loaded_under();
             let target = match planted(Bug::GetRepairsOldRingAlone) {
@@ -215,10 +217,18 @@ impl Operation<'_> {
             let entry = newest.entry.borrow();
             match self.store_in(&view, target, entry, &mut false).await {
                 Ok(()) => newest.agreed = true,
-                // A swap has a higher promise: only another one can say what is there.
+                // A swap has a higher promise: it ends, or only another one can say what is there.
                 Err(Failed::For(error)) if error.kind == Kind::Busy => {
-                    let (entry, agreed) = (Box::pin(self.read_by_swap()).await?, true);
-                    return Ok(Newest { entry, agreed });
+                    match Box::pin(self.read_by_swap(false)).await {
+                        Ok(entry) => (newest.entry, newest.agreed) = (entry, true),
+                        Err(error) if error.kind.is_refusal() || self.is_late() => {
+                            return Err(error);
+                        }
+                        Err(_) => {
+                            give_way(begun.elapsed()).await;
+                            newest = self.load().await?;
+                        }
+                    }
                 }
                 Err(Failed::RingChanged) => newest = self.load().await?,
                 Err(Failed::For(error)) => return Err(error.of_read()),

@@ -5,6 +5,7 @@
 //! differently to its nodes: there, all swaps build on the beginning of the epoch.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
@@ -98,11 +99,11 @@ impl Operation<'_> {
 
     /// What a swap finds that changes nothing. It is written anew: what one replica has and no majority
     /// has accepted is over.
-    pub(crate) async fn read_by_swap(&self) -> Result<Entry, Error> {
+    pub(crate) async fn read_by_swap(&self, insists: bool) -> Result<Entry, Error> {
         let mut change = |_: &Packed| None;
         let mut swap = Swap::new(self, &mut change, 0, 0);
         swap.is_read = true;
-        let Ended { found, value, .. } = self.attempt(swap, true).await?;
+        let Ended { found, value, .. } = self.attempt(swap, insists).await?;
         let stamp = found;
         Ok(Entry { stamp, value })
     }
@@ -132,9 +133,7 @@ impl Operation<'_> {
                 }
                 _ => attempts = attempts.saturating_add(1).min(8),
             }
-            // Not in step with another swap, which takes as long as this attempt did.
-            let most = begun.elapsed().mul_f32(attempts.into());
-            sleep(most.clamp(PAUSE / 50, 8 * PAUSE).mul_f32(fastrand::f32())).await;
+            give_way(begun.elapsed().mul_f32(attempts.into())).await;
             let own = self.own_value_and_promise(); // others may have gone on meanwhile
             swap.highest = own.map_or(0, |(_, promised)| promised).max(swap.highest);
         }
@@ -318,6 +317,11 @@ impl<'a> Swap<'a> {
             None => Fate::Unknown,
         }
     }
+}
+
+/// Waits for a part of this time, as others do: not in step with another swap, which takes as long.
+pub(super) async fn give_way(most: Duration) {
+    sleep(most.clamp(PAUSE / 50, 8 * PAUSE).mul_f32(fastrand::f32())).await;
 }
 
 fn end(found: Stamp, value: Packed, change: Option<usize>) -> Next {

@@ -111,12 +111,14 @@ impl Stamp {
         out
     }
 
-    /// What stands before and behind the value in an entry.
-    pub fn around(self) -> [Encoded; 2] {
-        match self.ballot {
-            0 => [self.begin(3), Encoded::new()],
-            ballot => [self.begin(4), encode_numbers([ballot])],
+    /// What stands before the value in an entry, and behind it, and where that begins.
+    pub fn around(self) -> (Encoded, usize) {
+        let mut around = self.begin(3 + u8::from(self.ballot > 0));
+        let at = around.len();
+        if self.ballot > 0 {
+            around.extend_from_slice(&encode_numbers([self.ballot]));
         }
+        (around, at)
     }
 }
 
@@ -254,13 +256,12 @@ impl From<Loaded> for Answer {
 
 impl From<Entry> for Answer {
     fn from(Entry { stamp, value }: Entry) -> Self {
-        let [mut made, end] = stamp.around();
-        if end.is_empty() {
-            return value.after(made);
+        let (around, at) = stamp.around();
+        if at == around.len() {
+            return value.after(around);
         }
-        made.extend_from_slice(&value); // an answer ends with the value that it shares
-        made.extend_from_slice(&end);
-        made.into()
+        let (begin, end) = around.split_at(at);
+        Encoded::from([begin, &*value, end].concat()).into() // an answer ends with the value that it shares
     }
 }
 

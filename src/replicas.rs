@@ -276,10 +276,11 @@ impl Operation<'_> {
         entry: Entry<&[u8]>,
         taken: &mut bool,
     ) -> Result<(), Failed> {
-        let [begin, end] = entry.stamp.around();
+        let (around, at) = entry.stamp.around();
+        let (begin, end) = around.split_at(at);
         let ask = |at| match self.own_store_at(phase.view, at) {
             Some(store) => Sent::Answered(store.keep(self.key, entry)),
-            None => self.send(phase.view, at, "store", [&begin, entry.value, &end]),
+            None => self.send(phase.view, at, "store", [begin, entry.value, end]),
         };
         let stored = self.majority(phase, |_| Ok(()), ask, taken).await;
         stored.map(drop)
@@ -382,7 +383,7 @@ impl Operation<'_> {
             let cluster = &ring.cluster;
             let part = cluster.owner(self.key);
             let mut to_ask = match phase.is_store {
-                false => ring.order(part, phase.opened, phase.is_swap),
+                false => ring.order(part, phase.opened),
                 true => cluster.replicas(part).collect(),
             };
             to_ask.retain(|place| answers.iter().all(|(counted, _)| counted != place));

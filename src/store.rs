@@ -9,7 +9,6 @@ mod memory;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use bytesize::ByteSize;
 use smallvec::SmallVec;
@@ -259,7 +258,7 @@ impl Replica<'_> {
         let (place, old) = found.map(|found| (found.place, found.entry)).unzip();
         if old.is_some_and(|old| old.stamp >= entry.stamp) && !planted(Bug::OldEntryReplacesNew) {
             if is_vote && ballot > 0 {
-                memory.own.bytes += held.promise(number, place, key, ballot, Duration::ZERO);
+                memory.own.bytes += held.promise(number, place, key, ballot, None);
             }
             return Ok(());
         }
@@ -281,9 +280,9 @@ impl Replica<'_> {
     }
 
     /// Promises a swap to accept none with a lower ballot, and says what is kept under its key. Refused if
-    /// this replica has promised this ballot or a higher one, or, as the owner, something to another
-    /// coordinator a moment ago: two swaps that take each other's promises away both fail. A joining node
-    /// does not remember what it promised. For a read, no memory is lacking.
+    /// this replica has promised this ballot or a higher one, or something to another coordinator a moment
+    /// ago: two swaps that take each other's promises away both fail. A joining node does not remember
+    /// what it promised. For a read, no memory is lacking.
     pub fn promise(&self, key: &[u8], ballot: u64, is_read: bool) -> Result<Promise, Error> {
         let mut kept = lock(&self.store.kept);
         let (memory, held, _) = self.held(&mut kept)?;
@@ -309,12 +308,19 @@ impl Replica<'_> {
             stamp: entry.stamp,
             value: entry.value.clone(),
         });
-        let moment = match held.place == Some(number) {
-            true => held.cluster.limits.window / 64,
-            false => Duration::ZERO,
-        };
-        memory.own.bytes += held.promise(number, place, key, ballot, moment);
+        let moment = (Instant::now(), held.cluster.limits.window / 64);
+        memory.own.bytes += held.promise(number, place, key, ballot, Some(moment));
         Ok(Promise::Given(entry.unwrap_or_default()))
+    }
+
+    /// Holds no other swap off for this promise, which another replica does not give.
+    pub fn let_go(&self, key: &[u8], ballot: u64) {
+        self.with(|held| {
+            let number = held.cluster.owner(key);
+            if let Some(part) = held.parts.get_mut(&number) {
+                part.let_go(key, ballot);
+            }
+        });
     }
 
     /// The value of a key, and the highest ballot that is promised for it.
@@ -337,7 +343,7 @@ impl Replica<'_> {
         let (number, part) = held.part(key, &self.store.name)?;
         if promises > 0 && !planted(Bug::PromisesNotCopied) {
             let place = part.find(key).map(|found| found.place);
-            memory.own.bytes += held.promise(number, place, key, promises, Duration::ZERO);
+            memory.own.bytes += held.promise(number, place, key, promises, None);
         }
         if entry.stamp == Stamp::default() {
             return Ok(()); // there is only the promise

@@ -385,17 +385,14 @@ impl View {
 
 impl Ring {
     /// The places of a part's replicas in the order of asking: the coordinator's own node, then
-    /// along the ring from there, but as [`Peer::turn`] has it. A swap asks the owner before its own node.
-    pub(super) fn order(&self, part: usize, now: Instant, is_swap: bool) -> Few<usize> {
+    /// along the ring from there (or from the owner), but as [`Peer::turn`] has it.
+    pub(super) fn order(&self, part: usize, now: Instant) -> Few<usize> {
         let mut places: Few<usize> = self.cluster.replicas(part).collect();
         let own = places.iter().position(|place| Some(*place) == self.own);
-        match own {
-            Some(2) if is_swap => places.swap(1, 2),
-            _ => places.rotate_left(own.filter(|_| !is_swap).unwrap_or(0)),
-        }
-        let turn = |place: &usize| match self.nodes.get(*place) {
-            Some(_) if Some(*place) == self.own => is_swap.then_some(1), // none is the lowest
-            peer => peer.map(|(peer, _)| peer.turn(now)),
+        places.rotate_left(own.unwrap_or(0));
+        let turn = |place: &usize| {
+            let peer = self.nodes.get(*place).filter(|_| Some(*place) != self.own);
+            peer.map(|(peer, _)| peer.turn(now)) // none, which is ourselves, is the lowest
         };
         if !places.is_sorted_by_key(turn) {
             places.sort_by_cached_key(turn);

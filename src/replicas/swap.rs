@@ -17,7 +17,7 @@ use crate::entry::{Entry, Loaded, Packed, Stamp, check_value, next_ballot, size}
 use crate::error::{Error, Kind};
 use crate::rpc::codec::encode_numbers;
 use crate::sabotage::{Bug, planted};
-use crate::store::Promise;
+use crate::store::{Promise, Replica};
 
 /// What a swap makes of a value: another one, nil to delete it, or `None` to leave it. It may be
 /// asked several times, of which one counts.
@@ -77,12 +77,13 @@ impl Operation<'_> {
         change: &mut Change<'_>,
         insists: bool,
     ) -> Result<Ended, Error> {
-        let own = self.own_value_and_promise();
+        let view = self.replicas.view();
+        let own = self.own_value_and_promise(&view);
         let mut asked = usize::from(own.is_some());
         let highest = own.as_ref().map_or(0, |(_, promised)| *promised);
         if own.is_some_and(|(value, _)| change(&value).is_none()) {
-            // What would change nothing takes no promises, if a get says so too.
-            let Entry { stamp, value } = self.get().await?.entry;
+            // What would change nothing takes no promises, if a get says so too. Boxed, as what is seldom.
+            let Entry { stamp, value } = Box::pin(self.get()).await?.entry;
             asked += 1;
             if change(&value).is_none() {
                 return Ok(Ended {
@@ -94,7 +95,7 @@ impl Operation<'_> {
         }
         let mut change = |old: &Packed| change(old);
         let swap = Swap::new(self, &mut change, asked, highest);
-        self.attempt(swap, insists).await
+        self.attempt(swap, view, insists).await
     }
 
     /// What a swap finds that changes nothing. It is written anew: what one replica has and no majority
@@ -103,16 +104,20 @@ impl Operation<'_> {
         let mut change = |_: &Packed| None;
         let mut swap = Swap::new(self, &mut change, 0, 0);
         swap.is_read = true;
-        let Ended { found, value, .. } = self.attempt(swap, insists).await?;
+        let Ended { found, value, .. } = self.attempt(swap, self.replicas.view(), insists).await?;
         let stamp = found;
         Ok(Entry { stamp, value })
     }
 
-    async fn attempt(&self, mut swap: Swap<'_>, insists: bool) -> Result<Ended, Error> {
-        let mut attempts = 0_u8;
+    async fn attempt(
+        &self,
+        mut swap: Swap<'_>,
+        mut view: Arc<View>,
+        insists: bool,
+    ) -> Result<Ended, Error> {
+        let (mut attempts, mut begun) = (0_u8, self.begun);
         loop {
-            let begun = Instant::now();
-            let error = match swap.attempt(&self.replicas.view()).await {
+            let error = match swap.attempt(&view, begun).await {
                 Ok(Next::End(ended)) => return Ok(ended),
                 Ok(Next::Unknown) => {
                     let why = "it was sent, and other writes may have hidden it";
@@ -134,8 +139,10 @@ impl Operation<'_> {
                 _ => attempts = attempts.saturating_add(1).min(8),
             }
             give_way(begun.elapsed().mul_f32(attempts.into())).await;
-            let own = self.own_value_and_promise(); // others may have gone on meanwhile
+            view = self.replicas.view();
+            let own = self.own_value_and_promise(&view); // others may have gone on meanwhile
             swap.highest = own.map_or(0, |(_, promised)| promised).max(swap.highest);
+            begun = Instant::now();
         }
     }
 
@@ -143,20 +150,27 @@ impl Operation<'_> {
     async fn check(&self, value: &Packed, old: &Packed) -> Result<(), Error> {
         check_value(value).map_err(|error| self.error(error.kind, &error.why))?;
         if size(value) > size(old).max(COUNTER) {
-            self.load_stamp(value).await?;
+            Box::pin(self.load_stamp(value)).await?;
         }
         Ok(())
     }
 
     /// The value that this node itself has, and the highest ballot that it has promised.
-    fn own_value_and_promise(&self) -> Option<(Packed, u64)> {
-        let view = self.replicas.view();
-        let (last, ring) = view.rings.iter().enumerate().next_back()?;
-        let mut places = ring.cluster.replicas(ring.cluster.owner(self.key));
-        places.find_map(|place| {
-            self.own_store_at(&view, (last, place))?
-                .value_and_promise(self.key)
-        })
+    fn own_value_and_promise(&self, view: &View) -> Option<(Packed, u64)> {
+        let own = self.own_stores(view).last();
+        own?.value_and_promise(self.key)
+    }
+
+    /// This node's own replicas, of each ring that is asked and has one.
+    fn own_stores<'v>(&self, view: &'v View) -> impl Iterator<Item = Replica<'_>> + use<'_, 'v> {
+        view.rings
+            .iter()
+            .enumerate()
+            .filter_map(move |(number, ring)| {
+                let part = ring.cluster.owner(self.key);
+                let mut places = ring.cluster.replicas(part);
+                places.find_map(|place| self.own_store_at(view, (number, place)))
+            })
     }
 }
 
@@ -174,8 +188,7 @@ impl<'a> Swap<'a> {
     }
 
     /// One attempt, in one window and with one ballot.
-    async fn attempt(&mut self, view: &Arc<View>) -> Result<Next, Failed> {
-        let opened = Instant::now();
+    async fn attempt(&mut self, view: &Arc<View>, opened: Instant) -> Result<Next, Failed> {
         let ballot = next_ballot(self.highest, self.of.replicas.id);
         self.highest = ballot;
         let promises = Phase {
@@ -229,10 +242,13 @@ impl<'a> Swap<'a> {
                 }
             }
         }
-        match is_refused {
-            true => Ok(None),
-            false => Ok(Some(Newest::of(given)?)),
+        if !is_refused {
+            return Ok(Some(Newest::of(given)?));
         }
+        for store in self.of.own_stores(phase.view) {
+            store.let_go(self.of.key, ballot);
+        }
+        Ok(None)
     }
 
     /// What a majority must keep now that has this entry, and what that leads to.
@@ -274,7 +290,8 @@ impl<'a> Swap<'a> {
     /// What is sent too late for an answer may be kept all the same: better not to send it.
     fn check_time(&self, view: &View, opened: Instant) -> Result<(), Failed> {
         let closes = self.of.deadline.min(opened + view.state.ring.limits.window);
-        if closes.saturating_duration_since(Instant::now()) >= 2 * opened.elapsed() {
+        let now = Instant::now();
+        if closes.saturating_duration_since(now) >= 2 * (now - opened) {
             return Ok(());
         }
         let why = "its replicas answer too slowly for a swap";

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use foldhash::quality::RandomState;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -13,6 +14,7 @@ use super::Change;
 use crate::entry::Packed;
 use crate::error::Error;
 use crate::rpc::lock;
+use crate::store::Key;
 
 /// How long a key's owner is asked to do its swaps, after another node was in the way of one.
 const CONTENDED: Duration = Duration::from_secs(1);
@@ -44,8 +46,8 @@ pub(crate) struct Waiting {
 /// The swaps that wait at one node, by their keys.
 #[derive(Default)]
 pub(crate) struct Turns {
-    waiting: Mutex<HashMap<Vec<u8>, Vec<Waiting>>>,
-    contended: Mutex<HashMap<Vec<u8>, Instant>>,
+    waiting: Mutex<HashMap<Key, Vec<Waiting>, RandomState>>,
+    contended: Mutex<HashMap<Key, Instant>>,
 }
 
 impl Turns {
@@ -60,7 +62,7 @@ impl Turns {
                 }
                 others.push(swap());
             }
-            None => drop(waiting.insert(key.to_vec(), Vec::new())),
+            None => drop(waiting.insert(Key::from_slice(key), Vec::new())),
         }
     }
 
@@ -81,7 +83,7 @@ impl Turns {
         if contended.len() >= MOST_CONTENDED {
             contended.clear();
         }
-        contended.insert(key.to_vec(), Instant::now());
+        contended.insert(Key::from_slice(key), Instant::now());
     }
 
     /// Whether that was so a short time ago.

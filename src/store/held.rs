@@ -6,6 +6,7 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use indexmap::IndexMap;
 use smallvec::SmallVec;
 use tokio::time::Instant;
@@ -43,9 +44,9 @@ pub(super) type Parts = BTreeMap<usize, Part>;
 #[derive(Default)]
 pub(super) struct Part {
     pub(super) entries: IndexMap<Key, Slot>,
-    swaps: HashMap<usize, Swaps>,               // by the entry's place
+    swaps: HashMap<usize, Swaps, RandomState>, // by the entry's place
     pub(super) unsettled: BTreeMap<Key, Entry>, // what is elsewhere, and was not accepted here
-    promises: usize,                            // without an entry
+    promises: usize,                           // without an entry
     tombstones: usize,
     values: usize,
     digest: u64,
@@ -66,7 +67,7 @@ pub(super) struct Slot {
 pub(super) struct Found<'a> {
     pub(super) place: usize,
     pub(super) entry: Entry<&'a Packed>,
-    pub(super) swaps: Option<Swaps>, // where it was ever swapped
+    pub(super) swaps: Option<&'a Swaps>, // where it was ever swapped
 }
 
 impl Found<'_> {
@@ -76,13 +77,9 @@ impl Found<'_> {
 
     /// Whether the swap of another coordinator is under way.
     pub(super) fn is_held_by_another(&self, ballot: u64) -> bool {
-        let is_held = |swaps: &Swaps| {
-            swaps
-                .since
-                .is_some_and(|since| since.elapsed() < swaps.hold)
-        };
-        let swaps = self.swaps.filter(is_held);
-        swaps.is_some_and(|swaps| !are_of_one_coordinator(swaps.promised, ballot))
+        let is_another = |swaps: &&Swaps| !are_of_one_coordinator(swaps.promised, ballot);
+        let held = self.swaps.filter(is_another).and_then(|swaps| swaps.held);
+        held.is_some_and(|(since, moment)| since.elapsed() < moment)
     }
 }
 
@@ -97,17 +94,7 @@ pub(super) fn promised(found: Option<&Found<'_>>) -> u64 {
 pub(super) struct Swaps {
     ballot: u64,
     pub(super) promised: u64, // the highest ballot for which this replica has spoken
-    since: Option<Instant>,   // when it was promised
-    hold: Duration,           // how long from there no other coordinator is promised anything
-}
-
-impl Swaps {
-    /// The other replicas accept a swap about as long after this one as it has come after its promise.
-    fn accept(&mut self, ballot: u64) {
-        (self.ballot, self.promised) = (ballot, self.promised.max(ballot));
-        let took = self.since.map_or(Duration::ZERO, |since| since.elapsed());
-        self.hold = self.hold.min(2 * took);
-    }
+    held: Option<(Instant, Duration)>, // since when, and how long, no other coordinator is promised anything
 }
 
 impl Held {
@@ -201,10 +188,10 @@ impl Held {
         place: Option<usize>,
         key: &[u8],
         ballot: u64,
-        hold: Duration,
+        held: Option<(Instant, Duration)>,
     ) -> usize {
         let part = self.parts.get_mut(&number);
-        let added = part.map_or(0, |part| part.promise(place, key, ballot, hold));
+        let added = part.map_or(0, |part| part.promise(place, key, ballot, held));
         self.bytes += added;
         added
     }
@@ -240,8 +227,8 @@ impl Part {
     }
 
     /// What is kept in this place.
-    pub(super) fn found<'a>(&self, place: usize, slot: &'a Slot) -> Found<'a> {
-        let swaps = self.swaps.get(&place).copied();
+    pub(super) fn found<'a>(&'a self, place: usize, slot: &'a Slot) -> Found<'a> {
+        let swaps = self.swaps.get(&place);
         let stamp = Stamp {
             counter: slot.counter,
             writer: slot.writer,
@@ -259,10 +246,11 @@ impl Part {
     /// Adds a key to a page, with its entry and the promise that it has.
     pub(super) fn list(&self, place: usize, key: &[u8], slot: &Slot, page: &mut Vec<u8>) {
         let Found { entry, swaps, .. } = self.found(place, slot);
-        let [begin, end] = entry.stamp.around();
+        let (around, at) = entry.stamp.around();
+        let (begin, end) = around.split_at(at);
         page.push(0x92 + u8::from(swaps.is_some()));
         page.extend_from_slice(&codec::encode_bytes(key));
-        for piece in [&*begin, entry.value, &*end] {
+        for piece in [begin, entry.value, end] {
             page.extend_from_slice(piece);
         }
         if let Some(swaps) = swaps {
@@ -270,14 +258,14 @@ impl Part {
         }
     }
 
-    /// Notes a promise that holds others off for so long; how many bytes that takes. A key that has no
+    /// Notes a promise that holds others off for a moment; how many bytes that takes. A key that has no
     /// entry gets a place for it, which looks like no entry at all.
     pub(super) fn promise(
         &mut self,
         place: Option<usize>,
         key: &[u8],
         ballot: u64,
-        hold: Duration,
+        held: Option<(Instant, Duration)>,
     ) -> usize {
         let (place, new) = place.map_or((self.entries.len(), key.len() + OVERHEAD), |place| {
             (place, 0)
@@ -289,10 +277,17 @@ impl Part {
         let before = self.swaps.len();
         let swaps = self.swaps.entry(place).or_default();
         swaps.promised = swaps.promised.max(ballot);
-        if hold > Duration::ZERO {
-            (swaps.since, swaps.hold) = (Some(Instant::now()), hold);
-        }
+        swaps.held = held.or(swaps.held);
         new + (self.swaps.len() - before) * SWAPS
+    }
+
+    /// Holds no others off any more for this promise.
+    pub(super) fn let_go(&mut self, key: &[u8], ballot: u64) {
+        let place = self.entries.get_index_of(key);
+        let swaps = place.and_then(|place| self.swaps.get_mut(&place));
+        if let Some(swaps) = swaps.filter(|swaps| swaps.promised == ballot) {
+            swaps.held = None;
+        }
     }
 
     /// Some of what was not accepted, behind this key: what may be kept, since no replica that was read has
@@ -332,11 +327,6 @@ impl Part {
         shared: Option<&Packed>,
     ) {
         let (hash, place) = (crc32fast::hash(key), place.unwrap_or(self.entries.len()));
-        if let Some((_, old)) = self.entries.get_index(place) {
-            let (stamp, is_nil) = (self.found(place, old).entry.stamp, old.value.is_nil());
-            self.digest ^= digest(hash, stamp);
-            *self.counter(stamp, is_nil) -= 1;
-        }
         self.digest ^= digest(hash, entry.stamp);
         *self.counter(entry.stamp, entry.value == codec::NIL) += 1;
         let Stamp {
@@ -344,25 +334,45 @@ impl Part {
             writer,
             ballot,
         } = entry.stamp;
-        if ballot > 0 {
-            self.swaps.entry(place).or_default().accept(ballot);
-        } else if let Some(swaps) = self.swaps.get_mut(&place) {
-            swaps.ballot = 0;
-        }
-        if let Some((_, slot)) = self.entries.get_index_mut(place) {
-            (slot.counter, slot.writer) = (counter, writer);
-            match shared {
-                Some(shared) => slot.value = shared.clone(),
-                None => slot.value.replace(entry.value),
-            }
-        } else {
+        let old_ballot = self.swap(place, ballot);
+        let Some((_, slot)) = self.entries.get_index_mut(place) else {
+            let value = shared.cloned().unwrap_or_else(|| entry.value.into());
             let slot = Slot {
                 counter,
                 writer,
-                value: shared.cloned().unwrap_or_else(|| entry.value.into()),
+                value,
             };
             self.entries.insert(SmallVec::from_slice(key), slot);
+            return;
+        };
+        let old = Stamp {
+            counter: slot.counter,
+            writer: slot.writer,
+            ballot: old_ballot,
+        };
+        let is_nil = slot.value.is_nil();
+        (slot.counter, slot.writer) = (counter, writer);
+        match shared {
+            Some(shared) => slot.value = shared.clone(),
+            None => slot.value.replace(entry.value),
         }
+        self.digest ^= digest(hash, old);
+        *self.counter(old, is_nil) -= 1;
+    }
+
+    /// Notes the ballot of what is kept now in this place; the one before it.
+    fn swap(&mut self, place: usize, ballot: u64) -> u64 {
+        if ballot == 0 {
+            let swaps = self.swaps.get_mut(&place);
+            return swaps.map_or(0, |swaps| std::mem::take(&mut swaps.ballot));
+        }
+        let swaps = self.swaps.entry(place).or_default();
+        swaps.promised = swaps.promised.max(ballot);
+        if let Some((since, moment)) = &mut swaps.held {
+            // The others accept it about as long after this one as it has come after its promise.
+            *moment = (*moment).min(2 * since.elapsed());
+        }
+        std::mem::replace(&mut swaps.ballot, ballot)
     }
 
     /// What counts such an entry.

@@ -150,8 +150,9 @@ async fn promise(node: Source, ballot: u64) -> Result<Encoded, Error> {
 
 /// The second one, or that of a set.
 async fn store(node: Source, stamp: Stamp, value: &str) -> Result<Encoded, Error> {
-    let (value, [begin, end]) = (encode(&value.into()), stamp.around());
-    node.ask("store", &[&key(), &[&*begin, &*value, &*end].concat()])
+    let (value, (around, at)) = (encode(&value.into()), stamp.around());
+    let (begin, end) = around.split_at(at);
+    node.ask("store", &[&key(), &[begin, &value, end].concat()])
         .await
 }
 

@@ -24,6 +24,7 @@ fn story(bug: Bug) -> Option<fn() -> Result<(), String>> {
     Some(match bug {
         Bug::OldStampForNewRing => stories::deleted_before_a_change,
         Bug::AnswersCountedAcrossWindows => stories::counted_before_a_restart,
+        Bug::JoiningAnswersLoad => stories::answered_while_joining,
         Bug::SetAnsweredAfterChange => stories::answered_after_a_change,
         Bug::HiddenSetAnswered => stories::hidden_by_a_swap,
         Bug::JoiningNodePromises | Bug::PromisesNotCopied => stories::promised_before_a_restart,

@@ -207,6 +207,11 @@ fn what_a_node_said_before_it_restarts_does_not_count() {
 }
 
 #[test]
+fn what_a_joining_node_says_does_not_count() {
+    stories::answered_while_joining().unwrap();
+}
+
+#[test]
 fn a_set_that_the_old_ring_alone_has_is_not_answered() {
     stories::answered_after_a_change().unwrap();
 }

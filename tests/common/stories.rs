@@ -297,6 +297,19 @@ pub fn counted_before_a_restart() -> Result<(), String> {
     play(story, late_set)
 }
 
+/// Alice and bob have a set of which carol has not heard. Bob restarts, and alice is not reached: what bob
+/// says now does not count, until he has read what alice has.
+pub fn answered_while_joining() -> Result<(), String> {
+    let story = |stage: Rc<Stage>| async move {
+        all_have("white").await?;
+        reach("story", &[ALICE, BOB]);
+        client().set(TEA, &Packed::of("green")).await?;
+        restart(&stage, BOB).await;
+        expect("it was set", &read(&[BOB, CAROL]).await?, "green")
+    };
+    play(story, nobody)
+}
+
 /// The ring changes to other nodes. A late set reaches the old ring, after the hand-over; then the change
 /// ends. It must not be answered: the new ring has never heard of it.
 pub fn answered_after_a_change() -> Result<(), String> {

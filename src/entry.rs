@@ -28,20 +28,21 @@ pub struct Stamp {
 
 impl Stamp {
     /// Above every stamp of a write. An asker that names it is answered with a stamp alone.
-    pub const MAX: Stamp = Stamp {
-        counter: u64::MAX,
-        writer: u64::MAX,
-        ballot: u64::MAX,
-    };
+    pub const MAX: Stamp = Stamp::new(u64::MAX, u64::MAX, u64::MAX);
+
+    /// Its three parts, as they are compared.
+    pub const fn new(counter: u64, writer: u64, ballot: u64) -> Stamp {
+        Stamp {
+            counter,
+            writer,
+            ballot,
+        }
+    }
 
     /// What a set names as known. It needs no value, and says in the writer's place how many
     /// bytes it brings: a replica without room refuses it before anything is written.
     pub fn of_a_set(value: &[u8]) -> Stamp {
-        let writer = size(value) as u64;
-        Stamp {
-            writer,
-            ..Stamp::MAX
-        }
+        Stamp::new(u64::MAX, size(value) as u64, u64::MAX)
     }
 
     /// How many bytes a set brings that names this as known.
@@ -68,11 +69,7 @@ impl Stamp {
     /// What swaps build on where nothing is that was written in this epoch: below all its writes,
     /// and the same for everybody.
     pub fn nothing(epoch: u64) -> Stamp {
-        let counter = epoch << EPOCH;
-        Stamp {
-            counter,
-            ..Stamp::default()
-        }
+        Stamp::new(epoch << EPOCH, 0, 0)
     }
 
     /// The set or delete on which a swap builds.
@@ -95,11 +92,7 @@ impl Stamp {
             true => 0,
             false => fastrand::u64(..),
         };
-        let stamp = Stamp {
-            counter,
-            writer,
-            ballot: 0,
-        };
+        let stamp = Stamp::new(counter, writer, 0);
         Entry { stamp, value }
     }
 
@@ -272,11 +265,7 @@ fn read(bytes: &[u8]) -> Result<(Stamp, Option<&[u8]>), Error> {
     let ballot = items.get(3).map_or(Some(0), |ballot| codec::number(ballot));
     match (items.len(), number(0), number(1), ballot) {
         (2..=4, Some(counter), Some(writer), Some(ballot)) => {
-            let stamp = Stamp {
-                counter,
-                writer,
-                ballot,
-            };
+            let stamp = Stamp::new(counter, writer, ballot);
             Ok((stamp, items.get(2).copied()))
         }
         _ => Err(odd()),

@@ -207,7 +207,6 @@ impl Operation<'_> {
     /// Has a majority keep an entry that another coordinator wrote. If the ring changes meanwhile, it
     /// reads again. For a read, an unknown outcome is only unavailable.
     pub async fn repair(&self, mut newest: Newest) -> Result<Newest, Error> {
-        let begun = Instant::now();
         while !newest.agreed && !planted(Bug::GetWithoutRepair) {
             let view = self.loaded_under();
             let target = match planted(Bug::GetRepairsOldRingAlone) {
@@ -221,11 +220,9 @@ impl Operation<'_> {
                 Err(Failed::For(error)) if error.kind == Kind::Busy => {
                     match Box::pin(self.read_by_swap(false)).await {
                         Ok(entry) => (newest.entry, newest.agreed) = (entry, true),
-                        Err(error) if error.kind.is_refusal() || self.is_late() => {
-                            return Err(error);
-                        }
+                        Err(error) if self.is_late() => return Err(error),
                         Err(_) => {
-                            give_way(begun.elapsed()).await;
+                            give_way(self.begun.elapsed()).await;
                             newest = self.load().await?;
                         }
                     }

@@ -316,10 +316,8 @@ impl Replica<'_> {
     /// Holds no other swap off for this promise, which another replica does not give.
     pub fn let_go(&self, key: &[u8], ballot: u64) {
         self.with(|held| {
-            let number = held.cluster.owner(key);
-            if let Some(part) = held.parts.get_mut(&number) {
-                part.let_go(key, ballot);
-            }
+            let part = held.parts.get_mut(&held.cluster.owner(key))?;
+            part.let_go(key, ballot)
         });
     }
 

@@ -72,18 +72,18 @@ impl Client {
                 true => self.at_owner(key, swap).await,
                 false => None,
             };
+            let left = self.replicas.timeout.saturating_sub(begun.elapsed());
             let done = match (at_owner, node) {
                 (Some(answer), _) => answer.and_then(|answer| swap.read(&answer)),
                 (None, Some(node)) => node.in_turn(key, swap, insists).await,
                 (None, None) => {
-                    let left = self.left(begun);
                     let operation = self.replicas.of_within(key, left)?;
                     let ended = operation.swap(&mut swap.change(), insists).await;
                     ended.map(Swapped::from)
                 }
             };
             match done {
-                Err(error) if was_not_done(&error) && self.left(begun) > self.window() => {
+                Err(error) if was_not_done(&error) && left > self.window() => {
                     if insists {
                         sleep(self.window() / 20).await;
                     }
@@ -93,10 +93,6 @@ impl Client {
                 done => return done,
             }
         }
-    }
-
-    fn left(&self, begun: Instant) -> Duration {
-        self.replicas.timeout.saturating_sub(begun.elapsed())
     }
 
     fn window(&self) -> Duration {

@@ -77,8 +77,7 @@ impl Operation<'_> {
         change: &mut Change<'_>,
         insists: bool,
     ) -> Result<Ended, Error> {
-        let view = self.replicas.view();
-        let own = self.own_value_and_promise(&view);
+        let own = self.own_value_and_promise();
         let mut asked = usize::from(own.is_some());
         let highest = own.as_ref().map_or(0, |(_, promised)| *promised);
         if own.is_some_and(|(value, _)| change(&value).is_none()) {
@@ -86,16 +85,12 @@ impl Operation<'_> {
             let Entry { stamp, value } = Box::pin(self.get()).await?.entry;
             asked += 1;
             if change(&value).is_none() {
-                return Ok(Ended {
-                    found: stamp,
-                    value,
-                    change: None,
-                });
+                return Ok(end(stamp, value, None));
             }
         }
         let mut change = |old: &Packed| change(old);
         let swap = Swap::new(self, &mut change, asked, highest);
-        self.attempt(swap, view, insists).await
+        self.attempt(swap, insists).await
     }
 
     /// What a swap finds that changes nothing. It is written anew: what one replica has and no majority
@@ -104,20 +99,15 @@ impl Operation<'_> {
         let mut change = |_: &Packed| None;
         let mut swap = Swap::new(self, &mut change, 0, 0);
         swap.is_read = true;
-        let Ended { found, value, .. } = self.attempt(swap, self.replicas.view(), insists).await?;
+        let Ended { found, value, .. } = self.attempt(swap, insists).await?;
         let stamp = found;
         Ok(Entry { stamp, value })
     }
 
-    async fn attempt(
-        &self,
-        mut swap: Swap<'_>,
-        mut view: Arc<View>,
-        insists: bool,
-    ) -> Result<Ended, Error> {
+    async fn attempt(&self, mut swap: Swap<'_>, insists: bool) -> Result<Ended, Error> {
         let (mut attempts, mut begun) = (0_u8, self.begun);
         loop {
-            let error = match swap.attempt(&view, begun).await {
+            let error = match swap.attempt(&self.replicas.view(), begun).await {
                 Ok(Next::End(ended)) => return Ok(ended),
                 Ok(Next::Unknown) => {
                     let why = "it was sent, and other writes may have hidden it";
@@ -139,8 +129,7 @@ impl Operation<'_> {
                 _ => attempts = attempts.saturating_add(1).min(8),
             }
             give_way(begun.elapsed().mul_f32(attempts.into())).await;
-            view = self.replicas.view();
-            let own = self.own_value_and_promise(&view); // others may have gone on meanwhile
+            let own = self.own_value_and_promise(); // others may have gone on meanwhile
             swap.highest = own.map_or(0, |(_, promised)| promised).max(swap.highest);
             begun = Instant::now();
         }
@@ -156,21 +145,18 @@ impl Operation<'_> {
     }
 
     /// The value that this node itself has, and the highest ballot that it has promised.
-    fn own_value_and_promise(&self, view: &View) -> Option<(Packed, u64)> {
-        let own = self.own_stores(view).last();
-        own?.value_and_promise(self.key)
+    fn own_value_and_promise(&self) -> Option<(Packed, u64)> {
+        let view = self.replicas.view();
+        self.own_stores(&view).last()?.value_and_promise(self.key)
     }
 
     /// This node's own replicas, of each ring that is asked and has one.
     fn own_stores<'v>(&self, view: &'v View) -> impl Iterator<Item = Replica<'_>> + use<'_, 'v> {
-        view.rings
-            .iter()
-            .enumerate()
-            .filter_map(move |(number, ring)| {
-                let part = ring.cluster.owner(self.key);
-                let mut places = ring.cluster.replicas(part);
-                places.find_map(|place| self.own_store_at(view, (number, place)))
-            })
+        let rings = view.rings.iter().enumerate();
+        rings.filter_map(move |(number, ring)| {
+            let mut places = ring.cluster.replicas(ring.cluster.owner(self.key));
+            places.find_map(|place| self.own_store_at(view, (number, place)))
+        })
     }
 }
 
@@ -271,7 +257,7 @@ impl<'a> Swap<'a> {
                         (value, Some(self.asked))
                     }
                     None if agreed && self.may_leave_it() => {
-                        return Ok((None, end(found, entry.value, None)));
+                        return Ok((None, Next::End(end(found, entry.value, None))));
                     }
                     None => (entry.value, None),
                 }
@@ -283,7 +269,7 @@ impl<'a> Swap<'a> {
             self.first.get_or_insert_with(|| view.clone());
         }
         self.sent.push((stamp, change));
-        let end = end(found, value.clone(), change);
+        let end = Next::End(end(found, value.clone(), change));
         Ok((Some(Entry { stamp, value }), end))
     }
 
@@ -341,12 +327,12 @@ pub(super) async fn give_way(most: Duration) {
     sleep(most.clamp(PAUSE / 50, 8 * PAUSE).mul_f32(fastrand::f32())).await;
 }
 
-fn end(found: Stamp, value: Packed, change: Option<usize>) -> Next {
-    Next::End(Ended {
+fn end(found: Stamp, value: Packed, change: Option<usize>) -> Ended {
+    Ended {
         found,
         value,
         change,
-    })
+    }
 }
 
 /// What a swap builds on where nothing was written in this epoch.

@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use foldhash::quality::RandomState;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -46,7 +45,7 @@ pub(crate) struct Waiting {
 /// The swaps that wait at one node, by their keys.
 #[derive(Default)]
 pub(crate) struct Turns {
-    waiting: Mutex<HashMap<Key, Vec<Waiting>, RandomState>>,
+    waiting: Mutex<HashMap<Key, Vec<Waiting>>>,
     contended: Mutex<HashMap<Key, Instant>>,
 }
 

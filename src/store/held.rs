@@ -229,11 +229,8 @@ impl Part {
     /// What is kept in this place.
     pub(super) fn found<'a>(&'a self, place: usize, slot: &'a Slot) -> Found<'a> {
         let swaps = self.swaps.get(&place);
-        let stamp = Stamp {
-            counter: slot.counter,
-            writer: slot.writer,
-            ballot: swaps.map_or(0, |swaps| swaps.ballot),
-        };
+        let ballot = swaps.map_or(0, |swaps| swaps.ballot);
+        let stamp = Stamp::new(slot.counter, slot.writer, ballot);
         let value = &slot.value;
         let entry = Entry { stamp, value };
         Found {
@@ -282,12 +279,10 @@ impl Part {
     }
 
     /// Holds no others off any more for this promise.
-    pub(super) fn let_go(&mut self, key: &[u8], ballot: u64) {
-        let place = self.entries.get_index_of(key);
-        let swaps = place.and_then(|place| self.swaps.get_mut(&place));
-        if let Some(swaps) = swaps.filter(|swaps| swaps.promised == ballot) {
-            swaps.held = None;
-        }
+    pub(super) fn let_go(&mut self, key: &[u8], ballot: u64) -> Option<()> {
+        let swaps = self.swaps.get_mut(&self.entries.get_index_of(key)?)?;
+        swaps.held = swaps.held.filter(|_| swaps.promised != ballot);
+        Some(())
     }
 
     /// Some of what was not accepted, behind this key: what may be kept, since no replica that was read has
@@ -329,12 +324,8 @@ impl Part {
         let (hash, place) = (crc32fast::hash(key), place.unwrap_or(self.entries.len()));
         self.digest ^= digest(hash, entry.stamp);
         *self.counter(entry.stamp, entry.value == codec::NIL) += 1;
-        let Stamp {
-            counter,
-            writer,
-            ballot,
-        } = entry.stamp;
-        let old_ballot = self.swap(place, ballot);
+        let (counter, writer) = (entry.stamp.counter, entry.stamp.writer);
+        let old_ballot = self.swap(place, entry.stamp.ballot);
         let Some((_, slot)) = self.entries.get_index_mut(place) else {
             let value = shared.cloned().unwrap_or_else(|| entry.value.into());
             let slot = Slot {
@@ -345,11 +336,7 @@ impl Part {
             self.entries.insert(SmallVec::from_slice(key), slot);
             return;
         };
-        let old = Stamp {
-            counter: slot.counter,
-            writer: slot.writer,
-            ballot: old_ballot,
-        };
+        let old = Stamp::new(slot.counter, slot.writer, old_ballot);
         let is_nil = slot.value.is_nil();
         (slot.counter, slot.writer) = (counter, writer);
         match shared {

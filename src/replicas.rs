@@ -9,6 +9,7 @@ mod swap;
 mod turns;
 
 use std::future;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -48,7 +49,7 @@ pub struct Operation<'a> {
     key: &'a [u8],
     encoded_key: Encoded,
     view: Mutex<Arc<View>>, // under which it has loaded
-    begun: Instant,
+    highest: AtomicU64,     // ballot that it has seen
     deadline: Instant,
 }
 
@@ -122,14 +123,13 @@ impl Replicas {
         timeout: Duration,
     ) -> Result<Operation<'a>, Error> {
         check_key(key)?;
-        let begun = Instant::now();
         Ok(Operation {
             replicas: self,
             key,
             encoded_key: encode_bytes(key),
             view: Mutex::new(self.view()),
-            begun,
-            deadline: begun + timeout,
+            highest: AtomicU64::new(0),
+            deadline: Instant::now() + timeout,
         })
     }
 }
@@ -216,13 +216,14 @@ impl Operation<'_> {
             let entry = newest.entry.borrow();
             match self.store_in(&view, target, entry, &mut false).await {
                 Ok(()) => newest.agreed = true,
-                // A swap has a higher promise: it ends, or only another one can say what is there.
+                // A swap has a higher promise. A load finds what it writes; if it writes no more, one of our own
+                // ends it.
                 Err(Failed::For(error)) if error.kind == Kind::Busy => {
                     match Box::pin(self.read_by_swap(false)).await {
                         Ok(entry) => (newest.entry, newest.agreed) = (entry, true),
                         Err(error) if self.is_late() => return Err(error),
                         Err(_) => {
-                            give_way(self.begun.elapsed()).await;
+                            give_way(PAUSE).await;
                             newest = self.load().await?;
                         }
                     }
@@ -286,7 +287,7 @@ impl Operation<'_> {
     /// What a majority has, without the values where `known` is as new. If the ring changes
     /// meanwhile, it is asked anew.
     async fn load_above(&self, known: Option<Stamp>, asks_all: bool) -> Result<Few<Loaded>, Error> {
-        let (mut view, mut opened) = (self.loaded_under(), self.begun);
+        let (mut view, mut opened) = (self.loaded_under(), Instant::now());
         loop {
             // Our own replica answers first (see `order`). The others are told its stamp, and leave out
             // a value that we hold.

@@ -313,7 +313,7 @@ impl Replica<'_> {
         Ok(Promise::Given(entry.unwrap_or_default()))
     }
 
-    /// Holds no other swap off for this promise, which another replica does not give.
+    /// Ends the hold of this promise: another replica has refused the ballot.
     pub fn let_go(&self, key: &[u8], ballot: u64) {
         self.with(|held| {
             let part = held.parts.get_mut(&held.cluster.owner(key))?;

@@ -227,6 +227,11 @@ fn a_node_that_restarts_keeps_its_promises() {
 }
 
 #[test]
+fn a_get_ends_what_a_dead_swap_has_begun() {
+    stories::ended_by_a_get().unwrap();
+}
+
+#[test]
 fn what_a_joining_node_copies_is_no_vote() {
     stories::copied_after_a_restart().unwrap();
 }

@@ -251,8 +251,8 @@ impl Replicas {
             false => known.file.limits.window.min(self.timeout) * 3 / 4,
         };
         while let Ok(Some((at, answer))) = timeout(patience, coming.next()).await {
-            let is_later = |told: &Told| !is_waiting || told.step > known.state.step;
-            let is_news = |told: &Told| told.certain && is_later(told);
+            let is_news =
+                |told: &Told| told.certain && (!is_waiting || told.step > known.state.step);
             if answer.as_ref().is_ok_and(is_news) {
                 patience = MOMENT;
             }

@@ -5,6 +5,7 @@
 //! differently to its nodes: there, all swaps build on the beginning of the epoch.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -42,7 +43,6 @@ struct Swap<'a> {
     is_read: bool, // of a value that is there: no memory may be lacking for it
     change: &'a mut Change<'a>,
     asked: usize,                      // how often
-    highest: u64,                      // ballot that it has seen
     first: Option<Arc<View>>,          // the rings to which it was first sent
     sent: Few<(Stamp, Option<usize>)>, // what was sent, and the change that it carries
 }
@@ -77,11 +77,10 @@ impl Operation<'_> {
         change: &mut Change<'_>,
         insists: bool,
     ) -> Result<Ended, Error> {
-        let own = self.own_value_and_promise();
+        let own = self.own_value();
         let mut asked = usize::from(own.is_some());
-        let highest = own.as_ref().map_or(0, |(_, promised)| *promised);
-        if own.is_some_and(|(value, _)| change(&value).is_none()) {
-            // What would change nothing takes no promises, if a get says so too. Boxed, as what is seldom.
+        if own.is_some_and(|value| change(&value).is_none()) {
+            // What would change nothing takes no promises, if a get says so too.
             let Entry { stamp, value } = Box::pin(self.get()).await?.entry;
             asked += 1;
             if change(&value).is_none() {
@@ -89,7 +88,7 @@ impl Operation<'_> {
             }
         }
         let mut change = |old: &Packed| change(old);
-        let swap = Swap::new(self, &mut change, asked, highest);
+        let swap = Swap::new(self, &mut change, asked);
         self.attempt(swap, insists).await
     }
 
@@ -97,7 +96,7 @@ impl Operation<'_> {
     /// has accepted is over.
     pub(crate) async fn read_by_swap(&self, insists: bool) -> Result<Entry, Error> {
         let mut change = |_: &Packed| None;
-        let mut swap = Swap::new(self, &mut change, 0, 0);
+        let mut swap = Swap::new(self, &mut change, 0);
         swap.is_read = true;
         let Ended { found, value, .. } = self.attempt(swap, insists).await?;
         let stamp = found;
@@ -105,8 +104,9 @@ impl Operation<'_> {
     }
 
     async fn attempt(&self, mut swap: Swap<'_>, insists: bool) -> Result<Ended, Error> {
-        let (mut attempts, mut begun) = (0_u8, self.begun);
+        let mut attempts = 0_u8;
         loop {
+            let begun = Instant::now();
             let error = match swap.attempt(&self.replicas.view(), begun).await {
                 Ok(Next::End(ended)) => return Ok(ended),
                 Ok(Next::Unknown) => {
@@ -129,9 +129,7 @@ impl Operation<'_> {
                 _ => attempts = attempts.saturating_add(1).min(8),
             }
             give_way(begun.elapsed().mul_f32(attempts.into())).await;
-            let own = self.own_value_and_promise(); // others may have gone on meanwhile
-            swap.highest = own.map_or(0, |(_, promised)| promised).max(swap.highest);
-            begun = Instant::now();
+            self.own_value(); // others may have gone on meanwhile
         }
     }
 
@@ -144,10 +142,13 @@ impl Operation<'_> {
         Ok(())
     }
 
-    /// The value that this node itself has, and the highest ballot that it has promised.
-    fn own_value_and_promise(&self) -> Option<(Packed, u64)> {
+    /// The value that this node itself has. What it has promised is seen.
+    fn own_value(&self) -> Option<Packed> {
         let view = self.replicas.view();
-        self.own_stores(&view).last()?.value_and_promise(self.key)
+        let own = self.own_stores(&view).last()?;
+        let (value, promised) = own.value_and_promise(self.key)?;
+        self.highest.fetch_max(promised, Relaxed);
+        Some(value)
     }
 
     /// This node's own replicas, of each ring that is asked and has one.
@@ -161,13 +162,12 @@ impl Operation<'_> {
 }
 
 impl<'a> Swap<'a> {
-    fn new(of: &'a Operation<'a>, change: &'a mut Change<'a>, asked: usize, highest: u64) -> Self {
+    fn new(of: &'a Operation<'a>, change: &'a mut Change<'a>, asked: usize) -> Self {
         Swap {
             of,
             is_read: false,
             change,
             asked,
-            highest,
             first: None,
             sent: Few::new(),
         }
@@ -175,8 +175,8 @@ impl<'a> Swap<'a> {
 
     /// One attempt, in one window and with one ballot.
     async fn attempt(&mut self, view: &Arc<View>, opened: Instant) -> Result<Next, Failed> {
-        let ballot = next_ballot(self.highest, self.of.replicas.id);
-        self.highest = ballot;
+        let ballot = next_ballot(self.of.highest.load(Relaxed), self.of.replicas.id);
+        self.of.highest.fetch_max(ballot, Relaxed);
         let promises = Phase {
             view,
             rings: view.rings.len(),
@@ -215,7 +215,7 @@ impl<'a> Swap<'a> {
         };
         let taken = &mut false;
         let promises = self.of.majority(phase, Promise::read, ask, taken).await?;
-        let (mut given, mut is_refused) = (Few::<Loaded>::new(), false);
+        let mut given = Few::<Loaded>::new();
         for promise in promises {
             match promise {
                 Promise::Given(Entry { stamp, value }) => {
@@ -223,18 +223,14 @@ impl<'a> Swap<'a> {
                     given.push(Entry { stamp, value });
                 }
                 Promise::Refused(higher) => {
-                    is_refused = true;
-                    self.highest = self.highest.max(higher);
+                    self.of.highest.fetch_max(higher, Relaxed);
+                    let own = self.of.own_stores(phase.view);
+                    own.for_each(|store| store.let_go(self.of.key, ballot));
+                    return Ok(None);
                 }
             }
         }
-        if !is_refused {
-            return Ok(Some(Newest::of(given)?));
-        }
-        for store in self.of.own_stores(phase.view) {
-            store.let_go(self.of.key, ballot);
-        }
-        Ok(None)
+        Ok(Some(Newest::of(given)?))
     }
 
     /// What a majority must keep now that has this entry, and what that leads to.

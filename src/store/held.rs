@@ -78,8 +78,8 @@ impl Found<'_> {
     /// Whether the swap of another coordinator is under way.
     pub(super) fn is_held_by_another(&self, ballot: u64) -> bool {
         let is_another = |swaps: &&Swaps| !are_of_one_coordinator(swaps.promised, ballot);
-        let held = self.swaps.filter(is_another).and_then(|swaps| swaps.held);
-        held.is_some_and(|(since, moment)| since.elapsed() < moment)
+        let hold = self.swaps.filter(is_another).and_then(|swaps| swaps.hold);
+        hold.is_some_and(|(since, moment)| since.elapsed() < moment)
     }
 }
 
@@ -90,11 +90,11 @@ pub(super) fn promised(found: Option<&Found<'_>>) -> u64 {
 }
 
 /// What a key has that was ever swapped.
-#[derive(Clone, Copy, Default)]
+#[derive(Default)]
 pub(super) struct Swaps {
     ballot: u64,
     pub(super) promised: u64, // the highest ballot for which this replica has spoken
-    held: Option<(Instant, Duration)>, // since when, and how long, no other coordinator is promised anything
+    hold: Option<(Instant, Duration)>, // since when, and how long, no other coordinator is promised anything
 }
 
 impl Held {
@@ -188,10 +188,10 @@ impl Held {
         place: Option<usize>,
         key: &[u8],
         ballot: u64,
-        held: Option<(Instant, Duration)>,
+        hold: Option<(Instant, Duration)>,
     ) -> usize {
         let part = self.parts.get_mut(&number);
-        let added = part.map_or(0, |part| part.promise(place, key, ballot, held));
+        let added = part.map_or(0, |part| part.promise(place, key, ballot, hold));
         self.bytes += added;
         added
     }
@@ -262,7 +262,7 @@ impl Part {
         place: Option<usize>,
         key: &[u8],
         ballot: u64,
-        held: Option<(Instant, Duration)>,
+        hold: Option<(Instant, Duration)>,
     ) -> usize {
         let (place, new) = place.map_or((self.entries.len(), key.len() + OVERHEAD), |place| {
             (place, 0)
@@ -274,14 +274,16 @@ impl Part {
         let before = self.swaps.len();
         let swaps = self.swaps.entry(place).or_default();
         swaps.promised = swaps.promised.max(ballot);
-        swaps.held = held.or(swaps.held);
+        swaps.hold = hold.or(swaps.hold);
         new + (self.swaps.len() - before) * SWAPS
     }
 
-    /// Holds no others off any more for this promise.
+    /// Ends the hold of this promise.
     pub(super) fn let_go(&mut self, key: &[u8], ballot: u64) -> Option<()> {
         let swaps = self.swaps.get_mut(&self.entries.get_index_of(key)?)?;
-        swaps.held = swaps.held.filter(|_| swaps.promised != ballot);
+        if swaps.promised == ballot {
+            swaps.hold = None;
+        }
         Some(())
     }
 
@@ -325,7 +327,7 @@ impl Part {
         self.digest ^= digest(hash, entry.stamp);
         *self.counter(entry.stamp, entry.value == codec::NIL) += 1;
         let (counter, writer) = (entry.stamp.counter, entry.stamp.writer);
-        let old_ballot = self.swap(place, entry.stamp.ballot);
+        let old_ballot = self.note_ballot(place, entry.stamp.ballot);
         let Some((_, slot)) = self.entries.get_index_mut(place) else {
             let value = shared.cloned().unwrap_or_else(|| entry.value.into());
             let slot = Slot {
@@ -348,14 +350,14 @@ impl Part {
     }
 
     /// Notes the ballot of what is kept now in this place; the one before it.
-    fn swap(&mut self, place: usize, ballot: u64) -> u64 {
+    fn note_ballot(&mut self, place: usize, ballot: u64) -> u64 {
         if ballot == 0 {
             let swaps = self.swaps.get_mut(&place);
             return swaps.map_or(0, |swaps| std::mem::take(&mut swaps.ballot));
         }
         let swaps = self.swaps.entry(place).or_default();
         swaps.promised = swaps.promised.max(ballot);
-        if let Some((since, moment)) = &mut swaps.held {
+        if let Some((since, moment)) = &mut swaps.hold {
             // The others accept it about as long after this one as it has come after its promise.
             *moment = (*moment).min(2 * since.elapsed());
         }

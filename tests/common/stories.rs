@@ -20,7 +20,7 @@ use kv54::rpc::codec::{Encoded, encode};
 use kv54::store::Store;
 use msgpack_rpc::Value;
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use turmoil::Builder;
 
 use crate::world::{NAMES, PATIENCE, TICK, WINDOW, dial, file_of, serve};
@@ -372,6 +372,21 @@ pub fn promised_before_a_restart() -> Result<(), String> {
             let _ = store(node(&client(), 0, name)?, green.swapped(HIGH), "white").await;
         }
         expect("a swap made it", &read(&ALL).await?, "black")
+    };
+    play(story, nobody)
+}
+
+/// A swap has reached alice alone, and its next attempt has died with the promises of the others. A get that
+/// asks alice says how it has ended, and nothing else comes after that.
+pub fn ended_by_a_get() -> Result<(), String> {
+    let story = |_| async {
+        let (green, dead) = (all_have("green").await?, client());
+        store(node(&dead, 0, ALICE)?, green.swapped(1), "white").await?;
+        for name in [BOB, CAROL] {
+            promise(node(&dead, 0, name)?, HIGH).await?;
+        }
+        let seen = timeout(2 * WINDOW, read(&[ALICE, BOB])).await??.value()?; // long before they compare
+        expect("it was read before", &read(&[BOB, CAROL]).await?, seen)
     };
     play(story, nobody)
 }

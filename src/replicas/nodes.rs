@@ -12,8 +12,9 @@ use tokio::time::{Instant, sleep, timeout};
 use super::Few;
 use super::turns::Turns;
 use crate::cluster::{Cluster, Node, Rings, State, Told};
+use crate::entry::Stamp;
 use crate::error::{Error, Kind};
-use crate::rpc::codec::{Encoded, encode_numbers};
+use crate::rpc::codec::{Encoded, encode_bytes, encode_numbers};
 use crate::rpc::{Dial, HEDGE, Peer, lock};
 use crate::status::Status;
 use crate::store::Store;
@@ -320,7 +321,14 @@ impl Replicas {
             if view.is_own((ring, place)) {
                 return None;
             }
-            let (peer, _) = view.node((ring, place)).ok()?;
+            let (peer, fingerprint) = view.node((ring, place)).ok()?;
+            // Nobody knows what a node that may be frozen will do with a swap when it wakes.
+            let load: [&[u8]; 3] = [fingerprint, &encode_bytes(key), &Stamp::MAX.begin(2)];
+            if !peer.is_heard_since(begun.checked_sub(cluster.limits.window))
+                && peer.call("load", &load).within(5 * HEDGE).await.is_err()
+            {
+                continue;
+            }
             let answer = peer.call(method, params).within(self.timeout).await;
             let is_gone = |error: &Error| matches!(error.kind, Kind::Unavailable | Kind::Joining);
             if !answer.as_ref().is_err_and(is_gone) || begun.elapsed() > cluster.limits.window {

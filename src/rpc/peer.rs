@@ -186,6 +186,11 @@ impl Peer {
         }
     }
 
+    /// Whether anything has come from it since then.
+    pub fn is_heard_since(&self, since: Option<Instant>) -> bool {
+        lock(&lock(&self.0.newest).state).heard > since
+    }
+
     /// Whether a question is still on its way.
     pub fn is_busy(&self) -> bool {
         !lock(&lock(&self.0.newest).state).questions.is_empty()

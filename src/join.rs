@@ -64,7 +64,7 @@ async fn hear(store: &Store, replicas: &Replicas) {
             return store.heard_all();
         }
         let names: Vec<&str> = unheard.iter().map(|name| &**name).collect();
-        let told = replicas.exchange_with(&names).await;
+        let told = replicas.exchange_with(&names, true).await;
         for (name, told) in unheard.iter().zip(&told) {
             let Err(error) = told else {
                 store.note_reading(name, None);

@@ -440,7 +440,7 @@ impl Operation<'_> {
             true => 2 * view.state.ring.limits.window,
             false => PAUSE,
         };
-        let exchange = self.replicas.exchange_with(&names);
+        let exchange = self.replicas.exchange_with(&names, false);
         let told = timeout(patience, exchange).await.unwrap_or_default();
         let state = |told: &Told| told.state(&view.state.ring).ok();
         let mut states = told.iter().flatten().filter_map(state);

@@ -213,8 +213,9 @@ impl Replicas {
 
     /// The same with several nodes at once. Who knows only what its file says moves on if those that
     /// are certain are of one ring.
-    pub async fn exchange_with(&self, names: &[&str]) -> Vec<Result<Told, Error>> {
-        let mut told = self.tell_all(names).await;
+    /// Who asks in the middle of an operation is not patient.
+    pub async fn exchange_with(&self, names: &[&str], patient: bool) -> Vec<Result<Told, Error>> {
+        let mut told = self.tell_all(names, patient).await;
         if !self.rings.known().certain {
             if let Err(error) = self.are_of_one_ring(&told) {
                 return names.iter().map(|_| Err(error.clone())).collect();
@@ -235,26 +236,24 @@ impl Replicas {
         let view = self.view();
         let names: Vec<&str> = view.peers.iter().map(|(node, _)| &*node.name).collect();
         let nodes = view.peers.iter().map(|(node, _)| node.clone());
-        nodes.zip(self.exchange_with(&names).await).collect()
+        nodes.zip(self.exchange_with(&names, true).await).collect()
     }
 
-    /// Tells several nodes. A client that knows only its file waits most of a window. Those that stay silent
-    /// when one that is certain has answered such a client, or knows of a later state, have a moment more.
-    async fn tell_all(&self, names: &[&str]) -> Vec<Result<Told, Error>> {
+    /// Tells several nodes. Who is not patient, or knows only its file, waits most of a window, and not for
+    /// those that stay silent when one that is certain has answered: they have a moment more.
+    async fn tell_all(&self, names: &[&str], patient: bool) -> Vec<Result<Told, Error>> {
         let late = || Error::new(Kind::UnknownOutcome, "no answer in time");
         let mut told: Vec<_> = names.iter().map(|_| Err(late())).collect();
         let tell = async |(at, name): (usize, &&str)| (at, self.tell(name).await);
         let mut coming: FuturesUnordered<_> = names.iter().enumerate().map(tell).collect();
         let known = self.rings.known();
-        let is_waiting = self.own_store.is_some() || known.certain;
+        let is_waiting = patient && (self.own_store.is_some() || known.certain);
         let mut patience = match is_waiting {
             true => Duration::MAX,
             false => known.file.limits.window.min(self.timeout) * 3 / 4,
         };
         while let Ok(Some((at, answer))) = timeout(patience, coming.next()).await {
-            let is_news =
-                |told: &Told| told.certain && (!is_waiting || told.step > known.state.step);
-            if answer.as_ref().is_ok_and(is_news) {
+            if !is_waiting && answer.as_ref().is_ok_and(|told| told.certain) {
                 patience = MOMENT;
             }
             if let Some(told) = told.get_mut(at) {

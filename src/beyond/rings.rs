@@ -203,7 +203,10 @@ impl Driver<'_> {
                 Ok(_) => Error::new(Kind::Joining, "it does not know yet how the ring is"),
                 Err(error) if error.kind.is_refusal() => return Err(another(name, &error.why)),
                 Err(_) if self.client.replicas.state().step > changing.step => return Ok(0), // it has ended
-                Err(error) => error,
+                Err(error) => {
+                    self.client.replicas.exchange_all().await; // it may have left: another driver has ended it
+                    error
+                }
             };
             (self.progress)(Progress::Waits(name.to_owned(), why));
             if planted(Bug::EndsBeforeAllKnow) {

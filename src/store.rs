@@ -253,8 +253,7 @@ impl Replica<'_> {
         let found = part.find(key);
         let accepts = || held.accepts(part, found.as_ref(), entry.stamp);
         is_vote.then(accepts).transpose()?;
-        let is_first_swap =
-            entry.stamp.ballot > 0 && !found.as_ref().is_some_and(Found::is_swapped);
+        let is_first_swap = ballot > 0 && !found.as_ref().is_some_and(Found::is_swapped);
         let (place, old) = found.map(|found| (found.place, found.entry)).unzip();
         if old.is_some_and(|old| old.stamp >= entry.stamp) && !planted(Bug::OldEntryReplacesNew) {
             if is_vote && ballot > 0 {

@@ -183,9 +183,9 @@ impl Client {
             }
             return;
         }
-        let mut outcomes = ended.map(|ended| match ended.change {
-            Some(change) => made.swap_remove(change - 1).into_iter(),
-            None => made.pop().unwrap_or_default().into_iter(),
+        let mut outcomes = ended.map(|ended| {
+            let at = ended.change.unwrap_or(made.len()).saturating_sub(1); // else the last one
+            made.into_iter().nth(at).unwrap_or_default().into_iter()
         });
         for swap in waiting {
             let outcome = match &mut outcomes {

@@ -40,7 +40,7 @@ const MAX_ERROR: usize = 17 << 10;
 /// What an entry takes beside its key and value, in bytes, as the README says.
 const OVERHEAD: usize = 100;
 /// What a key takes beside that which was ever swapped, in bytes.
-const SWAPS: usize = 48;
+const SWAPS: usize = 80;
 
 // A node answers a panic and goes on; the fuzzer's own hook aborts before it can.
 fuzz_target!(|bytes: &[u8]| {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use kv54::cluster::Cluster;
 pub use kv54::entry::Entry;
 use kv54::entry::{Packed, Stamp};
-use kv54::store::{Promise, Store};
+use kv54::store::{Asked, Promise, Store};
 
 /// Tea's owner.
 pub const ERIN: usize = 4;
@@ -91,11 +91,11 @@ impl Tea {
         }
         match self.stores[&at]
             .at(0)
-            .promise(b"tea", ballot, false)
+            .promise(b"tea", Asked::of(ballot))
             .unwrap()
         {
             Promise::Given(entry) => Some(entry),
-            Promise::Refused(_) => None,
+            _ => None,
         }
     }
 

@@ -11,7 +11,7 @@ pub const METHODS: &str = "\
 | `cas` | key, expected, new | [true, nil]; [false, the value] where it is not the expected one. nil is an absent key |
 | `incr` | key, by (optional, 1) | the new value; absent is 0 |
 | `swap` | key, expected, new; or key, by | as `cas` or `incr`, by this node itself |
-| `promise` | ring, key, ballot ([ballot] for a read) | [counter, writer, value, ballot], promised; the promised ballot alone where it is refused |
+| `promise` | ring, key, ballot or [ballot] or [ballot, counter, writer, ballot] | [counter, writer, value, ballot]; nil where the asker knows it; the promised ballot alone where it is refused |
 | `load` | ring, key, known stamp (optional) | [counter, writer, value], and a swap's ballot behind it; [counter, writer] alone where the known stamp is as new |
 | `store` | ring, key, [counter, writer, value] or [counter, writer, value, ballot] | nil, whether the entry was newer or not; `busy:` if a higher ballot was promised |
 | `scan` | ring, part, cursor, most bytes (optional) | [start id, next cursor or nil, [[key, [counter, writer, value], promised ballot (or nothing)] …]] |

@@ -6,6 +6,7 @@
 mod hearing;
 mod held;
 mod memory;
+mod promise;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -15,7 +16,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use crate::cluster::{Cluster, Limits, Rings, State};
-use crate::entry::{Entry, Loaded, Packed, Stamp, check_value, entry, size};
+use crate::entry::{Entry, Loaded, Packed, Stamp, check_value, size};
 use crate::error::{Error, Kind};
 use crate::rpc::codec::{self, Encoded, quoted};
 use crate::rpc::{Answer, lock};
@@ -23,6 +24,8 @@ use crate::sabotage::{Bug, planted};
 use crate::status::Status;
 use held::{Found, Held, Part, Unsettled, promised};
 use memory::{Memory, Refusal, Usage};
+
+pub use promise::{Asked, Promise};
 
 /// What an entry takes beside its key and value, in bytes: its place in the map, and two allocations.
 pub(crate) const OVERHEAD: usize = 100;
@@ -51,33 +54,6 @@ pub struct Store {
 pub struct Replica<'a> {
     store: &'a Store,
     ring: u64,
-}
-
-/// What a replica answers to a swap that asks for its promise.
-pub enum Promise {
-    /// It is given; this is what is kept.
-    Given(Entry),
-    /// As much is promised already: this ballot.
-    Refused(u64),
-}
-
-impl From<Promise> for Answer {
-    fn from(promise: Promise) -> Self {
-        match promise {
-            Promise::Given(entry) => entry.into(),
-            Promise::Refused(promised) => codec::encode_numbers([promised]).into(),
-        }
-    }
-}
-
-impl Promise {
-    /// Reads it.
-    pub fn read(bytes: &[u8]) -> Result<Self, Error> {
-        match codec::number(bytes) {
-            Some(promised) => Ok(Promise::Refused(promised)),
-            None => entry(bytes).map(|entry| Promise::Given(entry.to_owned())),
-        }
-    }
 }
 
 struct Kept {
@@ -282,7 +258,12 @@ impl Replica<'_> {
     /// this replica has promised this ballot or a higher one, or something to another coordinator a moment
     /// ago: two swaps that take each other's promises away both fail. A joining node does not remember
     /// what it promised. For a read, no memory is lacking.
-    pub fn promise(&self, key: &[u8], ballot: u64, is_read: bool) -> Result<Promise, Error> {
+    pub fn promise(&self, key: &[u8], asked: Asked) -> Result<Promise, Error> {
+        let Asked {
+            ballot,
+            is_read,
+            known,
+        } = asked;
         let mut kept = lock(&self.store.kept);
         let (memory, held, _) = self.held(&mut kept)?;
         let (number, part) = held.part(key, &self.store.name)?;
@@ -291,7 +272,8 @@ impl Replica<'_> {
         }
         let found = part.find(key);
         let promised = promised(found.as_ref());
-        let is_held = |found: &Found<'_>| found.is_held_by_another(ballot);
+        let now = Instant::now();
+        let is_held = |found: &Found<'_>| found.is_held_by_another(ballot, now);
         if ballot <= promised || found.as_ref().is_some_and(is_held) {
             return Ok(Promise::Refused(promised));
         }
@@ -303,13 +285,18 @@ impl Replica<'_> {
             return Err(self.full(held, &Refusal::of(memory.own), added));
         }
         let place = found.as_ref().map(|found| found.place);
-        let entry = found.map(|Found { entry, .. }| Entry {
-            stamp: entry.stamp,
-            value: entry.value.clone(),
-        });
-        let moment = (Instant::now(), held.cluster.limits.window / 64);
+        let found = found.map(|found| found.entry);
+        let stamp = found.map(|entry| entry.stamp).unwrap_or_default();
+        let promise = match known == Some(stamp) {
+            true => Promise::Same,
+            false => Promise::Given(Entry {
+                stamp,
+                value: found.map(|entry| entry.value.clone()).unwrap_or_default(),
+            }),
+        };
+        let moment = (now, held.cluster.limits.window / 64);
         memory.own.bytes += held.promise(number, place, key, ballot, Some(moment));
-        Ok(Promise::Given(entry.unwrap_or_default()))
+        Ok(promise)
     }
 
     /// Ends the hold of this promise: another replica has refused the ballot.

@@ -369,6 +369,25 @@ fn an_owner_that_is_frozen_keeps_nobody_from_counting() {
     prints(cluster.kv54(["incr", &key, "--via", "bob"]), 0, "5\n");
 }
 
+/// A replica does not send a swap what that knows already, and sends what is newer.
+#[test]
+fn a_promise_leaves_out_what_is_known() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    let ring = Value::from(wire.status("ring"));
+    wire.does("set", ["tea".into(), "green".into()]);
+    let known = wire.does("load", [ring.clone(), "tea".into()]);
+    let mut promise = |ballot: u64| {
+        let asked = [ballot.into(), known[0].clone(), known[1].clone(), 0.into()];
+        let asked = Value::Array(asked.into());
+        wire.does("promise", [ring.clone(), "tea".into(), asked])
+    };
+    assert_eq!(promise(1 << 16), Value::Nil);
+    Wire::to(&cluster, "alice").does("set", ["tea".into(), "black".into()]);
+    assert_eq!(promise(2 << 16)[2], "black".into());
+    assert_eq!(promise(1 << 16), (2_u64 << 16).into());
+}
+
 /// A replica that has lost its memory knows again what it promised: the other two have told it.
 #[test]
 fn a_node_that_restarts_keeps_its_promises() {

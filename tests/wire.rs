@@ -392,12 +392,26 @@ fn wrong_parameters_are_bad_requests() {
             &["bad-request: "],
         );
     }
-    wire.refuses(
-        "promise",
-        [ring, key, 0.into()],
-        &["bad-request: ", "ballot"],
-    );
     assert_eq!((wire.status("keys"), wire.status("tombstones")), (0, 0));
+}
+
+#[test]
+fn a_promise_for_no_ballot_is_a_bad_request() {
+    let cluster = Cluster::running(&["alice"]);
+    let mut wire = Wire::to(&cluster, "alice");
+    let (ring, key) = (Value::from(wire.status("ring")), Value::from("tea"));
+    for odd in [
+        0.into(),
+        array([]),
+        array([0.into()]),
+        array([1.into(), 1.into()]),
+        array([0.into(), 1.into(), 1.into(), 1.into()]),
+        array([1.into(), "1".into(), 1.into(), 1.into()]),
+    ] {
+        let params = [ring.clone(), key.clone(), odd];
+        wire.refuses("promise", params, &["bad-request: ", "ballot"]);
+    }
+    assert_eq!(wire.status("bytes"), 0);
 }
 
 #[test]

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use msgpack_rpc::Value;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
@@ -14,8 +13,9 @@ use crate::entry::{Packed, check_value, key};
 use crate::error::{Error, Kind};
 use crate::replicas::{Swapped as Outcome, Waiting};
 use crate::rpc::Answer;
-use crate::rpc::codec::{self, Encoded, NIL, encode_bytes, number, quoted, string};
+use crate::rpc::codec::{self, Encoded, encode_bytes, encode_numbers, quoted, string};
 use crate::server::Node;
+use crate::store::Asked;
 
 pub use crate::replicas::Swapped;
 
@@ -78,7 +78,7 @@ impl Client {
                 (None, Some(node)) => node.in_turn(key, swap, insists).await,
                 (None, None) => {
                     let operation = self.replicas.of_within(key, left)?;
-                    let ended = operation.swap(&mut swap.change(), insists).await;
+                    let ended = operation.swap(&mut |old| swap.made(old), insists).await;
                     ended.map(Swapped::from)
                 }
             };
@@ -116,7 +116,8 @@ impl Client {
         self.replicas.turns.enter(key, || {
             let (answer, received) = oneshot::channel();
             answered = Some(received);
-            let (since, change) = (Instant::now(), Box::new(swap.change()));
+            let (since, swap) = (Instant::now(), swap.clone());
+            let change = Box::new(move |old: &Packed| swap.made(old));
             Waiting {
                 since,
                 change,
@@ -131,7 +132,8 @@ impl Client {
         let client = self;
         let _turn = Turn { client, key };
         let operation = self.replicas.of_within(key, self.patience(insists))?;
-        Ok(operation.swap(&mut swap.change(), insists).await?.into())
+        let mut change = |old: &Packed| swap.made(old);
+        Ok(operation.swap(&mut change, insists).await?.into())
     }
 
     /// How long a swap may take here. An owner must answer before the one who asks takes it for silent.
@@ -223,12 +225,9 @@ impl Node {
     pub async fn swap(&self, method: &str, params: &[&[u8]]) -> Result<Answer, Error> {
         let (swap, key) = match (method, params) {
             ("promise", [ring, k, ballot]) => {
-                let for_read = ballot.strip_prefix(&[0x91]);
-                let ballot = number(for_read.unwrap_or(ballot)).filter(|ballot| *ballot > 0);
                 let odd = || Error::bad_request("a ballot is from 1 to 2^64-1");
-                let (key, ballot) = (key(k)?, ballot.ok_or_else(odd)?);
-                let store = self.store.on(ring)?;
-                return Ok(store.promise(key, ballot, for_read.is_some())?.into());
+                let (key, asked) = (key(k)?, Asked::read(ballot).ok_or_else(odd)?);
+                return Ok(self.store.on(ring)?.promise(key, asked)?.into());
             }
             ("cas" | "swap", [k, expected, new]) => {
                 check_value(expected).and_then(|()| check_value(new))?;
@@ -260,9 +259,8 @@ fn is_of_one(error: &Error) -> bool {
 
 impl Swap {
     /// What it makes of a value.
-    fn change(&self) -> impl FnMut(&Packed) -> Option<Packed> + Send + 'static {
-        let swap = self.clone();
-        move |old| match &swap {
+    fn made(&self, old: &Packed) -> Option<Packed> {
+        match self {
             Swap::Cas { expected, new } => are_equal(old, expected).then(|| new.clone()),
             Swap::Incr { by } => sum(&[], old, *by).ok(),
         }
@@ -282,11 +280,15 @@ impl Swap {
 
     /// The answer to a guest.
     fn answer(&self, key: &[u8], swapped: Swapped) -> Result<Answer, Error> {
-        let cas = |done: u8, value: &[u8]| Encoded::from([&[0x92, done], value].concat()).into();
         match (self, swapped) {
-            (Swap::Cas { .. }, Swapped::Done(_)) => Ok(cas(0xc3, NIL)),
-            (Swap::Cas { .. }, Swapped::Not(current)) => Ok(cas(0xc2, &current)),
-            (Swap::Incr { .. }, swapped) => Ok(packed(self.sum(key, swapped)?).into()),
+            (Swap::Cas { .. }, Swapped::Done(_)) => {
+                Ok(Encoded::from_slice(&[0x92, 0xc3, 0xc0]).into())
+            }
+            (Swap::Cas { .. }, Swapped::Not(current)) => {
+                Ok(Encoded::from([&[0x92, 0xc2], &*current].concat()).into())
+            }
+            (Swap::Incr { .. }, Swapped::Done(sum)) => Ok(sum.into()),
+            (Swap::Incr { .. }, left) => Ok(packed(self.sum(key, left)?).into()),
         }
     }
 
@@ -340,17 +342,18 @@ fn sum(key: &[u8], old: &Packed, by: i128) -> Result<Packed, Error> {
 }
 
 pub(crate) fn integer(value: &[u8]) -> Result<i128, Error> {
-    let decoded = codec::decode(value)?;
-    let signed = decoded.as_i64().map(i128::from);
-    let integer = signed.or(decoded.as_u64().map(i128::from));
-    integer.ok_or_else(|| Error::bad_request(format!("{} is no integer", quoted(value))))
+    let is_none = || Error::bad_request(format!("{} is no integer", quoted(value)));
+    codec::integer(value).ok_or_else(is_none)
 }
 
 /// An integer as MessagePack; nil if it has more than 64 bits.
 fn packed(integer: i128) -> Packed {
-    let signed = i64::try_from(integer).map(Value::from);
-    let value = signed.or_else(|_| u64::try_from(integer).map(Value::from));
-    Packed::of(value.unwrap_or(Value::Nil))
+    let encoded = match (u64::try_from(integer), i64::try_from(integer)) {
+        (Ok(integer), _) => encode_numbers([integer]),
+        (_, Ok(negative)) => codec::encode(&negative.into()).into(),
+        _ => return Packed::default(),
+    };
+    Packed::from(&*encoded)
 }
 
 fn odd() -> Error {

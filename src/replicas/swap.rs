@@ -16,9 +16,8 @@ use super::turns::Swapped;
 use super::{Failed, Few, Newest, Operation, PAUSE, Phase, target};
 use crate::entry::{Entry, Loaded, Packed, Stamp, check_value, next_ballot, size};
 use crate::error::{Error, Kind};
-use crate::rpc::codec::encode_numbers;
 use crate::sabotage::{Bug, planted};
-use crate::store::{Promise, Replica};
+use crate::store::{Asked, Promise, Replica};
 
 /// What a swap makes of a value: another one, nil to delete it, or `None` to leave it. It may be
 /// asked several times, of which one counts.
@@ -77,19 +76,21 @@ impl Operation<'_> {
         change: &mut Change<'_>,
         insists: bool,
     ) -> Result<Ended, Error> {
-        let own = self.own_value();
+        let mut view = self.replicas.view();
+        let own = self.own_value(&view);
         let mut asked = usize::from(own.is_some());
         if own.is_some_and(|value| change(&value).is_none()) {
             // What would change nothing takes no promises, if a get says so too.
             let Entry { stamp, value } = Box::pin(self.get()).await?.entry;
             asked += 1;
+            view = self.replicas.view();
             if change(&value).is_none() {
                 return Ok(end(stamp, value, None));
             }
         }
         let mut change = |old: &Packed| change(old);
         let swap = Swap::new(self, &mut change, asked);
-        self.attempt(swap, insists).await
+        self.attempt(swap, view, insists).await
     }
 
     /// What a swap finds that changes nothing. It is written anew: what one replica has and no majority
@@ -98,16 +99,21 @@ impl Operation<'_> {
         let mut change = |_: &Packed| None;
         let mut swap = Swap::new(self, &mut change, 0);
         swap.is_read = true;
-        let Ended { found, value, .. } = self.attempt(swap, insists).await?;
+        let Ended { found, value, .. } = self.attempt(swap, self.replicas.view(), insists).await?;
         let stamp = found;
         Ok(Entry { stamp, value })
     }
 
-    async fn attempt(&self, mut swap: Swap<'_>, insists: bool) -> Result<Ended, Error> {
+    async fn attempt(
+        &self,
+        mut swap: Swap<'_>,
+        mut view: Arc<View>,
+        insists: bool,
+    ) -> Result<Ended, Error> {
         let mut attempts = 0_u8;
         loop {
             let begun = Instant::now();
-            let error = match swap.attempt(&self.replicas.view(), begun).await {
+            let error = match swap.attempt(&view, begun).await {
                 Ok(Next::End(ended)) => return Ok(ended),
                 Ok(Next::Unknown) => {
                     let why = "it was sent, and other writes may have hidden it";
@@ -129,7 +135,8 @@ impl Operation<'_> {
                 _ => attempts = attempts.saturating_add(1).min(8),
             }
             give_way(begun.elapsed().mul_f32(attempts.into())).await;
-            self.own_value(); // others may have gone on meanwhile
+            view = self.replicas.view();
+            self.own_value(&view); // others may have gone on meanwhile
         }
     }
 
@@ -143,9 +150,8 @@ impl Operation<'_> {
     }
 
     /// The value that this node itself has. What it has promised is seen.
-    fn own_value(&self) -> Option<Packed> {
-        let view = self.replicas.view();
-        let own = self.own_stores(&view).last()?;
+    fn own_value(&self, view: &View) -> Option<Packed> {
+        let own = self.own_stores(view).last()?;
         let (value, promised) = own.value_and_promise(self.key)?;
         self.highest.fetch_max(promised, Relaxed);
         Some(value)
@@ -205,30 +211,35 @@ impl<'a> Swap<'a> {
     /// What a majority has that promises to accept nothing below this ballot; `None` if one of it has
     /// promised as much before.
     async fn promised(&mut self, phase: Phase<'_>, ballot: u64) -> Result<Option<Newest>, Failed> {
-        let mut asked = encode_numbers([ballot]);
-        if self.is_read {
-            asked.insert(0, 0x91); // an array of one
-        }
+        let mut asked = Asked::of(ballot);
+        asked.is_read = self.is_read;
         let ask = |at| match self.of.own_store_at(phase.view, at) {
-            Some(store) => Sent::Answered(store.promise(self.of.key, ballot, self.is_read)),
-            None => self.of.send(phase.view, at, "promise", [&asked, &[], &[]]),
+            Some(store) => {
+                let own = store.promise(self.of.key, asked);
+                if let (Ok(Promise::Given(own)), None) = (&own, asked.known) {
+                    // The others leave out what we hold; a counter is no longer than its stamp.
+                    asked.known = Some(own.stamp).filter(|_| own.value.len() > COUNTER);
+                }
+                Sent::Answered(own)
+            }
+            None => (self.of).send(phase.view, at, "promise", [&asked.encoded(), &[], &[]]),
         };
         let taken = &mut false;
         let promises = self.of.majority(phase, Promise::read, ask, taken).await?;
         let mut given = Few::<Loaded>::new();
         for promise in promises {
-            match promise {
-                Promise::Given(Entry { stamp, value }) => {
-                    let value = Some(value);
-                    given.push(Entry { stamp, value });
-                }
+            let found = match promise {
+                Promise::Given(Entry { stamp, value }) => (stamp, Some(value)),
+                Promise::Same => (asked.known.unwrap_or_default(), None),
                 Promise::Refused(higher) => {
                     self.of.highest.fetch_max(higher, Relaxed);
                     let own = self.of.own_stores(phase.view);
                     own.for_each(|store| store.let_go(self.of.key, ballot));
                     return Ok(None);
                 }
-            }
+            };
+            let (stamp, value) = found;
+            given.push(Entry { stamp, value });
         }
         Ok(Some(Newest::of(given)?))
     }

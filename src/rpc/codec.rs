@@ -211,6 +211,11 @@ pub fn number(mut value: &[u8]) -> Option<u64> {
     rmp::decode::read_int(&mut value).ok()
 }
 
+/// Any integer.
+pub fn integer(mut value: &[u8]) -> Option<i128> {
+    rmp::decode::read_int(&mut value).ok()
+}
+
 /// A value that a stranger sent as it is quoted to them: in a few words, however large it is.
 pub fn quoted(value: &[u8]) -> String {
     match (string(value).map(std::str::from_utf8), header(value)) {

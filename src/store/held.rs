@@ -76,10 +76,10 @@ impl Found<'_> {
     }
 
     /// Whether the swap of another coordinator is under way.
-    pub(super) fn is_held_by_another(&self, ballot: u64) -> bool {
+    pub(super) fn is_held_by_another(&self, ballot: u64, now: Instant) -> bool {
         let is_another = |swaps: &&Swaps| !are_of_one_coordinator(swaps.promised, ballot);
         let hold = self.swaps.filter(is_another).and_then(|swaps| swaps.hold);
-        hold.is_some_and(|(since, moment)| since.elapsed() < moment)
+        hold.is_some_and(|(since, moment)| now.saturating_duration_since(since) < moment)
     }
 }
 

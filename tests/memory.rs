@@ -16,7 +16,6 @@ use kv54::entry::{Entry, Stamp};
 use kv54::error::Kind;
 use kv54::rpc::codec::{NIL, encode_bytes};
 use kv54::status::Status;
-use kv54::store::Store;
 use msgpack_rpc::Value;
 
 const THREE: [&str; 3] = ["alice", "bob", "carol"];
@@ -176,7 +175,7 @@ fn a_small_node_beside_large_ones_is_never_more_than_a_quarter_above_its_limit()
 #[test]
 fn a_set_that_was_allowed_lets_others_wait_until_it_writes_or_is_taken_back() {
     let cluster = Cluster::with_limits(&THREE, LITTLE);
-    let store = ready_store(&cluster);
+    let store = cluster.ready_store(2);
     let carol = store.at(0);
     let brings = |bytes: usize| Some(Stamp::of_a_set(&vec![0; bytes]));
     let kind = |key: &[u8], bytes| carol.load(key, brings(bytes)).unwrap_err().kind;
@@ -201,7 +200,7 @@ fn what_a_neighbour_has_left_counts_while_it_is_news() {
         .build()
         .unwrap();
     runtime.block_on(async {
-        let store = ready_store(&cluster);
+        let store = cluster.ready_store(2);
         let carol = store.at(0);
         let alice = Status {
             bytes: 900_000,
@@ -223,7 +222,7 @@ fn what_a_neighbour_has_left_counts_while_it_is_news() {
 #[test]
 fn a_stamp_that_two_rings_have_with_two_values_is_counted_as_two() {
     let cluster = Cluster::with_limits(&THREE, LITTLE);
-    let store = ready_store(&cluster);
+    let store = cluster.ready_store(2);
     let state = State::of(cluster.ring());
     let changing = state.changing_to(cluster.ring());
     store.hear(&Told::of(&changing, true)).unwrap();
@@ -254,18 +253,6 @@ fn a_stamp_that_two_rings_have_with_two_values_is_counted_as_two() {
     store.hear(&Told::of(&changing.changed(), true)).unwrap();
     let status = store.status();
     assert_eq!((status.bytes, status.keys, status.tombstones), (one, 1, 0));
-}
-
-/// The memory of carol, who is ready.
-fn ready_store(cluster: &Cluster) -> Store {
-    let carol = Store::new(cluster.ring(), 2);
-    carol.heard_all();
-    for (place, parts) in carol.at(0).shared() {
-        for part in parts {
-            carol.at(0).mark_read(part, place);
-        }
-    }
-    carol
 }
 
 /// Has writers at these nodes set keys of so many bytes, `depth` at a time, until each was refused

@@ -15,11 +15,13 @@ use common::{Cluster, Node, Said, block_on};
 use fastrand::Rng;
 use kv54::beyond::swap::Swapped;
 use kv54::client::Client;
-use kv54::entry::Packed;
+use kv54::entry::{Packed, next_ballot};
 use kv54::error::{Error, Kind};
 use kv54::rpc::codec::{encode, encode_bytes};
 use kv54::rpc::{Peer, tcp};
+use kv54::store::{Asked, Promise};
 use msgpack_rpc::Value;
+use tokio::time::advance;
 
 const THREE: [&str; 3] = ["alice", "bob", "carol"];
 
@@ -367,6 +369,27 @@ fn an_owner_that_is_frozen_keeps_nobody_from_counting() {
     }
     cluster.signal("bob", "CONT");
     prints(cluster.kv54(["incr", &key, "--via", "bob"]), 0, "5\n");
+}
+
+/// Swaps that take each other's promises away would all fail: for a moment a replica promises nothing to
+/// another coordinator, unless the first one has been refused elsewhere and lets go.
+#[tokio::test(start_paused = true)]
+async fn a_replica_holds_off_others_for_a_moment() {
+    let cluster = Cluster::of(&THREE);
+    let (store, moment) = (cluster.ready_store(0), cluster.ring().limits.window / 64);
+    let is_given = |ballot: u64| {
+        let promise = store.at(0).promise(b"tea", Asked::of(ballot)).unwrap();
+        matches!(promise, Promise::Given(_))
+    };
+    let mine = |ballot: u64| next_ballot(ballot << 16, 1);
+    let yours = |ballot: u64| next_ballot(ballot << 16, 2);
+    assert!(is_given(mine(1)) && !is_given(yours(2)) && is_given(mine(3)));
+    store.at(0).let_go(b"tea", mine(1)); // not what is held
+    assert!(!is_given(yours(4)));
+    store.at(0).let_go(b"tea", mine(3));
+    assert!(is_given(yours(4)) && !is_given(mine(5)));
+    advance(moment).await;
+    assert!(is_given(mine(5)));
 }
 
 /// A replica does not send a swap what that knows already, and sends what is newer.

@@ -20,6 +20,7 @@ use kv54::client::Client;
 use kv54::cluster;
 use kv54::replicas::Replicas;
 use kv54::rpc::tcp;
+use kv54::store::Store;
 
 pub const FIVE: [&str; 5] = ["alice", "bob", "carol", "dave", "erin"];
 
@@ -336,6 +337,18 @@ impl Cluster {
 
     pub fn ring_of(&self, file: &str) -> Arc<cluster::Cluster> {
         Arc::new(cluster::Cluster::read(&self.dir.join(file)).unwrap())
+    }
+
+    /// The memory of the node at this place, who is ready, without a process.
+    pub fn ready_store(&self, place: usize) -> Store {
+        let store = Store::new(self.ring(), place);
+        store.heard_all();
+        for (place, parts) in store.at(0).shared() {
+            for part in parts {
+                store.at(0).mark_read(part, place);
+            }
+        }
+        store
     }
 
     /// A client of this process.

@@ -15,7 +15,7 @@ use common::{Cluster, Node, Said, block_on};
 use fastrand::Rng;
 use kv54::beyond::swap::Swapped;
 use kv54::client::Client;
-use kv54::entry::{Packed, next_ballot};
+use kv54::entry::{Packed, Stamp, next_ballot};
 use kv54::error::{Error, Kind};
 use kv54::rpc::codec::{encode, encode_bytes};
 use kv54::rpc::{Peer, tcp};
@@ -409,6 +409,19 @@ fn a_promise_leaves_out_what_is_known() {
     Wire::to(&cluster, "alice").does("set", ["tea".into(), "black".into()]);
     assert_eq!(promise(2 << 16)[2], "black".into());
     assert_eq!(promise(1 << 16), (2_u64 << 16).into());
+
+    // What is asked is read as it was written. For a get, nothing is known.
+    let known = Some(Stamp::new(3, 4, 5));
+    for (is_read, known) in [(false, None), (true, None), (false, known), (true, known)] {
+        let mut asked = Asked::of(54);
+        (asked.is_read, asked.known) = (is_read, known);
+        let read = Asked::read(&asked.encoded()).unwrap();
+        let known = known.filter(|_| !is_read);
+        assert_eq!(
+            (read.ballot, read.is_read, read.known),
+            (54, is_read, known)
+        );
+    }
 }
 
 /// A replica that has lost its memory knows again what it promised: the other two have told it.

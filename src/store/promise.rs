@@ -33,16 +33,18 @@ impl Asked {
     /// As a parameter: the ballot, `[ballot]` for a get, or `[ballot, counter, writer, ballot]` with the
     /// stamp that is known.
     pub fn encoded(self) -> Encoded {
-        let mut out = Encoded::new();
-        match self.known {
-            _ if self.is_read => out.push(0x91),
-            Some(_) => out.push(0x94),
-            None => {}
-        }
-        out.extend_from_slice(&encode_numbers([self.ballot]));
-        if let Some(known) = self.known {
-            out.extend_from_slice(&encode_numbers([known.counter, known.writer, known.ballot]));
-        }
+        let ballot = encode_numbers([self.ballot]);
+        let (begin, known): (&[u8], _) = match self.known {
+            _ if self.is_read => (&[0x91], Encoded::new()),
+            Some(known) => (
+                &[0x94],
+                encode_numbers([known.counter, known.writer, known.ballot]),
+            ),
+            None => (&[], Encoded::new()),
+        };
+        let mut out = Encoded::from_slice(begin);
+        out.extend_from_slice(&ballot);
+        out.extend_from_slice(&known);
         out
     }
 

@@ -3,19 +3,23 @@
 
 mod common;
 
+use std::fs;
 use std::io::read_to_string;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Once;
 use std::sync::mpsc::channel;
-use std::thread::spawn;
-use std::time::Duration;
+use std::thread::{sleep, spawn};
+use std::time::{Duration, Instant};
 
-use common::{Ports, block_on};
+use common::{Cluster, Ports, block_on};
 use kv54::cluster::Node;
 use kv54::error::Kind;
 use kv54::rpc::codec::{decode, encode};
 use kv54::rpc::{Peer, tcp};
 use msgpack_rpc::Value;
 
+static BUILT: Once = Once::new();
 /// Long enough for an example that is built.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -103,31 +107,106 @@ fn one_node_keeps_what_it_is_told() {
 }
 
 #[test]
-fn the_first_step_is_twenty_lines() {
-    let source = include_str!("../examples/one_node.rs");
-    let code = |line: &&str| !line.trim().is_empty() && !line.trim().starts_with("//");
-    assert!(source.lines().filter(code).count() <= 20);
+fn the_essay_loses_a_set_that_it_has_answered() {
+    let ring = Cluster::of(&["alice", "bob", "carol"]);
+    let (everybody, copies) = (ring.dir.clone(), cut_off(&ring, "alice", &["alice"]));
+    let green = Some("\"green\"".to_owned());
+    let _copies = ["bob", "carol"].map(|name| Running::essay(&everybody, &["serve", name]));
+    let alice = Running::essay(&everybody, &["serve", "alice"]);
+    until(|| {
+        essay(&everybody, &["set", "tea", "green"]); // once more, if the copies were not there yet
+        essay(&copies, &["get", "tea"]) == green
+    });
+    drop(alice);
+    // Its owner is dead: nobody can set tea, though two nodes have it.
+    assert_eq!(essay(&everybody, &["set", "tea", "black"]), None);
+    assert_eq!(essay(&everybody, &["get", "tea"]), green);
+    // The owner is back, and does not reach the copies: two clients read different values.
+    let alone = cut_off(&ring, "copies", &["bob", "carol"]);
+    let alice = Running::essay(&alone, &["serve", "alice"]);
+    until(|| essay(&everybody, &["set", "tea", "black"]).is_some());
+    let black = Some("\"black\"".to_owned());
+    assert_eq!(essay(&everybody, &["get", "tea"]), black);
+    assert_eq!(essay(&copies, &["get", "tea"]), green);
+    // It dies before it has told them: what it has answered is gone.
+    drop(alice);
+    assert_eq!(essay(&everybody, &["get", "tea"]), green);
+}
+
+/// A folder for those who are cut off from these nodes: in their file, nobody is there.
+fn cut_off(ring: &Cluster, folder: &str, names: &[&str]) -> PathBuf {
+    let folder = ring.dir.join(folder);
+    let mut file = fs::read_to_string(ring.dir.join("cluster.toml")).unwrap();
+    for (name, port) in names.iter().zip(1..) {
+        file = file.replace(&ring.address(name), &format!("127.0.0.1:{port}"));
+    }
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("cluster.toml"), file).unwrap();
+    folder
+}
+
+/// What the essay's client says, in a folder with a `cluster.toml`; `None` if it fails.
+fn essay(folder: &Path, words: &[&str]) -> Option<String> {
+    let said = example_in(folder, "essay", words).output().unwrap();
+    let text = || String::from_utf8(said.stdout).unwrap().trim().to_owned();
+    said.status.success().then(text)
+}
+
+#[test]
+fn the_first_step_is_twenty_lines_and_the_essay_54() {
+    let steps = [
+        (include_str!("../examples/one_node.rs"), 20),
+        (include_str!("../examples/essay.rs"), 54),
+    ];
+    for (source, most) in steps {
+        let code = |line: &&str| !line.trim().is_empty() && !line.trim().starts_with("//");
+        assert!(source.lines().filter(code).count() <= most);
+    }
 }
 
 fn is_unreachable(answer: Result<Value, kv54::error::Error>) -> bool {
     answer.is_err_and(|error| error.kind == Kind::Unavailable)
 }
 
-/// An example, built where it must be. On Unix, cargo then becomes the example.
+/// Waits for as long as an example may take.
+fn until(is_so: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE);
+        sleep(Duration::from_millis(20));
+    }
+}
+
 fn example(name: &str, args: &[&str]) -> Running {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    Running(example_in(here, name, args).spawn().unwrap())
+}
+
+/// An example, built where it must be, that runs in this folder. On Unix, cargo then becomes the example.
+fn example_in(folder: &Path, name: &str, args: &[&str]) -> Command {
     let cargo = |command| {
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args([command, "--quiet", "--locked"]);
+        cargo.args([
+            "--manifest-path",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"),
+        ]);
         cargo
     };
-    let built = cargo("build").arg("--examples").status().unwrap();
-    assert!(built.success());
+    BUILT.call_once(|| assert!(cargo("build").arg("--examples").status().unwrap().success()));
     let mut run = cargo("run");
     run.args(["--example", name, "--"]).args(args);
-    Running(run.stdout(Stdio::piped()).spawn().unwrap())
+    run.current_dir(folder).stdout(Stdio::piped());
+    run
 }
 
 struct Running(Child);
+
+impl Running {
+    fn essay(folder: &Path, words: &[&str]) -> Running {
+        Running(example_in(folder, "essay", words).spawn().unwrap())
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {

@@ -45,3 +45,6 @@ mod two_rings;
 
 #[path = "10_two_proposers.rs"]
 mod two_proposers;
+
+#[path = "11_points_on_a_circle.rs"]
+mod points_on_a_circle;

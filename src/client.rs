@@ -23,7 +23,7 @@ impl Client {
             // Before answering: else a later get could miss what this one saw.
             newest = replicas.repair(newest).await?;
         }
-        Ok(newest.entry.value)
+        Ok(newest.entry.value.plain())
     }
 
     /// Writes the value, which is MessagePack: text must be packed first ([`Packed::of`]). An error

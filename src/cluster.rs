@@ -38,6 +38,9 @@ pub struct Node {
     pub address: String,
 }
 
+/// The version of what nodes say to each other. One that would misread another one refuses it.
+const WIRE: &str = "2";
+
 impl Cluster {
     /// The place of the key's owner. The keys of one owner are a part, and go by its place.
     pub fn owner(&self, key: &[u8]) -> usize {
@@ -70,7 +73,9 @@ impl Cluster {
         let names = self.nodes.iter().map(|node| node.name.as_str());
         let window = self.limits.window.as_millis().to_string();
         let [key, value] = [MAX_KEY, MAX_VALUE].map(|limit| limit.to_string());
-        let lines: Vec<&str> = names.chain([&*window, &*key, &*value, name]).collect();
+        let lines: Vec<&str> = names
+            .chain([&*window, &*key, &*value, WIRE, name])
+            .collect();
         lines.join("\n")
     }
 

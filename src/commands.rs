@@ -27,6 +27,7 @@ use crate::rpc::tls;
 mod bench;
 mod cas;
 mod completions;
+mod expire;
 mod export;
 mod import;
 mod incr;
@@ -89,6 +90,7 @@ enum Command {
     Delete(keys::Delete),
     Cas(cas::Cas),
     Incr(incr::Incr),
+    Expire(expire::Expire),
     Lock(lock::Lock),
     Where(locate::Where),
     Keys(list::Keys),
@@ -148,6 +150,7 @@ impl Cli {
             Command::Delete(delete) => delete.run(options).await,
             Command::Cas(cas) => cas.run(options).await,
             Command::Incr(incr) => incr.run(options).await,
+            Command::Expire(expire) => expire.run(options).await,
             Command::Lock(lock) => lock.run(options).await,
             Command::Where(locate) => locate.run(options).await,
             Command::Keys(list) => list.run(options).await,

@@ -15,6 +15,10 @@ use crate::sabotage::{Bug, planted};
 /// Where the epoch begins in a counter, which has 63 bits.
 const EPOCH: u32 = 37;
 
+/// The type of the MessagePack ext that a value with a time to live is: in 8 bytes the milliseconds since
+/// 1970 at which it ends, and the value. Nodes keep it as any other value; who reads it looks at the clock.
+const ENDS: i8 = -54;
+
 /// When a write happened, in an order that all nodes agree on: by counter, by writer, by ballot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stamp {
@@ -140,6 +144,31 @@ impl Packed {
         codec::decode(self)
     }
 
+    /// The same value, which ends at this time, in milliseconds since 1970; or never.
+    #[must_use]
+    pub fn until(self, end: Option<u64>) -> Self {
+        match (self.plain(), end) {
+            (value, Some(end)) if !value.is_nil() => {
+                Packed::of(Value::Ext(ENDS, [&end.to_be_bytes(), &*value].concat()))
+            }
+            (value, _) => value,
+        }
+    }
+
+    /// When it ends, if it does.
+    pub fn end(&self) -> Option<u64> {
+        Some(ending(self)?.0)
+    }
+
+    /// The value alone, whether it ends or not.
+    #[must_use]
+    pub fn plain(self) -> Self {
+        match ending(&self) {
+            Some((_, value)) => value.into(),
+            None => self,
+        }
+    }
+
     /// Whether it is nil: no value at all.
     pub fn is_nil(&self) -> bool {
         self.0.is_none()
@@ -180,6 +209,18 @@ impl From<Packed> for Answer {
     fn from(value: Packed) -> Self {
         value.after(Encoded::new())
     }
+}
+
+/// When a value ends, and the value alone; `None` if it does not end.
+fn ending(mut value: &[u8]) -> Option<(u64, &[u8])> {
+    let ext = rmp::decode::read_ext_meta(&mut value).ok()?;
+    let (end, value) = value.split_first_chunk()?;
+    (ext.typeid == ENDS).then_some((u64::from_be_bytes(*end), value))
+}
+
+/// Whether a value ends.
+pub(crate) fn ends(value: &[u8]) -> bool {
+    ending(value).is_some()
 }
 
 /// The bytes that a value takes in memory.
@@ -310,6 +351,14 @@ pub fn key(value: &[u8]) -> Result<&[u8], Error> {
     })
 }
 
+/// The value that a guest sends: how long it lives is a parameter of its own.
+pub fn value(value: &[u8]) -> Result<&[u8], Error> {
+    match ends(value) {
+        false => Ok(value),
+        true => Err(Error::bad_request("a value cannot be an ext of type -54")),
+    }
+}
+
 /// Refuses a key that is too long.
 pub fn check_key(key: &[u8]) -> Result<(), Error> {
     let why = |len| format!("a key of {len} bytes, at most {MAX_KEY} are taken");
@@ -328,6 +377,14 @@ const NESTED: codec::Bounds = codec::Bounds {
 
 /// Refuses a value that is too large to be kept, or to fit into every message that carries it.
 pub fn check_value(value: &[u8]) -> Result<(), Error> {
+    let value = match ending(value) {
+        Some((_, value)) if value == NIL || ends(value) => {
+            let why = "what ends is a value, which is not nil and does not end";
+            return Err(Error::bad_request(why));
+        }
+        Some((_, value)) => value,
+        None => value,
+    };
     let (length, bounds) = match codec::string(value) {
         Some(string) => (string.len(), MESSAGE),
         None => (0, NESTED),

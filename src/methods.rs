@@ -6,9 +6,9 @@ use crate::error::{Error, Kind, beginning};
 /// Each method: its name, its parameters, its answer.
 pub const METHODS: &str = "\
 | `get` | key | the value; nil where the key is absent |
-| `set` | key, value | nil |
+| `set` | key, value, time to live in ms (optional) | nil |
 | `delete` | key | nil, also where the key was absent |
-| `cas` | key, expected, new | [true, nil]; [false, the value] where it is not the expected one. nil is an absent key |
+| `cas` | key, expected, new, time to live in ms (optional) | [true, nil]; [false, the value] where it is not the expected one. nil is an absent key |
 | `incr` | key, by (optional, 1) | the new value; absent is 0 |
 | `swap` | key, expected, new; or key, by | as `cas` or `incr`, by this node itself |
 | `promise` | ring, key, ballot or [ballot] or [ballot, counter, writer, ballot] | [counter, writer, value, ballot]; nil where the asker knows it; the promised ballot alone where it is refused |

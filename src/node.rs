@@ -40,6 +40,8 @@ impl Node {
     {
         let (node, mut joining) = (self.clone(), JoinSet::new()); // dropping the set aborts its tasks
         joining.spawn(async move { join(&node.store, &node.client.replicas).await });
+        let node = self.clone();
+        joining.spawn(async move { node.sweep().await });
         rpc::serve(incoming, &**self, || self.store.limits(), stop).await;
     }
 

@@ -29,7 +29,8 @@ use nodes::{At, View};
 use swap::give_way;
 
 pub(crate) use attempt::said;
-pub use nodes::{Replicas, Source};
+pub(crate) use nodes::now;
+pub use nodes::{Clock, Replicas, Source};
 pub use swap::Change;
 pub use turns::Swapped;
 pub(crate) use turns::Waiting;
@@ -135,9 +136,20 @@ impl Replicas {
 }
 
 impl Operation<'_> {
-    /// The newest entry that a majority has, and whether all of it has it.
+    /// The newest entry that a majority has, and whether all of it has it. A value whose time is over
+    /// becomes nil before this returns: gone for one is gone for all.
     pub async fn load(&self) -> Result<Newest, Error> {
-        Newest::of(self.load_above(None, false).await?)
+        loop {
+            let newest = Newest::of(self.load_above(None, false).await?)?;
+            if !self.is_over(&newest.entry.value) {
+                return Ok(newest);
+            }
+            match Box::pin(self.end()).await {
+                // Others may just have ended it.
+                Err(error) if !self.is_late() && !error.kind.is_refusal() => give_way(PAUSE).await,
+                ended => return ended,
+            }
+        }
     }
 
     /// The highest stamp that a majority has, for a set of this value. Refused with `full:` if one

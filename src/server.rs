@@ -1,7 +1,7 @@
 //! A node: what it answers to each method. It is a replica of its own parts (`load`,
 //! `store`, `scan`), and a client of the whole ring for guests that know one address.
 
-use crate::entry::{entry, key, stamp};
+use crate::entry::{entry, key, stamp, value};
 use crate::rpc::{Answer, Service};
 use crate::{client::Client, error::Error, store::Store};
 use std::sync::Arc;
@@ -18,9 +18,9 @@ impl Service for Node {
     async fn answer(&self, method: &str, params: &[&[u8]]) -> Result<Answer, Error> {
         Ok(match (method, params) {
             ("get", [k]) => self.client.get(key(k)?).await?.into(),
-            ("set", [k, value]) => self.client.set(key(k)?, value).await?.into(),
+            ("set", [k, v]) => self.client.set(key(k)?, value(v)?).await?.into(),
             ("delete", [k]) => self.client.delete(key(k)?).await?.into(),
-            ("cas" | "incr" | "swap" | "promise", _) => self.swap(method, params).await?,
+            ("set" | "cas" | "incr" | "swap" | "promise", _) => self.swap(method, params).await?,
             ("load", [ring, k, known @ ..]) => {
                 self.store.on(ring)?.load(key(k)?, stamp(known)?)?.into()
             }

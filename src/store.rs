@@ -488,6 +488,18 @@ impl Replica<'_> {
         missing == Some(true)
     }
 
+    /// The parts that this node holds.
+    pub(crate) fn parts(&self) -> Vec<usize> {
+        let parts = self.with(|held| held.parts.keys().copied().collect());
+        parts.unwrap_or_default()
+    }
+
+    /// Keys of a part whose values have ended by this time, from a cursor on, and the next cursor.
+    pub(crate) fn ended(&self, part: usize, cursor: usize, now: u64) -> (Vec<Key>, Option<usize>) {
+        let ended = self.with(|held| Some(held.parts.get(&part)?.ended(cursor, now)));
+        ended.flatten().unwrap_or_default()
+    }
+
     /// This node's place in the ring; one behind its end where it is not in it.
     pub fn place(&self) -> usize {
         self.with(|held| held.place.unwrap_or(held.cluster.nodes().len()))

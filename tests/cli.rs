@@ -195,12 +195,15 @@ fn a_shell_learns_every_command() {
         }
     }
     let source = format!(
-        "source <({} completions bash); COMP_WORDS=(kv54 ex); COMP_CWORD=1; _kv54 kv54 ex kv54; echo ${{COMPREPLY[*]}}",
+        "source <({} completions bash); COMP_WORDS=(kv54 exp); COMP_CWORD=1; _kv54 kv54 exp kv54; echo ${{COMPREPLY[*]}}",
         env!("CARGO_BIN_EXE_kv54"),
     );
     let mut bash = std::process::Command::new("bash");
     let completed = bash.args(["-c", &source]).output().unwrap();
-    assert_eq!(String::from_utf8(completed.stdout).unwrap(), "export\n");
+    assert_eq!(
+        String::from_utf8(completed.stdout).unwrap(),
+        "expire export\n"
+    );
     cluster
         .kv54(["completions", "dos"])
         .exits(2)

@@ -57,9 +57,9 @@ fn the_house_is_small() {
         commands.iter().map(lines).sum(),
         rest.iter().map(lines).sum(),
     );
-    assert!(rest <= 8_080, "src without the commands has {rest} lines");
+    assert!(rest <= 8_245, "src without the commands has {rest} lines");
     assert!(
-        rest + commands <= 10_915,
+        rest + commands <= 11_280,
         "src has {} lines",
         rest + commands
     );
@@ -72,9 +72,12 @@ fn every_method_is_answered_and_documented() {
         .lines()
         .filter(|line| line.trim_start().starts_with("(\""));
     let methods = arms.map(|arm| arm.split(',').next().unwrap());
-    let answered: Vec<&str> = methods
-        .flat_map(|methods| methods.split('"').skip(1).step_by(2))
-        .collect();
+    let mut answered: Vec<&str> = Vec::new();
+    for method in methods.flat_map(|methods| methods.split('"').skip(1).step_by(2)) {
+        if !answered.contains(&method) {
+            answered.push(method); // a second arm may have its other parameters
+        }
+    }
     let names: Vec<&str> = METHODS
         .lines()
         .map(|row| row.split('`').nth(1).unwrap())

@@ -308,7 +308,7 @@ fn wrong_parameters_are_bad_requests() {
         ("get", vec![]),
         ("get", vec![key.clone(), key.clone()]),
         ("set", vec![key.clone()]),
-        ("set", vec![key.clone(), 1.into(), 2.into()]),
+        ("set", vec![key.clone(), 1.into(), 2.into(), NIL]),
         ("delete", vec![]),
         ("delete", vec![key.clone(), NIL]),
         ("status", vec![key.clone()]),

@@ -9,11 +9,11 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
 use crate::client::Client;
-use crate::entry::{Packed, check_value, key};
+use crate::entry::{Packed, check_value, key, value};
 use crate::error::{Error, Kind};
 use crate::replicas::{Swapped as Outcome, Waiting};
 use crate::rpc::Answer;
-use crate::rpc::codec::{self, Encoded, encode_bytes, encode_numbers, quoted, string};
+use crate::rpc::codec::{self, Encoded, encode_bytes, encode_numbers, number, quoted, string};
 use crate::server::Node;
 use crate::store::Asked;
 
@@ -30,14 +30,15 @@ pub(crate) enum Swap {
 
 impl Client {
     /// Replaces the value of a key by what the function makes of it: nil deletes, `None` leaves it. The
-    /// function may be asked several times, of which one counts. An error says whether nothing was
-    /// changed, or (`unknown-outcome:`) it may have been, once. Prefer [`Client::cas`] and
+    /// function may be asked several times, of which one counts. What it makes stays, unless it says
+    /// when it ends ([`Packed::until`]). An error says whether nothing was changed, or (`unknown-outcome:`) it may have been, once. Prefer [`Client::cas`] and
     /// [`Client::incr`] where many clients change one key: its owner lets them take turns.
     pub async fn swap(
         &self,
         key: &[u8],
         mut change: impl FnMut(&Packed) -> Option<Packed> + Send,
     ) -> Result<Swapped, Error> {
+        let mut change = |old: &Packed| change(&old.clone().plain());
         Ok(self.replicas.of(key)?.swap(&mut change, true).await?.into())
     }
 
@@ -164,10 +165,10 @@ impl Client {
         let mut change = |old: &Packed| {
             let mut value = old.clone();
             let swaps = waiting.iter_mut().map(|swap| match (swap.change)(&value) {
-                None => Outcome::Not(value.clone()),
+                None => Outcome::Not(value.clone().plain()),
                 Some(new) => {
                     value = new;
-                    Outcome::Done(value.clone())
+                    Outcome::Done(value.clone().plain())
                 }
             });
             let swaps: Vec<Outcome> = swaps.collect();
@@ -229,11 +230,16 @@ impl Node {
                 let (key, asked) = (key(k)?, Asked::read(ballot).ok_or_else(odd)?);
                 return Ok(self.store.on(ring)?.promise(key, asked)?.into());
             }
-            ("cas" | "swap", [k, expected, new]) => {
-                check_value(expected).and_then(|()| check_value(new))?;
-                let (expected, new) = (Packed::from(*expected), Packed::from(*new));
-                (Swap::Cas { expected, new }, key(k)?)
+            ("set", [k, new, ttl]) => {
+                let new = self.client.lasting(value(new)?, time(ttl))?;
+                return Ok(self.client.set(key(k)?, &new).await?.into());
             }
+            ("cas", [k, expected, new]) => (Swap::cas(value(expected)?, value(new)?)?, key(k)?),
+            ("cas", [k, expected, new, ttl]) => {
+                let new = self.client.lasting(value(new)?, time(ttl))?;
+                (Swap::cas(value(expected)?, &new)?, key(k)?)
+            }
+            ("swap", [k, expected, new]) => (Swap::cas(expected, new)?, key(k)?),
             ("incr" | "swap", [k, by]) => (Swap::Incr { by: integer(by)? }, key(k)?),
             ("incr", [k]) => (Swap::Incr { by: 1 }, key(k)?),
             _ => return Err(Error::not_a_request(method, params.len())),
@@ -258,11 +264,19 @@ fn is_of_one(error: &Error) -> bool {
 }
 
 impl Swap {
+    fn cas(expected: &[u8], new: &[u8]) -> Result<Self, Error> {
+        check_value(expected).and_then(|()| check_value(new))?;
+        let (expected, new) = (expected.into(), new.into());
+        Ok(Swap::Cas { expected, new })
+    }
+
     /// What it makes of a value.
     fn made(&self, old: &Packed) -> Option<Packed> {
+        let plain = old.clone().plain();
         match self {
-            Swap::Cas { expected, new } => are_equal(old, expected).then(|| new.clone()),
-            Swap::Incr { by } => sum(&[], old, *by).ok(),
+            Swap::Cas { expected, new } => are_equal(&plain, expected).then(|| new.clone()),
+            // A counter lives no longer for being counted.
+            Swap::Incr { by } => Some(sum(&[], &plain, *by).ok()?.until(old.end())),
         }
     }
 
@@ -305,7 +319,7 @@ impl Swap {
     /// Reads such an answer.
     pub(crate) fn read(&self, answer: &[u8]) -> Result<Swapped, Error> {
         match (self, codec::items(answer).as_deref()) {
-            (Swap::Cas { new, .. }, Some([[0xc3], _])) => Ok(Swapped::Done(new.clone())),
+            (Swap::Cas { new, .. }, Some([[0xc3], _])) => Ok(Swapped::Done(new.clone().plain())),
             (Swap::Cas { .. }, Some([[0xc2], current])) => Ok(Swapped::Not(Packed::from(*current))),
             (Swap::Incr { .. }, _) => Ok(Swapped::Done(Packed::from(answer))),
             _ => Err(odd()),
@@ -339,6 +353,11 @@ fn sum(key: &[u8], old: &Packed, by: i128) -> Result<Packed, Error> {
             "{old} and {by} are beyond 64 bits"
         )))),
     }
+}
+
+/// A time to live, in milliseconds. What is none is as if it were 0.
+fn time(ttl: &[u8]) -> Duration {
+    Duration::from_millis(number(ttl).unwrap_or(0))
 }
 
 pub(crate) fn integer(value: &[u8]) -> Result<i128, Error> {

@@ -153,7 +153,8 @@ impl Bench {
             target.write(key.as_bytes(), Some(&value)).await?;
             return Ok(None);
         }
-        Ok(match target.get(key.as_bytes()).await? {
+        let (found, _) = target.get(key.as_bytes()).await?;
+        Ok(match found {
             found if found == value => None,
             found if found.is_nil() => Some("absent"),
             _ => Some("wrong-value"),

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::keys::{self, Via};
+use super::keys::{self, Lasting, Via};
 use super::{Failure, Options, Outcome, remark, text, typed_key};
 use crate::beyond::swap::{Swap, Swapped};
 use crate::entry::Packed;
@@ -45,6 +45,8 @@ pub(super) struct Cas {
     #[arg(long)]
     value_json: bool,
     #[command(flatten)]
+    lasting: Lasting,
+    #[command(flatten)]
     via: Via,
 }
 
@@ -65,7 +67,7 @@ impl Cas {
             Some(typed) => keys::value(Some(typed.clone()), self.value_json, options),
             None => Ok(Packed::default()),
         };
-        let (expected, new) = (value(&old)?, value(&new)?);
+        let (expected, new) = (value(&old)?, self.lasting.value(value(&new)?)?);
         let (key, target) = (
             self.key.into_encoded_bytes(),
             self.via.target(options).await?,
@@ -78,7 +80,7 @@ impl Cas {
             Err(error) => return Err(keys::failed("cas", error, options).await),
         };
         let key = text::typed(key);
-        keys::show(&[(key.clone(), current.clone())], false, options)?;
+        keys::show(&[(key.clone(), current.clone())], &[None], false, options)?;
         let is_text = current.as_slice().is_some();
         if !is_text && old.is_some_and(|old| old.as_encoded_bytes() == text::printed(&current)) {
             let key = text::quoted(&key);

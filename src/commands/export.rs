@@ -248,7 +248,7 @@ impl Exporter {
 
 /// The lines of these keys, without those that are absent.
 async fn read(client: Arc<Client>, keys: Vec<Key>, line: Line) -> Result<Vec<Vec<u8>>, Error> {
-    let values = join_all(keys.iter().map(|key| client.get(key))).await;
+    let values = join_all(keys.iter().map(|key| client.get_to_keep(key))).await;
     let mut lines = Vec::new();
     for (key, value) in keys.iter().zip(values) {
         let value = value.map_err(Error::of_read)?;

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Read as _};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, ValueHint};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
@@ -13,9 +14,11 @@ use super::target::Target;
 use super::{
     Failure, Options, Outcome, line, remark, shown, standard_input, status, text, typed_key,
 };
+use crate::beyond::expire::end;
 use crate::cluster::MAX_VALUE;
 use crate::entry::Packed;
 use crate::error::{Error, Kind};
+use crate::replicas::now;
 use crate::rpc::{Peer, tls};
 
 /// How many keys of one `get` or `delete` are asked for at once.
@@ -27,7 +30,8 @@ const AT_ONCE: usize = 16;
   kv54 set tea green
   kv54 set photo < photo.jpg
   printf %s green | kv54 set tea     (echo would add a newline, which is kept)
-  kv54 set flag:new-ui --value-json false")]
+  kv54 set flag:new-ui --value-json false
+  kv54 set session:7 ann --ttl 30m")]
 pub(super) struct Set {
     /// The key
     #[arg(allow_negative_numbers = true, value_parser = typed_key())]
@@ -38,6 +42,8 @@ pub(super) struct Set {
     /// The value is JSON: false is a boolean, 5 a number, "tea" a text, and so on
     #[arg(long)]
     value_json: bool,
+    #[command(flatten)]
+    lasting: Lasting,
     #[command(flatten)]
     via: Via,
 }
@@ -86,9 +92,26 @@ pub(super) struct Via {
     node: Option<String>,
 }
 
+#[derive(Args)]
+pub(super) struct Lasting {
+    /// The value ends by itself after this time, by the clock of this host: 500ms, 30m, 1day 2h; at most 100 years.
+    /// Without it, the value stays
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    ttl: Option<Duration>,
+}
+
+impl Lasting {
+    /// The value with this time to live.
+    pub(super) fn value(&self, value: Packed) -> Result<Packed, Error> {
+        let end = self.ttl.map(|ttl| end(now(), ttl)).transpose()?;
+        Ok(value.until(end))
+    }
+}
+
 impl Set {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         let value = value(self.value, self.value_json, options)?;
+        let value = self.lasting.value(value)?;
         self.via.write(vec![self.key], Some(value), options).await
     }
 }
@@ -107,24 +130,33 @@ impl Get {
         let target = self.via.target(options).await?;
         let get = async |key: OsString| {
             let key = key.into_encoded_bytes();
-            let value = target.get(&key).await?.value()?;
-            Ok((text::typed(key), value))
+            let (value, left) = target.get(&key).await?;
+            Ok(((text::typed(key), value.value()?), left))
         };
         let gets = stream::iter(self.keys.into_iter().map(get)).buffered(AT_ONCE);
-        let pairs: Vec<_> = match gets.try_collect().await {
-            Ok(pairs) => pairs,
+        let got: Vec<_> = match gets.try_collect().await {
+            Ok(got) => got,
             Err(error) => return Err(explained(Error::of_read(error), options).await),
         };
-        show(&pairs, self.raw, options)
+        let (pairs, left): (Vec<_>, Vec<_>) = got.into_iter().unzip();
+        show(&pairs, &left, self.raw, options)
     }
 }
 
-/// Prints the values of these keys. An absent one is a failure.
-pub(super) fn show(pairs: &[(Value, Value)], raw: bool, options: &Options) -> Outcome {
-    let object = |(key, value): &(Value, Value)| {
-        Json::from_iter([text::field("key", key), text::field("value", value)])
+/// Prints the values of these keys, and as JSON how long they last still. An absent one is a failure.
+pub(super) fn show(
+    pairs: &[(Value, Value)],
+    left: &[Option<Duration>],
+    raw: bool,
+    options: &Options,
+) -> Outcome {
+    let object = |((key, value), left): (&(Value, Value), &Option<Duration>)| {
+        let ms = |left: Duration| u64::try_from(left.as_millis()).ok();
+        let left = left.map(|left| ("ttl_ms".to_owned(), ms(left).into()));
+        let fields = [text::field("key", key), text::field("value", value)];
+        fields.into_iter().chain(left).collect()
     };
-    let json = one_or_list(pairs.iter().map(object));
+    let json = one_or_list(pairs.iter().zip(left).map(object));
     options.print(&json, lines(pairs, raw))?;
     if io::stdout().is_terminal() && !options.json {
         let is_text = |value: &Value| value.is_nil() || value.as_slice().is_some();

@@ -1,6 +1,8 @@
 //! A key and its value as one line of a dump: JSON that reads back as exactly the same
 //! MessagePack, or a command that Redis understands.
 
+use std::time::{Duration, SystemTime};
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Deserialize;
@@ -8,14 +10,14 @@ use serde_json::Value as Json;
 
 use super::{Failure, text};
 use crate::cluster::{MAX_KEY, MAX_VALUE};
-use crate::entry::{Packed, check_key, check_value};
+use crate::entry::{self, Packed, check_key, check_value};
 use crate::error::Error;
 
 /// The longest line: JSON writes some bytes as six, as in `\u0001`, and none as more.
 pub(super) const MAX_LINE: usize = 6 * (MAX_KEY + MAX_VALUE) + 1024;
 
 /// `{"key": …, "value": …}`; `key_base64` where the key is not UTF-8, and `value_msgpack`
-/// (MessagePack, as base64) where JSON would read back as another value.
+/// (MessagePack, as base64) where JSON would read back as another value; `ends` where the value ends by itself.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Line {
@@ -23,26 +25,52 @@ struct Line {
     key_base64: Option<String>,
     value: Option<Json>,
     value_msgpack: Option<String>,
+    ends: Option<String>,
 }
 
 /// The line of a key and its value. An import of it gives the value back byte for byte.
 pub(super) fn json(key: &[u8], value: &Packed) -> Result<Vec<u8>, Error> {
+    let ends = value
+        .end()
+        .map(|end| ("ends".to_owned(), moment(end).into()));
+    let value = value.clone().plain();
     let json = text::json(&value.value()?);
     let reread: Option<Json> = serde_json::from_str(&json.to_string()).ok();
     let repacked = reread.and_then(|json| rmp_serde::to_vec(&json).ok());
-    let value = match repacked.is_some_and(|repacked| repacked == **value) {
+    let value = match repacked.is_some_and(|repacked| repacked == *value) {
         true => ("value".to_owned(), json),
-        false => ("value_msgpack".to_owned(), BASE64.encode(&**value).into()),
+        false => ("value_msgpack".to_owned(), BASE64.encode(&*value).into()),
     };
-    let line = Json::from_iter([text::field("key", &key.into()), value]);
+    let fields = [text::field("key", &key.into()), value];
+    let line = fields.into_iter().chain(ends).collect();
     Ok((text::json_line(&line) + "\n").into_bytes())
 }
 
 /// `SET key value` in the protocol of Redis. A value that is no string goes as `get` prints it.
 pub(super) fn resp(key: &[u8], value: &Packed) -> Result<Vec<u8>, Error> {
-    let value = text::printed(&value.value()?);
-    let word = |word: &[u8]| [format!("${}\r\n", word.len()).as_bytes(), word, b"\r\n"].concat();
-    Ok([b"*3\r\n".to_vec(), word(b"SET"), word(key), word(&value)].concat())
+    let ends = value.end().map(|end| end.to_string().into_bytes());
+    let value = text::printed(&value.clone().plain().value()?);
+    let mut words = vec![b"SET".to_vec(), key.to_vec(), value];
+    words.extend(ends.into_iter().flat_map(|end| [b"PXAT".to_vec(), end]));
+    let word = |word: &Vec<u8>| [format!("${}\r\n", word.len()).as_bytes(), word, b"\r\n"].concat();
+    let begin = format!("*{}\r\n", words.len()).into_bytes();
+    Ok([begin, words.iter().flat_map(word).collect()].concat())
+}
+
+/// A moment, in milliseconds since 1970, as people and other programs read it.
+fn moment(ms: u64) -> String {
+    let moment = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(ms));
+    let most = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799); // the end of the year 9999
+    humantime::format_rfc3339_millis(moment.unwrap_or(most).min(most)).to_string()
+}
+
+/// Reads such a moment.
+fn ms(moment: &str) -> Result<u64, Failure> {
+    let moment = humantime::parse_rfc3339(moment).map_err(Failure::usage)?;
+    let since = moment
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    Ok(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Reads a line like those that [`json`] makes: its key and its value.
@@ -70,7 +98,11 @@ pub(super) fn read(line: &[u8]) -> Result<(Vec<u8>, Packed), Failure> {
         _ => return Err(unclear("value or value_msgpack, and neither is null")),
     };
     check_key(&key)?;
-    Ok((key, value))
+    let ends = line.ends.as_deref().map(ms).transpose();
+    Ok((
+        key,
+        value.until(ends.map_err(|failure| failure.of("ends"))?),
+    ))
 }
 
 fn base64(text: &str) -> Result<Vec<u8>, Failure> {
@@ -79,7 +111,7 @@ fn base64(text: &str) -> Result<Vec<u8>, Failure> {
 
 /// A value that may be written.
 pub(super) fn checked(value: &[u8]) -> Result<Packed, Failure> {
-    check_value(value)?;
+    check_value(entry::value(value)?)?;
     let value = Packed::from(value);
     let nil = "nil is an absent key: kv54 delete makes one";
     match value.is_nil() {

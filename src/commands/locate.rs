@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use futures::future::join_all;
@@ -52,19 +53,17 @@ async fn ask(client: &Client, place: usize, role: &str, key: &[u8]) -> Option<(J
     let node = cluster.nodes().get(place)?;
     let answer = replicas.ask(place, "load", &[&encode_bytes(key)]).await;
     let (mut state, mut stamp, mut deleted, mut error) = ("ready", None, false, None);
+    let mut left = None;
     let holds = match answer.and_then(|answer| loaded(&answer)) {
         Ok(held) if held.stamp == Stamp::default() => "nothing".to_owned(),
         Ok(held) => {
-            let Stamp {
-                counter,
-                writer,
-                ballot,
-            } = held.stamp;
-            deleted = held.value.is_none_or(|value| value.is_nil());
-            let swapped = (ballot > 0).then(|| format!("-{ballot}"));
-            let swapped = swapped.unwrap_or_default();
-            let stamp = stamp.insert(format!("{counter}-{writer}{swapped}"));
-            format!("{stamp}{}", if deleted { " (deleted)" } else { "" })
+            let value = held.value.unwrap_or_default();
+            deleted = value.is_nil();
+            left = value.end().map(|end| end.saturating_sub(replicas.now()));
+            let ends = left.map(|left| format!(" ({} left)", lasting(left)));
+            let more = ends.or(deleted.then(|| " (deleted)".to_owned()));
+            let stamp = stamp.insert(written(held.stamp));
+            format!("{stamp}{}", more.unwrap_or_default())
         }
         Err(why) => {
             state = text::state(why.kind);
@@ -75,9 +74,27 @@ async fn ask(client: &Client, place: usize, role: &str, key: &[u8]) -> Option<(J
     let Node { name, address } = node;
     let json = json!({
         "name": name, "address": address, "state": state,
-        "stamp": stamp, "deleted": deleted, "error": error,
+        "stamp": stamp, "deleted": deleted, "ttl_ms": left, "error": error,
     });
     let [name, address, role] = [name, address, role].map(str::to_owned);
     let row = [name, address, role, holds, error.unwrap_or_default()];
     Some((json, row))
+}
+
+/// A stamp, with the ballot of a swap behind it.
+fn written(stamp: Stamp) -> String {
+    let Stamp {
+        counter, writer, ..
+    } = stamp;
+    match stamp.ballot {
+        0 => format!("{counter}-{writer}"),
+        ballot => format!("{counter}-{writer}-{ballot}"),
+    }
+}
+
+/// So many milliseconds as people say it: whole seconds, where it is more than one.
+fn lasting(ms: u64) -> humantime::FormattedDuration {
+    let time = Duration::from_millis(ms);
+    let whole = Duration::from_secs(time.as_secs());
+    humantime::format_duration(if whole.is_zero() { time } else { whole })
 }

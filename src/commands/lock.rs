@@ -6,6 +6,7 @@ use std::fs;
 use std::future::pending;
 use std::io::{self, ErrorKind, IsTerminal as _};
 use std::os::unix::process::ExitStatusExt as _;
+use std::pin::pin;
 use std::process::{self, Command, ExitCode};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use futures::FutureExt as _;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{Failure, Options, Outcome, keys, remark, text, typed_key};
 use crate::beyond::swap::Swapped;
@@ -51,6 +52,10 @@ pub(super) struct Lock {
     /// The key; nothing else may write it
     #[arg(allow_negative_numbers = true, value_parser = typed_key())]
     key: OsString,
+    /// The key ends by itself after this time (10s, 5m), and kv54 renews it while the command runs: so it does
+    /// not stay taken if kv54 is killed. If it cannot be renewed, the command gets a TERM
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    ttl: Option<Duration>,
     /// The command and its arguments, behind --
     #[arg(required = true, last = true)]
     command: Vec<OsString>,
@@ -61,6 +66,7 @@ struct Held<'a> {
     client: Client,
     key: Vec<u8>,
     holder: String,
+    ttl: Option<Duration>,
     options: &'a Options,
 }
 
@@ -75,11 +81,12 @@ impl Lock {
             },
             key: self.key.into_encoded_bytes(),
             holder: holder(),
+            ttl: self.ttl,
             options,
         };
         let mut signals = Signals::new()?; // before the key is taken: none may end this process then
-        held.take(&mut signals).await?;
-        let code = run(&self.command, &held.holder, &mut signals).await;
+        let taken = held.take(&mut signals).await?;
+        let code = run(&self.command, &held, taken, &mut signals).await;
         match (code, held.release(&mut signals).await) {
             (code, Ok(())) => Ok(ExitCode::from(code?)),
             (Ok(0), Err(failure)) => Err(failure),
@@ -92,12 +99,13 @@ impl Lock {
 }
 
 impl Held<'_> {
-    /// Waits until the key is absent, and takes it.
-    async fn take(&self, signals: &mut Signals) -> Result<(), Failure> {
+    /// Waits until the key is absent, and takes it; since when it lasts at least.
+    async fn take(&self, signals: &mut Signals) -> Result<Instant, Failure> {
         let (mut waiting, key) = (self.begin_waiting(), self.quoted_key());
-        loop {
+        let taken = loop {
+            let begun = Instant::now();
             let (what, why) = match self.try_once().await {
-                Ok(None) => break,
+                Ok(None) => break begun,
                 Ok(Some(current)) => {
                     let current = text::quoted(&current.value()?);
                     if waiting.is_over() {
@@ -114,9 +122,9 @@ impl Held<'_> {
             if let Some(kind) = waiting.pause(what, &why, signals).await {
                 return Err(ended_by(kind, &why));
             }
-        }
+        };
         let Some(kind) = signals.next().now_or_never() else {
-            return Ok(());
+            return Ok(taken);
         };
         self.release(signals).await?;
         Err(ended_by(kind, "the key is free again"))
@@ -135,13 +143,44 @@ impl Held<'_> {
     async fn try_once(&self) -> Result<Option<Packed>, Error> {
         let ours = Packed::of(&*self.holder);
         // A get first: it is in the way of no swap.
-        let current = self.client.get(&self.key).await.map_err(Error::of_read)?;
-        if !current.is_nil() {
-            return Ok(Some(current).filter(|current| *current != ours));
+        let mut current = self.client.get(&self.key).await.map_err(Error::of_read)?;
+        if current.is_nil() || current == ours {
+            current = match self.swap(&Packed::default(), &self.lasting()?).await? {
+                Swapped::Done(current) | Swapped::Not(current) => current,
+            };
         }
-        let (Swapped::Done(current) | Swapped::Not(current)) =
-            self.swap(&Packed::default(), &ours).await?;
         Ok(Some(current).filter(|current| *current != ours))
+    }
+
+    /// The holder, with the time to live that begins now.
+    fn lasting(&self) -> Result<Packed, Error> {
+        let ours = Packed::of(&*self.holder);
+        match self.ttl {
+            Some(ttl) => self.client.lasting(&ours, ttl),
+            None => Ok(ours),
+        }
+    }
+
+    /// Renews the key again and again, until it is not ours any more; why.
+    async fn renew(&self, taken: Instant) -> &str {
+        let Some(ttl) = self.ttl else {
+            return pending().await;
+        };
+        let (ours, mut end) = (Packed::of(&*self.holder), taken + ttl);
+        loop {
+            sleep_until(end.min(Instant::now() + ttl / 3)).await;
+            let begun = Instant::now();
+            let renewed = async { self.swap(&ours, &self.lasting()?).await };
+            match timeout_at(end, renewed).await {
+                Ok(Ok(Swapped::Done(current))) if current == ours => end = begun + ttl,
+                Ok(Ok(Swapped::Done(current) | Swapped::Not(current))) if current.is_nil() => {
+                    return "it was deleted, or has ended";
+                }
+                Ok(Ok(_)) => return "somebody else has written it",
+                Ok(Err(error)) if begun < end => log::debug!("not renewed yet: {error}"),
+                _ => return "it could not be renewed in time",
+            }
+        }
     }
 
     /// Deletes the key, if it is still ours. Who gives up leaves it taken.
@@ -174,23 +213,26 @@ impl Held<'_> {
         Err(Failure { code: 3, why })
     }
 
-    /// Replaces one value by another. Where the outcome is unknown it swaps again, and writes anew what
-    /// it finds: after that, what was sent before cannot be made any more. `Done` with another value than
-    /// this one: it was done, or it never will be, and this is there now.
-    /// This process coordinates, so that no node goes on trying for it.
+    /// Replaces one value by another, which has a time to live of its own also if it is there already.
+    /// Where the outcome is unknown it swaps again, and writes anew what it finds: after that, what was sent
+    /// before cannot be made any more. `Done` with another value than this one: it was done, or it never will
+    /// be, and this is there now. This process coordinates, so that no node goes on trying for it.
     async fn swap(&self, from: &Packed, to: &Packed) -> Result<Swapped, Error> {
         let mut unknown = None;
         loop {
-            let change = |old: &Packed| match old == from {
-                true => Some(to.clone()),
-                false => unknown.is_some().then(|| old.clone()),
+            let mut change = |old: &Packed| match old.clone().plain() {
+                plain if plain == *from || !plain.is_nil() && plain == to.clone().plain() => {
+                    Some(to.clone())
+                }
+                _ => unknown.is_some().then(|| old.clone()),
             };
-            let swapped = self.client.swap(&self.key, change).await;
+            let operation = self.client.replicas.of(&self.key)?;
+            let swapped = operation.swap(&mut change, true).await;
             self.client.replicas.settle().await;
             match swapped {
                 Err(error) if error.kind == Kind::UnknownOutcome => unknown = Some(error),
                 Err(error) => return Err(unknown.unwrap_or(error)),
-                Ok(swapped) => return Ok(swapped),
+                Ok(ended) => return Ok(ended.into()),
             }
         }
     }
@@ -299,12 +341,17 @@ fn is_ignored(kind: SignalKind) -> bool {
 }
 
 /// Runs the command to its end, and passes signals on to it; its exit code.
-async fn run(command: &[OsString], holder: &str, signals: &mut Signals) -> Result<u8, Failure> {
+async fn run(
+    command: &[OsString],
+    held: &Held<'_>,
+    taken: Instant,
+    signals: &mut Signals,
+) -> Result<u8, Failure> {
     let [program, args @ ..] = command else {
         return Err(Failure::usage("there is no command"));
     };
     let mut command = Command::new(program);
-    let spawned = command.args(args).env("KV54_LOCK", holder).spawn();
+    let spawned = command.args(args).env("KV54_LOCK", &held.holder).spawn();
     let mut child = spawned.map_err(|error| {
         let code = match error.kind() {
             ErrorKind::NotFound => 127,
@@ -315,6 +362,7 @@ async fn run(command: &[OsString], holder: &str, signals: &mut Signals) -> Resul
     })?;
     let pid = child.id();
     let mut ended = spawn_blocking(move || child.wait());
+    let mut lost = pin!(held.renew(taken).fuse());
     loop {
         tokio::select! {
             status = &mut ended => {
@@ -324,6 +372,10 @@ async fn run(command: &[OsString], holder: &str, signals: &mut Signals) -> Resul
                 return Ok(code.or(signal).unwrap_or(u8::MAX));
             }
             kind = signals.next() => pass_on(kind, pid),
+            why = &mut lost => {
+                remark(format!("the lock is lost: {why}; the command gets a TERM"));
+                pass_on(SignalKind::terminate(), pid);
+            }
         }
     }
 }

@@ -1,11 +1,14 @@
 //! What a command asks: a majority of a key's replicas, or the node that was named.
 
+use std::time::Duration;
+
 use crate::beyond::swap::{Swap, Swapped};
 use crate::client::Client;
 use crate::entry::Packed;
 use crate::error::Error;
+use crate::replicas::now;
 use crate::rpc::Peer;
-use crate::rpc::codec::encode_bytes;
+use crate::rpc::codec::{Encoded, encode_bytes, encode_numbers};
 
 pub(super) enum Target {
     Majority(Client),
@@ -13,10 +16,14 @@ pub(super) enum Target {
 }
 
 impl Target {
-    pub(super) async fn get(&self, key: &[u8]) -> Result<Packed, Error> {
+    /// A value, and how long it lasts still, if it ends. A node does not say that.
+    pub(super) async fn get(&self, key: &[u8]) -> Result<(Packed, Option<Duration>), Error> {
         match self {
-            Target::Majority(client) => client.get(key).await,
-            Target::Node(name, peer) => call(name, peer, "get", &[&encode_bytes(key)]).await,
+            Target::Majority(client) => client.get_with_ttl(key).await,
+            Target::Node(name, peer) => {
+                let value = call(name, peer, "get", [&*encode_bytes(key)]).await?;
+                Ok((value, None))
+            }
         }
     }
 
@@ -28,8 +35,9 @@ impl Target {
             (Target::Node(name, peer), _) => {
                 let method = if value.is_some() { "set" } else { "delete" };
                 let key = encode_bytes(key);
-                let params: Vec<&[u8]> = Some(&*key).into_iter().chain(value).collect();
-                call(name, peer, method, &params).await.map(drop)
+                call(name, peer, method, [&*key].into_iter().chain(value))
+                    .await
+                    .map(drop)
             }
         }
     }
@@ -39,8 +47,8 @@ impl Target {
             Target::Majority(client) => client.swap_anywhere(key, swap, None).await,
             Target::Node(name, peer) => {
                 let (method, params) = swap.request(key);
-                let params: Vec<&[u8]> = params.iter().map(|param| &**param).collect();
-                swap.read(&call(name, peer, method, &params).await?)
+                let params = params.iter().map(|param| &**param);
+                swap.read(&call(name, peer, method, params).await?)
             }
         }
     }
@@ -54,8 +62,25 @@ impl Target {
 }
 
 /// Asks one node. Its errors begin with its name.
-async fn call(name: &str, peer: &Peer, method: &str, params: &[&[u8]]) -> Result<Packed, Error> {
-    let answer = peer.ask(method, params).await;
+async fn call<'p>(
+    name: &str,
+    peer: &Peer,
+    method: &str,
+    params: impl IntoIterator<Item = &'p [u8]>,
+) -> Result<Packed, Error> {
+    let params: Vec<Encoded> = params.into_iter().flat_map(of_a_guest).collect();
+    let params: Vec<&[u8]> = params.iter().map(|param| &**param).collect();
+    let answer = peer.ask(method, &params).await;
     let named = |error: Error| Error::new(error.kind, format!("{name}: {}", error.why));
     Ok(Packed::from(&*answer.map_err(named)?))
+}
+
+/// A value as guests send it: behind one that ends, how long it lasts still.
+fn of_a_guest(value: &[u8]) -> impl Iterator<Item = Encoded> + use<> {
+    let value = Packed::from(value);
+    let left = |end: u64| encode_numbers([end.saturating_sub(now()).max(1)]);
+    let left = value.end().map(left);
+    [Encoded::from_slice(&value.plain())]
+        .into_iter()
+        .chain(left)
 }

@@ -2,8 +2,8 @@
 //! a connection to each node. The ring may change meanwhile.
 
 use std::cmp::Reverse;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use smallvec::SmallVec;
@@ -32,6 +32,7 @@ pub struct Replicas {
     pub(crate) timeout: Duration, // of an operation
     pub(super) id: u16,         // the last bits of its ballots
     pub(crate) turns: Turns,
+    clock: OnceLock<Clock>, // instead of the system's
     view: Mutex<Arc<View>>,
 }
 
@@ -60,6 +61,15 @@ pub struct Source {
     peer: Peer,
     ring: Encoded,
     timeout: Duration,
+}
+
+/// The time of day, in milliseconds since 1970.
+pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// What time it is by the system's clock.
+pub(crate) fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Replicas {
@@ -95,6 +105,7 @@ impl Replicas {
             timeout,
             id: fastrand::u16(..),
             turns: Turns::default(),
+            clock: OnceLock::new(),
             view: Mutex::new(Arc::new(nowhere)),
         }
     }
@@ -106,8 +117,19 @@ impl Replicas {
         Replicas {
             asks_itself: false,
             patience: Some(patience),
+            clock: self.clock.clone(),
             ..Replicas::with(rings, own_store, Duration::MAX, &self.dial)
         }
+    }
+
+    /// What time it is for this coordinator, in milliseconds since 1970.
+    pub fn now(&self) -> u64 {
+        self.clock.get().map_or_else(now, |clock| clock())
+    }
+
+    /// Goes by another clock than the system's from now on, but for the first time only.
+    pub fn go_by(&self, clock: Clock) {
+        let _ = self.clock.set(clock);
     }
 
     /// Asks each node at the address that it has in this file.

@@ -19,8 +19,8 @@ use crate::error::{Error, Kind};
 use crate::sabotage::{Bug, planted};
 use crate::store::{Asked, Promise, Replica};
 
-/// What a swap makes of a value: another one, nil to delete it, or `None` to leave it. It may be
-/// asked several times, of which one counts.
+/// What a swap makes of a value (see [`Packed::plain`]): another one, nil to delete it, or `None` to leave
+/// it. It may be asked several times, of which one counts.
 pub type Change<'f> = dyn FnMut(&Packed) -> Option<Packed> + Send + 'f;
 
 /// What a counter takes at most, in bytes: no memory is asked for before it grows so far.
@@ -63,8 +63,8 @@ enum Fate {
 impl From<Ended> for Swapped {
     fn from(Ended { value, change, .. }: Ended) -> Self {
         match change {
-            Some(_) => Swapped::Done(value),
-            None => Swapped::Not(value),
+            Some(_) => Swapped::Done(value.plain()),
+            None => Swapped::Not(value.plain()),
         }
     }
 }
@@ -79,7 +79,7 @@ impl Operation<'_> {
         let mut view = self.replicas.view();
         let own = self.own_value(&view);
         let mut asked = usize::from(own.is_some());
-        if own.is_some_and(|value| change(&value).is_none()) {
+        if own.is_some_and(|value| !self.is_over(&value) && change(&value).is_none()) {
             // What would change nothing takes no promises, if a get says so too.
             let Entry { stamp, value } = Box::pin(self.get()).await?.entry;
             asked += 1;
@@ -102,6 +102,17 @@ impl Operation<'_> {
         let Ended { found, value, .. } = self.attempt(swap, self.replicas.view(), insists).await?;
         let stamp = found;
         Ok(Entry { stamp, value })
+    }
+
+    /// Whether the time of a value is over, by this coordinator's clock.
+    pub(super) fn is_over(&self, value: &Packed) -> bool {
+        value.end().is_some_and(|end| end <= self.replicas.now())
+    }
+
+    /// Makes nil of a value whose time is over. What has come in between stays.
+    pub(super) async fn end(&self) -> Result<Newest, Error> {
+        let (entry, agreed) = (self.read_by_swap(false).await?, true);
+        Ok(Newest { entry, agreed })
     }
 
     async fn attempt(
@@ -258,15 +269,20 @@ impl<'a> Swap<'a> {
             Fate::Kept(change) => (entry.value, change),
             Fate::Nowhere => {
                 self.asked += 1;
-                match (self.change)(&entry.value) {
+                let is_over = self.of.is_over(&entry.value);
+                let old = match is_over {
+                    true => Packed::default(),
+                    false => entry.value,
+                };
+                match (self.change)(&old) {
                     Some(value) => {
-                        self.of.check(&value, &entry.value).await?;
+                        self.of.check(&value, &old).await?;
                         (value, Some(self.asked))
                     }
-                    None if agreed && self.may_leave_it() => {
-                        return Ok((None, Next::End(end(found, entry.value, None))));
+                    None if agreed && !is_over && self.may_leave_it() => {
+                        return Ok((None, Next::End(end(found, old, None))));
                     }
-                    None => (entry.value, None),
+                    None => (old, None),
                 }
             }
         };

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::memory::Seen;
 use super::{Key, OVERHEAD, SWAPS};
 use crate::cluster::Cluster;
-use crate::entry::{Entry, Packed, Stamp, are_of_one_coordinator, check_key};
+use crate::entry::{Entry, Packed, Stamp, are_of_one_coordinator, check_key, ends};
 use crate::error::{Error, Kind};
 use crate::rpc::codec;
 use crate::sabotage::{Bug, planted};
@@ -32,8 +32,10 @@ pub(super) struct Held {
     pub(super) others: BTreeMap<usize, Seen>, // the memory of other nodes
 }
 
-/// How many keys are settled at a time.
+/// How many keys are settled, or ended, at a time.
 const AT_ONCE: usize = 64;
+/// How many entries are looked at while others wait, for those that have ended.
+const PAGE: usize = 1024;
 
 /// Keys, and what a swap has left there at another replica.
 pub(crate) type Unsettled = Vec<(Key, Entry)>;
@@ -49,6 +51,7 @@ pub(super) struct Part {
     promises: usize,                           // without an entry
     tombstones: usize,
     values: usize,
+    ending: usize, // of them, those that end
     digest: u64,
     // Its replicas that were not read to the end: how many entries were read, and of how many.
     pub(super) missing: BTreeMap<usize, (usize, usize)>,
@@ -287,6 +290,23 @@ impl Part {
         Some(())
     }
 
+    /// Keys behind a cursor whose values have ended by this time, and where the next ones begin.
+    pub(super) fn ended(&self, cursor: usize, now: u64) -> (Vec<Key>, Option<usize>) {
+        let (mut keys, mut next) = (Vec::new(), cursor);
+        let entries = self.entries.get_range(cursor..).filter(|_| self.ending > 0);
+        for (key, slot) in entries.into_iter().flatten().take(PAGE) {
+            if keys.len() == AT_ONCE {
+                break;
+            }
+            next += 1;
+            if slot.value.end().is_some_and(|end| end <= now) {
+                keys.push(key.clone());
+            }
+        }
+        let more = self.ending > 0 && next < self.entries.len();
+        (keys, more.then_some(next))
+    }
+
     /// Some of what was not accepted, behind this key: what may be kept, since no replica that was read has
     /// promised more, what else there is, and the last key.
     pub(super) fn unsettled_after(
@@ -326,6 +346,7 @@ impl Part {
         let (hash, place) = (crc32fast::hash(key), place.unwrap_or(self.entries.len()));
         self.digest ^= digest(hash, entry.stamp);
         *self.counter(entry.stamp, entry.value == codec::NIL) += 1;
+        self.ending += usize::from(ends(entry.value));
         let (counter, writer) = (entry.stamp.counter, entry.stamp.writer);
         let old_ballot = self.note_ballot(place, entry.stamp.ballot);
         let Some((_, slot)) = self.entries.get_index_mut(place) else {
@@ -340,6 +361,7 @@ impl Part {
         };
         let old = Stamp::new(slot.counter, slot.writer, old_ballot);
         let is_nil = slot.value.is_nil();
+        self.ending -= usize::from(ends(&slot.value));
         (slot.counter, slot.writer) = (counter, writer);
         match shared {
             Some(shared) => slot.value = shared.clone(),

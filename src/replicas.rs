@@ -144,7 +144,7 @@ impl Operation<'_> {
             if !self.is_over(&newest.entry.value) {
                 return Ok(newest);
             }
-            match Box::pin(self.end()).await {
+            match Box::pin(self.end(newest.entry.stamp)).await {
                 // Others may just have ended it.
                 Err(error) if !self.is_late() && !error.kind.is_refusal() => give_way(PAUSE).await,
                 ended => return ended,

@@ -54,6 +54,10 @@ pub enum Bug {
     AcceptIgnoresPromises,
     /// It does so where a newer set is there already.
     SupersededIgnoresPromises,
+    /// A value whose time is over is answered as nil, and stays.
+    ExpiredWithoutSwap,
+    /// A value whose time is over is deleted, whatever is there now.
+    ExpiredBlindly,
     /// A joining node promises and accepts.
     JoiningNodePromises,
     /// A joining node does not hear of promises.

@@ -46,7 +46,7 @@ fn every_answer_is_one_that_a_single_register_could_have_given() {
     let runs = runs.into_inner().unwrap();
     let sum = |field: &str| runs.iter().map(|run| world::field(run, field)).sum::<u64>();
     println!(
-        "{seeds} seeds in {:.0?}: {} operations done, {} refused, {} unknown; {} swaps done, {} unknown; {} for memory, {} changes of the ring, {} crashes, {} cuts, {} slow links, {} dead clients; \
+        "{seeds} seeds in {:.0?}: {} operations done, {} refused, {} unknown; {} swaps done, {} unknown; {} values ended; {} for memory, {} changes of the ring, {} crashes, {} cuts, {} slow links, {} dead clients; \
          {} forgetful runs, {} of them with wrong answers that a node had warned of",
         start.elapsed(),
         sum("done"),
@@ -54,6 +54,7 @@ fn every_answer_is_one_that_a_single_register_could_have_given() {
         sum("unknown"),
         sum("swapped"),
         sum("unknown swaps"),
+        sum("ended"),
         sum("full"),
         sum("changes"),
         sum("crashes"),
@@ -63,6 +64,77 @@ fn every_answer_is_one_that_a_single_register_could_have_given() {
         sum("forgetful"),
         sum("wrong"),
     );
+}
+
+/// Whether a register could have done this.
+fn one_after_the_other(is_right: bool, case: &[(history::Operation, history::End)]) {
+    let history = history::History::default();
+    for (operation, end) in case {
+        let began = history.begin("tea", *operation);
+        history.end(began, *end);
+    }
+    let checked = history.check();
+    assert_eq!(checked.is_ok(), is_right, "{case:?}: {checked:?}");
+}
+
+#[test]
+fn a_value_ends_once_and_no_other_one_with_it() {
+    use history::{End::*, Operation::*};
+    let (set, read) = (|value| (Set(Some(value)), Done), |value| (Get, Got(value)));
+    let ends = |value| (Expiry(value), Unknown);
+    let [one, two] = [1, 2].map(Some);
+    let (renews, swaps) = (
+        |end| (Renew, end),
+        |end| {
+            (
+                Cas {
+                    expected: one,
+                    new: two,
+                },
+                end,
+            )
+        },
+    );
+    for (is_right, case) in [
+        (true, vec![set(1), ends(1), read(one), read(None)]),
+        (true, vec![set(1), ends(1), renews(Got(one)), read(one)]),
+        (
+            true,
+            vec![set(1), ends(1), renews(Got(None)), set(2), read(two)],
+        ),
+        (false, vec![set(1), read(None)]), // before any clock says so
+        (false, vec![set(1), read(None), ends(1)]),
+        (false, vec![set(1), ends(1), read(None), read(one)]), // it is back
+        (false, vec![set(1), ends(1), renews(Got(None)), read(one)]),
+        (false, vec![set(1), ends(1), set(2), read(None)]), // a renewal is gone
+        (false, vec![set(1), ends(1), swaps(Done), read(None)]),
+        // What nobody has seen has hidden the one before it, and ended.
+        (
+            true,
+            vec![set(1), (Set(two), Unknown), ends(2), read(one), read(None)],
+        ),
+        (
+            true,
+            vec![set(1), read(one), swaps(Unknown), ends(2), read(None)],
+        ),
+        (
+            false,
+            vec![set(1), (Set(two), Refused), ends(2), read(None)],
+        ),
+        (
+            false,
+            vec![
+                set(1),
+                read(one),
+                set(3),
+                swaps(Unknown),
+                ends(2),
+                read(None),
+            ],
+        ),
+    ] {
+        one_after_the_other(is_right, &case);
+    }
 }
 
 #[test]
@@ -151,17 +223,7 @@ fn a_swap_counts_once() {
         ),
     ];
     for (is_right, case) in cases {
-        let history = History::default();
-        for (operation, end) in &case {
-            let began = history.begin("tea", *operation);
-            history.end(began, *end);
-        }
-        assert_eq!(
-            history.check().is_ok(),
-            is_right,
-            "{case:?}: {:?}",
-            history.check()
-        );
+        one_after_the_other(is_right, &case);
     }
     // A replace over 1 makes 2, and in another attempt 3 over 1, or 4 over 2.
     for (is_right, end, later) in [

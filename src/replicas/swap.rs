@@ -16,6 +16,7 @@ use super::turns::Swapped;
 use super::{Failed, Few, Newest, Operation, PAUSE, Phase, target};
 use crate::entry::{Entry, Loaded, Packed, Stamp, check_value, next_ballot, size};
 use crate::error::{Error, Kind};
+use crate::rpc::codec::NIL;
 use crate::sabotage::{Bug, planted};
 use crate::store::{Asked, Promise, Replica};
 
@@ -110,8 +111,17 @@ impl Operation<'_> {
     }
 
     /// Makes nil of a value whose time is over. What has come in between stays.
-    pub(super) async fn end(&self) -> Result<Newest, Error> {
-        let (entry, agreed) = (self.read_by_swap(false).await?, true);
+    pub(super) async fn end(&self, stamp: Stamp) -> Result<Newest, Error> {
+        let value = Packed::default();
+        let entry = match () {
+            () if planted(Bug::ExpiredWithoutSwap) => Entry { stamp, value },
+            () if planted(Bug::ExpiredBlindly) => {
+                self.store(stamp.newer(NIL)).await?;
+                Entry { stamp, value }
+            }
+            () => self.read_by_swap(false).await?,
+        };
+        let agreed = true;
         Ok(Newest { entry, agreed })
     }
 

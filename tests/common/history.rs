@@ -22,6 +22,10 @@ pub enum Operation {
         expected: Content,
         new: Content,
     },
+    /// The value stays, and ends at another time.
+    Renew,
+    /// A value ends by itself: some clock says so from now on, and somebody may make it nil.
+    Expiry(u64),
     /// A swap of any value by a new one, which every attempt makes anew ([`History::made`]).
     Replace,
 }
@@ -72,6 +76,8 @@ pub struct Tally {
     /// Those of the done and the unknown ones that are swaps.
     pub swapped: usize,
     pub unknown_swaps: usize,
+    /// Values whose time was over.
+    pub ended: usize,
 }
 
 impl History {
@@ -104,7 +110,14 @@ impl History {
     pub fn tally(&self) -> Tally {
         let mut tally = Tally::default();
         for asked in all(&self.0.lock().unwrap()) {
-            let is_swap = matches!(asked.operation, Operation::Cas { .. } | Operation::Replace);
+            if matches!(asked.operation, Operation::Expiry(_)) {
+                tally.ended += 1;
+                continue; // nobody asked for it
+            }
+            let is_swap = matches!(
+                asked.operation,
+                Operation::Cas { .. } | Operation::Replace | Operation::Renew
+            );
             let (count, swaps) = match asked.end {
                 End::Unknown => (&mut tally.unknown, Some(&mut tally.unknown_swaps)),
                 End::Refused => (&mut tally.refused, None),
@@ -219,7 +232,7 @@ impl Asked<'_> {
                     "has what {operation:?} expected, and was not swapped"
                 ));
             }
-            (Operation::Get | Operation::Cas { .. }, End::Got(content)) => {
+            (Operation::Get | Operation::Cas { .. } | Operation::Renew, End::Got(content)) => {
                 Some(Register::Read(content))
             }
             (Operation::Set(content), End::Done) => Some(Register::Write(content)),
@@ -241,7 +254,7 @@ impl Asked<'_> {
         let made = |(old, new): &(Content, u64)| Register::Swap(*old, Some(*new));
         match self.operation {
             _ if self.end != End::Unknown => vec![],
-            Operation::Get => vec![],
+            Operation::Get | Operation::Renew | Operation::Expiry(_) => vec![],
             Operation::Set(content) => vec![Register::Write(content)],
             Operation::Cas { expected, new } => vec![Register::Swap(expected, new)],
             Operation::Replace => self.made.iter().map(made).collect(),
@@ -301,6 +314,18 @@ impl Seen {
         }
     }
 
+    /// What the end of a value did. One that nobody saw, by an unknown write, may have hidden another one.
+    fn hidden(&self, value: u64, perhaps: &[Register]) -> Register {
+        let is_seen = |value: &u64| self.0.contains_key(value);
+        let hides = |register: &Register| match *register {
+            Register::Write(Some(new)) if new == value => Some(None),
+            Register::Swap(Some(old), Some(new)) if new == value => Some(Some(old).filter(is_seen)),
+            _ => None,
+        };
+        let hidden = perhaps.iter().find_map(hides).filter(|_| !is_seen(&value));
+        Register::Lost(hidden.unwrap_or(Some(value)))
+    }
+
     fn follow(&mut self, register: &Register) -> bool {
         match register {
             Register::Swap(old, Some(new)) => match self.0.get(new).copied() {
@@ -316,6 +341,7 @@ impl Seen {
 fn check_key(asked: &[Asked], end: usize) -> Result<(), String> {
     let told: Vec<_> = asked.iter().map(Asked::told).collect::<Result<_, _>>()?;
     let seen = Seen::of(asked, &told);
+    let perhaps: Vec<Register> = asked.iter().flat_map(Asked::perhaps).collect();
     let (mut actions, mut any_lost) = (Vec::new(), false);
     for (asked, told) in asked.iter().zip(told) {
         let was_seen =
@@ -331,7 +357,11 @@ fn check_key(asked: &[Asked], end: usize) -> Result<(), String> {
                 .into_iter()
                 .find_map(|register| seen.response(register, asked.began, end))
         };
-        if let Some((register, response)) = told.or_else(unknown) {
+        let action = match asked.operation {
+            Operation::Expiry(value) => Some((seen.hidden(value, &perhaps), (end, 2))),
+            _ => told.or_else(unknown),
+        };
+        if let Some((register, response)) = action {
             any_lost |= matches!(register, Register::Lost(_));
             actions.push(((asked.began, 1), asked.began, Call(register)));
             actions.push((response, asked.began, Response(register)));

@@ -9,8 +9,8 @@ use std::ops::Range;
 use std::pin::pin;
 use std::process::Command;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -21,7 +21,7 @@ use kv54::client::Client;
 use kv54::cluster::{Cluster, State};
 use kv54::entry::Packed;
 use kv54::error::{Error, Kind};
-use kv54::replicas::Replicas;
+use kv54::replicas::{Clock, Replicas};
 use kv54::rpc::codec::{decode, encode};
 use kv54::rpc::{Connection, Dial, Peer, connected, insist};
 use kv54::server::Node;
@@ -48,6 +48,8 @@ const REPAIR: Duration = Duration::from_secs(10);
 const CALM: Duration = Duration::from_millis(1500);
 /// How many drive the same change at once, at most.
 const DRIVERS: usize = 2;
+/// Whose clock clients go by.
+const CLIENT: usize = 6;
 pub const NAMES: [&str; 7] = ["alice", "bob", "carol", "dave", "erin", "frank", "grace"];
 
 /// What a run's clients and nodes share with the one who looks on.
@@ -78,6 +80,18 @@ struct World {
     wronged: RefCell<Option<String>>, // for memory, what must not be
     next_value: AtomicU64,
     swaps: Swaps,
+    clocks: Option<[u64; NAMES.len()]>, // how far each node's is ahead, and a client's, where values end
+    ends: Ends,
+}
+
+/// Of values: from when on they may be nil.
+#[derive(Default)]
+struct Ends(Mutex<Vec<(Duration, String, u64)>>);
+
+impl Ends {
+    fn note(&self, end: Duration, key: &str, value: u64) {
+        self.0.lock().unwrap().push((end, key.to_owned(), value));
+    }
 }
 
 /// How much of what clients write is swapped.
@@ -246,6 +260,11 @@ impl World {
             Swaps::All => (keys.min(2), pace.max(20)), // a long history takes long to check
             _ => (keys, pace),
         };
+        // One run in three: values end by themselves, and clocks differ: not at all, a little, or much.
+        let mut third = Rng::with_seed(seed.wrapping_mul(1969));
+        let ends = !lonely && !little && !forgetful && third.u8(..3) == 0;
+        let most = [1, 100, 120_000][third.usize(..3)];
+        let clocks = ends.then(|| NAMES.map(|_| third.u64(..most)));
         World {
             ring: RefCell::new(first.clone()),
             target: RefCell::default(),
@@ -272,6 +291,8 @@ impl World {
             wronged: RefCell::default(),
             next_value: AtomicU64::new(0),
             swaps,
+            clocks,
+            ends: Ends::default(),
         }
     }
 }
@@ -322,7 +343,9 @@ impl World {
     /// Only a set is refused for memory, or a swap, which needs it for promises; and then for sure.
     fn note_full(&self, operation: Operation, error: &Error) {
         match (operation, error.kind) {
-            (Operation::Set(Some(_)) | Operation::Cas { .. } | Operation::Replace, Kind::Full) => {
+            (operation, Kind::Full)
+                if is_swap(operation) || matches!(operation, Operation::Set(Some(_))) =>
+            {
                 self.full.set(self.full.get() + 1);
             }
             _ if error.to_string().contains("full: ") => {
@@ -447,6 +470,9 @@ impl World {
         if coordinates && !self.lonely && fastrand::u8(..3) == 0 {
             return Operation::Replace;
         }
+        if coordinates && self.clocks.is_some() && fastrand::u8(..3) == 0 {
+            return Operation::Renew;
+        }
         let expected = match fastrand::u8(..10) {
             0 => None,
             1 => Some(self.number()),
@@ -464,6 +490,47 @@ impl World {
 
     fn value(&self, number: u64) -> Packed {
         value(number, self.memory.is_some())
+    }
+
+    /// The clock of a node, or of a client, in milliseconds; the system's, in truth, where no values end.
+    fn clock(&self, whose: usize) -> Option<Clock> {
+        let ahead = self.clocks?[whose];
+        Some(Arc::new(move || now() + ahead))
+    }
+
+    /// How long what one with this clock writes now is to last, and from when on the first clock may say that
+    /// it is over.
+    fn lifetime(&self, whose: usize) -> Option<(u64, Duration)> {
+        let ahead = self.clocks?;
+        let ttl = fastrand::bool().then(|| fastrand::u64(1..1_000))?;
+        let first = (ttl + ahead[whose]).saturating_sub(ahead.into_iter().max().unwrap_or(0));
+        Some((ttl, Duration::from_millis(now() + first)))
+    }
+
+    /// The time to live of a value that one with this clock writes now.
+    fn time_to_live(&self, key: &str, value: u64, whose: usize) -> Option<u64> {
+        let (ttl, end) = self.lifetime(whose)?;
+        self.ends.note(end, key, value);
+        Some(ttl)
+    }
+
+    fn lasting(&self, key: &str, value: u64, client: &Client) -> Result<Packed, Error> {
+        let packed = self.value(value);
+        match self.time_to_live(key, value, CLIENT) {
+            Some(ttl) => client.lasting(&packed, Duration::from_millis(ttl)),
+            None => Ok(packed),
+        }
+    }
+
+    /// Begins what happens by itself, before any clock says so.
+    fn note_ends(&self, elapsed: Duration) {
+        self.ends.0.lock().unwrap().retain(|(end, key, value)| {
+            let is_coming = *end > elapsed + TICK;
+            if !is_coming {
+                self.history.begin(key, Operation::Expiry(*value));
+            }
+            is_coming
+        });
     }
 
     fn packed(&self, content: Content) -> Packed {
@@ -549,16 +616,23 @@ async fn node(world: Rc<World>, number: usize) -> turmoil::Result {
         world.wronged.borrow_mut().get_or_insert(wrong);
     }
     world.stores.borrow_mut().insert(number, store.clone());
-    serve_on(store, listener).await
+    serve_on(store, listener, world.clock(number)).await
 }
 
 pub async fn serve(store: Arc<Store>) -> turmoil::Result {
     let listener = TcpListener::bind("0.0.0.0:54").await?;
-    serve_on(store, listener).await
+    serve_on(store, listener, None).await
 }
 
-async fn serve_on(store: Arc<Store>, listener: TcpListener) -> turmoil::Result {
+async fn serve_on(
+    store: Arc<Store>,
+    listener: TcpListener,
+    clock: Option<Clock>,
+) -> turmoil::Result {
     let node = Node::new(store, TIMEOUT, &dial());
+    if let Some(clock) = clock {
+        node.client.replicas.go_by(clock);
+    }
     let incoming = pin!(stream::unfold(listener, async |listener| {
         let accepted: io::Result<_> = listener.accept().await;
         let accepted = accepted.map(|(stream, _)| connected(Box::new(stream)));
@@ -578,6 +652,9 @@ async fn driver(world: Rc<World>, number: usize) -> turmoil::Result {
         // Two would change again and again into the same names.
         if let Some(file) = target.filter(|_| number == 0 || !again) {
             let replicas = Replicas::new(file.clone(), TIMEOUT, &dial());
+            if let Some(clock) = world.clock(number) {
+                replicas.go_by(clock);
+            }
             let driver = Driver {
                 client: &Client { replicas },
                 file: &file,
@@ -601,6 +678,9 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
     let client = Client {
         replicas: Replicas::new(world.file(None), TIMEOUT, &dial()),
     };
+    if let Some(clock) = world.clock(CLIENT) {
+        client.replicas.go_by(clock);
+    }
     let all = file_of(&NAMES, &[]);
     let mut all: Vec<_> = all.nodes().iter().collect();
     all.sort_by_key(|node| NAMES.iter().position(|name| *name == node.name));
@@ -622,7 +702,7 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
         } else {
             let nodes = world.nodes();
             let node = nodes[fastrand::usize(..nodes.len())];
-            ask_node(&world, &peers[node], key, operation).await
+            ask_node(&world, &peers[node], node, key, operation).await
         };
         if let Err(error) = &answer {
             world.note_full(operation, error);
@@ -665,7 +745,7 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
 fn brought(operation: Operation) -> Content {
     match operation {
         Operation::Set(new) | Operation::Cas { new, .. } => new,
-        Operation::Get | Operation::Replace => None,
+        Operation::Get | Operation::Replace | Operation::Renew | Operation::Expiry(_) => None,
     }
 }
 
@@ -678,14 +758,31 @@ async fn ask_majority(
 ) -> Result<End, Error> {
     let bytes = key.as_bytes();
     match operation {
-        Operation::Get => got(&client.get(bytes).await?),
+        Operation::Get | Operation::Expiry(_) => got(&client.get(bytes).await?),
+        Operation::Renew => {
+            let (ends, lifetime) = (&world.ends, world.lifetime(CLIENT));
+            let until = lifetime.map(|(ttl, _)| client.replicas.now() + ttl);
+            let renew = |old: &Packed| {
+                let value = content(&old.value().unwrap())?;
+                if let Some((_, end)) = lifetime {
+                    ends.note(end, key, value);
+                }
+                Some(old.clone().until(until))
+            };
+            let (Swapped::Done(value) | Swapped::Not(value)) = client.swap(bytes, renew).await?;
+            got(&value)
+        }
         Operation::Set(Some(value)) => {
-            let set = client.set(bytes, &world.value(value)).await;
-            set.map(|()| End::Done)
+            let value = world.lasting(key, value, client)?;
+            client.set(bytes, &value).await.map(|()| End::Done)
         }
         Operation::Set(None) => client.delete(bytes).await.map(|()| End::Done),
         Operation::Cas { expected, new } => {
-            let (expected, new) = (world.packed(expected), world.packed(new));
+            let expected = world.packed(expected);
+            let new = match new {
+                Some(new) => world.lasting(key, new, client)?,
+                None => Packed::default(),
+            };
             let swapped = match fastrand::bool() {
                 true => client.cas(bytes, &expected, &new).await?,
                 false => {
@@ -695,7 +792,7 @@ async fn ask_majority(
                 }
             };
             match swapped {
-                Swapped::Done(value) if value == new => Ok(End::Done),
+                Swapped::Done(value) if value == new.clone().plain() => Ok(End::Done),
                 Swapped::Done(value) => panic!("{value:?} is not the new value {new:?}"),
                 Swapped::Not(value) => got(&value),
             }
@@ -719,17 +816,27 @@ async fn ask_majority(
 async fn ask_node(
     world: &World,
     peer: &Peer,
-    key: &str,
+    node: usize,
+    name: &str,
     operation: Operation,
 ) -> Result<End, Error> {
-    let key = encode(&key.into());
+    let key = encode(&name.into());
     let answer = match operation {
-        Operation::Get | Operation::Replace => peer.call("get", &[&key]),
-        Operation::Set(Some(value)) => peer.call("set", &[&key, &world.value(value)]),
+        Operation::Get | Operation::Replace | Operation::Renew | Operation::Expiry(_) => {
+            peer.call("get", &[&key])
+        }
+        Operation::Set(Some(value)) => match world.time_to_live(name, value, node) {
+            Some(ttl) => peer.call("set", &[&key, &world.value(value), &encode(&ttl.into())]),
+            None => peer.call("set", &[&key, &world.value(value)]),
+        },
         Operation::Set(None) => peer.call("delete", &[&key]),
         Operation::Cas { expected, new } => {
+            let ttl = new.and_then(|new| world.time_to_live(name, new, node));
             let (expected, new) = (world.packed(expected), world.packed(new));
-            peer.call("cas", &[&key, &expected, &new])
+            match ttl {
+                Some(ttl) => peer.call("cas", &[&key, &expected, &new, &encode(&ttl.into())]),
+                None => peer.call("cas", &[&key, &expected, &new]),
+            }
         }
     };
     let answer = decode(&answer.await.1?)?;
@@ -740,6 +847,12 @@ async fn ask_node(
         (Operation::Cas { .. }, _) => panic!("cas was answered with {answer}"),
         _ => End::Got(content(&answer)),
     })
+}
+
+/// What time it is, in the simulation, and in milliseconds.
+fn now() -> u64 {
+    let elapsed = turmoil::sim_elapsed().unwrap_or_default();
+    u64::try_from(elapsed.as_millis()).unwrap()
 }
 
 fn got(value: &Packed) -> Result<End, Error> {
@@ -764,7 +877,10 @@ fn is_silent_swap(operation: Operation, answer: &Result<End, Error>) -> bool {
 }
 
 fn is_swap(operation: Operation) -> bool {
-    matches!(operation, Operation::Cas { .. } | Operation::Replace)
+    matches!(
+        operation,
+        Operation::Cas { .. } | Operation::Replace | Operation::Renew
+    )
 }
 
 fn content(value: &Value) -> Content {
@@ -859,13 +975,14 @@ impl Trouble<'_> {
         let (size, tally) = (world.ring().nodes().len(), world.history.tally());
         let (blameless, full) = (world.blameless.get(), world.full.get());
         let line = format!(
-            "seed {seed}: ring of {size}{}, done {}, refused {}, unknown {}, blameless {blameless}, \
+            "seed {seed}: ring of {size}{}, done {}, refused {}, unknown {}, ended {}, blameless {blameless}, \
              swapped {}, unknown swaps {}, full {full}, changes {}, crashes {crashes}, cuts {cuts}, slow {slow}, dead {dead}, forgetful {}, doubts {}, \
              wrong {}, fingerprint {}",
             if world.harsh { " in harsh times" } else { "" },
             tally.done,
             tally.refused,
             tally.unknown,
+            tally.ended,
             tally.swapped,
             tally.unknown_swaps,
             world.changes.get(),
@@ -907,6 +1024,7 @@ impl Trouble<'_> {
         let end = self.sim.elapsed() + limit;
         while !holds(self) {
             self.sim.step().map_err(|error| error.to_string())?;
+            self.world.note_ends(self.sim.elapsed());
             if self.sim.elapsed() > end {
                 let stores = self.world.stores.borrow();
                 let nodes: Vec<String> = stores
@@ -1149,7 +1267,8 @@ impl Trouble<'_> {
             .as_ref()
             .filter(|(written, _)| written == key)
             .map(|(_, value)| *value);
-        value.is_some() && value == loaded.and_then(|loaded| content(&loaded.value?.value().ok()?))
+        let held = loaded.and_then(|loaded| content(&loaded.value?.plain().value().ok()?));
+        value.is_some() && value == held
     }
 
     fn crash(&mut self, node: usize, longest: u64) {
@@ -1198,6 +1317,7 @@ impl Trouble<'_> {
 
     /// Ends what has lasted long enough.
     fn recover(&mut self) {
+        self.world.note_ends(self.sim.elapsed());
         let now = self.sim.elapsed();
         self.stop_leavers();
         for (node, (ill, until)) in self.ill.clone() {

@@ -12,6 +12,10 @@
 //! Hint: `Client::delete` does nearly that. Which stamp would it take, and which stamps do those
 //! two sets take? Is there a stamp between an entry's and every later one's? What if two clients
 //! find it expired at once?
+//!
+//! Then read `src/beyond/expire.rs`, and `Operation::load` in `src/replicas.rs`: `kv54 set tea green --ttl 30m`.
+//! Why does kv54 swap the value for nil, and does not store your entry? (What if a swap has renewed the
+//! value: which stamp has it?)
 
 use kv54::entry::{Entry, Packed, Stamp};
 use msgpack_rpc::Value;

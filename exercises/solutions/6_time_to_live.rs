@@ -3,6 +3,10 @@
 //! has seen the entry, whose counter is higher. But a set with the same counter has drawn its
 //! writer at random: the higher the nil, the more of these sets it hides. Below the next writer
 //! but one there is only one place.
+//!
+//! It is right for a register alone. But a swap that renews the value keeps its counter and its writer
+//! (`Stamp::swapped`), so this nil hides it. kv54 has the end of a value be a swap, too
+//! (`src/beyond/expire.rs`): it ends what it has found over, and not what came in between.
 
 use kv54::entry::{Entry, Packed, Stamp};
 

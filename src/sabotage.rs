@@ -30,6 +30,8 @@ pub enum Bug {
     HandOverSkipped,
     /// It hands over deletes alone.
     LiveValuesNotHandedOver,
+    /// It hands over no tombstone, not even one of a delete that is still under way.
+    NewTombstoneStaysBehind,
     /// It hands over before all nodes know of the change.
     HandOverBeforeAllKnow,
     /// It ends before all nodes know of it.

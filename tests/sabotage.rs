@@ -23,6 +23,7 @@ use strum::VariantArray as _;
 fn story(bug: Bug) -> Option<fn() -> Result<(), String>> {
     Some(match bug {
         Bug::OldStampForNewRing => stories::deleted_before_a_change,
+        Bug::NewTombstoneStaysBehind => stories::deleted_during_a_change,
         Bug::AnswersCountedAcrossWindows => stories::counted_before_a_restart,
         Bug::JoiningAnswersLoad => stories::answered_while_joining,
         Bug::SetAnsweredAfterChange => stories::answered_after_a_change,

@@ -319,6 +319,11 @@ fn a_swap_hides_what_was_deleted_before_a_change() {
 }
 
 #[test]
+fn a_delete_that_began_during_a_change_hides_nothing_that_comes_later() {
+    stories::deleted_during_a_change().unwrap();
+}
+
+#[test]
 fn what_was_read_during_a_change_is_what_a_swap_finds() {
     stories::read_before_a_swap().unwrap();
 }

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::Client;
 use crate::cluster::{Cluster, Node, State, Told};
+use crate::entry::Entry;
 use crate::error::{Error, Kind};
 use crate::join::{Scan, entries};
 use crate::sabotage::{Bug, planted};
@@ -283,8 +284,12 @@ impl Driver<'_> {
     async fn hand_over_key(&self, key: &[u8]) -> Result<(), Error> {
         let operation = self.client.replicas.of(key)?;
         let newest = operation.load().await?;
-        // What is deleted stays behind with the old ring.
-        if newest.entry.value.is_nil() || planted(Bug::LiveValuesNotHandedOver) {
+        let Entry { stamp, value } = &newest.entry;
+        // What was deleted before stays behind with the old ring. A delete of now goes on in the new one,
+        // and hides what is made there of nothing.
+        let is_old = stamp.epoch() < self.client.replicas.state().epoch();
+        let stays = value.is_nil() && (is_old || planted(Bug::NewTombstoneStaysBehind));
+        if stays || planted(Bug::LiveValuesNotHandedOver) {
             return Ok(());
         }
         operation.repair(newest).await.map(drop)

@@ -149,7 +149,7 @@ async fn promise(node: Source, ballot: u64) -> Result<Encoded, Error> {
 }
 
 /// The second one, or that of a set.
-async fn store(node: Source, stamp: Stamp, value: &str) -> Result<Encoded, Error> {
+async fn store(node: Source, stamp: Stamp, value: impl Into<Value>) -> Result<Encoded, Error> {
     let (value, (around, at)) = (encode(&value.into()), stamp.around());
     let (begin, end) = around.split_at(at);
     node.ask("store", &[&key(), &[begin, &value, end].concat()])
@@ -479,6 +479,27 @@ pub fn not_after_all() -> Result<(), String> {
             (Swapped::Done(tea), ()) => expect("white was not there", &tea, "green")?,
         }
         expect("it was not swapped", &read(&[ALICE, BOB]).await?, "green")
+    };
+    play(story, nobody)
+}
+
+/// A delete that began during a change has reached the old ring alone when the change ends. A swap then
+/// makes something of nothing. When the rest of the delete arrives, it must not hide that.
+pub fn deleted_during_a_change() -> Result<(), String> {
+    let story = |_| async {
+        all_have("green").await?;
+        let driving = begin_change(file()).await?;
+        let deleted = Stamp::nothing(1).newer(()).stamp;
+        for name in ALL {
+            store(node(&driving, 0, name)?, deleted, Value::Nil).await?;
+        }
+        end_change(&driving).await?;
+        let black = |old: &Packed| old.is_nil().then(|| Packed::of("black"));
+        client().swap(TEA, black).await?;
+        for name in ALL {
+            store(node(&driving, 0, name)?, deleted, Value::Nil).await?;
+        }
+        expect("it was made of nil", &read(&ALL).await?, "black")
     };
     play(story, nobody)
 }

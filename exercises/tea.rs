@@ -8,7 +8,7 @@ use std::sync::Arc;
 use kv54::cluster::Cluster;
 pub use kv54::entry::Entry;
 use kv54::entry::{Packed, Stamp};
-use kv54::store::{Asked, Promise, Store};
+use kv54::store::{Prepare, Promise, Store};
 
 /// Tea's owner.
 pub const ERIN: usize = 4;
@@ -91,7 +91,7 @@ impl Tea {
         }
         match self.stores[&at]
             .at(0)
-            .promise(b"tea", Asked::of(ballot))
+            .promise(b"tea", Prepare::of(ballot))
             .unwrap()
         {
             Promise::Given(entry) => Some(entry),

@@ -214,8 +214,9 @@ impl From<Packed> for Answer {
 /// When a value ends, and the value alone; `None` if it does not end.
 fn ending(mut value: &[u8]) -> Option<(u64, &[u8])> {
     let ext = rmp::decode::read_ext_meta(&mut value).ok()?;
+    let is_whole = ext.size as usize == value.len();
     let (end, value) = value.split_first_chunk()?;
-    (ext.typeid == ENDS).then_some((u64::from_be_bytes(*end), value))
+    (ext.typeid == ENDS && is_whole).then_some((u64::from_be_bytes(*end), value))
 }
 
 /// Whether a value ends.
@@ -377,14 +378,12 @@ const NESTED: codec::Bounds = codec::Bounds {
 
 /// Refuses a value that is too large to be kept, or to fit into every message that carries it.
 pub fn check_value(value: &[u8]) -> Result<(), Error> {
-    let value = match ending(value) {
-        Some((_, value)) if value == NIL || ends(value) => {
-            let why = "what ends is a value, which is not nil and does not end";
-            return Err(Error::bad_request(why));
-        }
-        Some((_, value)) => value,
-        None => value,
-    };
+    let inner = ending(value).map(|(_, inner)| inner);
+    if inner.is_some_and(|inner| inner == NIL || ends(inner)) {
+        let why = "what ends is a value, which is not nil and does not end";
+        return Err(Error::bad_request(why));
+    }
+    let value = inner.unwrap_or(value);
     let (length, bounds) = match codec::string(value) {
         Some(string) => (string.len(), MESSAGE),
         None => (0, NESTED),

@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::cluster::{COPIES, Told};
-use crate::entry::{Entry, Loaded, Stamp, check_key, check_value, loaded};
+use crate::entry::{Entry, Loaded, Packed, Stamp, check_key, check_value, loaded};
 use crate::error::{Error, Kind};
 use crate::rpc::codec::{Encoded, NIL, encode_bytes};
 use crate::rpc::lock;
@@ -63,6 +63,11 @@ pub struct Newest {
 }
 
 impl Newest {
+    fn agreed(stamp: Stamp, value: Packed) -> Self {
+        let (entry, agreed) = (Entry { stamp, value }, true);
+        Newest { entry, agreed }
+    }
+
     fn of(answers: Few<Loaded>) -> Result<Self, Error> {
         let stamp = highest(&answers);
         let agreed = answers.iter().all(|answer| answer.stamp == stamp);
@@ -232,7 +237,7 @@ impl Operation<'_> {
                 // ends it.
                 Err(Failed::For(error)) if error.kind == Kind::Busy => {
                     match Box::pin(self.read_by_swap(false)).await {
-                        Ok(entry) => (newest.entry, newest.agreed) = (entry, true),
+                        Ok(read) => newest = read,
                         Err(error) if self.is_late() => return Err(error),
                         Err(_) => {
                             give_way(PAUSE).await;

@@ -25,7 +25,7 @@ use crate::status::Status;
 use held::{Found, Held, Part, Unsettled, promised};
 use memory::{Memory, Refusal, Usage};
 
-pub use promise::{Asked, Promise};
+pub use promise::{Prepare, Promise};
 
 /// What an entry takes beside its key and value, in bytes: its place in the map, and two allocations.
 pub(crate) const OVERHEAD: usize = 100;
@@ -258,12 +258,12 @@ impl Replica<'_> {
     /// this replica has promised this ballot or a higher one, or something to another coordinator a moment
     /// ago: two swaps that take each other's promises away both fail. A joining node does not remember
     /// what it promised. For a read, no memory is lacking.
-    pub fn promise(&self, key: &[u8], asked: Asked) -> Result<Promise, Error> {
-        let Asked {
+    pub fn promise(&self, key: &[u8], prepare: Prepare) -> Result<Promise, Error> {
+        let Prepare {
             ballot,
             is_read,
             known,
-        } = asked;
+        } = prepare;
         let mut kept = lock(&self.store.kept);
         let (memory, held, _) = self.held(&mut kept)?;
         let (number, part) = held.part(key, &self.store.name)?;

@@ -4,6 +4,7 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -138,10 +139,13 @@ fn a_time_to_live_that_is_none_writes_nothing() {
             .kv54(["cas", "tea", "black", "white", "--ttl", odd])
             .exits(2);
         cluster.kv54(["expire", "tea", odd]).exits(2);
-        cluster
-            .kv54(["lock", "nightly", "--ttl", odd, "--", "true"])
-            .exits(2);
+        for key in ["nightly", "tea"] {
+            let lock = ["lock", key, "--ttl", odd, "--", "true"];
+            cluster.kv54(lock).exits(2); // the second one is taken
+        }
     }
+    let deletes = ["cas", "tea", "black", "--delete", "--ttl", "5s"];
+    cluster.kv54(deletes).exits(2);
     cluster.kv54(["expire", "tea"]).exits(2);
     cluster.kv54(["expire", "tea", "5m", "--never"]).exits(2);
     let ends = |ends: &str| format!("{{\"key\":\"tea\",\"value\":\"white\",\"ends\":{ends}}}\n");
@@ -152,6 +156,38 @@ fn a_time_to_live_that_is_none_writes_nothing() {
     prints(cluster.kv54(["get", "nightly"]), 1, "");
     let json = cluster.kv54(["get", "tea", "--json"]).exits(0).json();
     assert_eq!(json["ttl_ms"], serde_json::Value::Null, "{json}");
+}
+
+/// Guests of one node that wait for their turns are done together. A counter that ends between two turns
+/// begins anew, and each of them hears what it has counted.
+#[test]
+fn counting_goes_on_when_the_counter_ends() {
+    const ROUNDS: u64 = 10;
+    const MANY: u64 = 1 << 40; // no guest counts so far
+    let cluster = Cluster::running(&THREE);
+    let is_over = AtomicBool::new(false);
+    let anew = thread::scope(|scope| {
+        let count = || {
+            let (mut guest, mut anew) = (Wire::to(&cluster, "alice"), 0);
+            while !is_over.load(Relaxed) {
+                anew += u64::from(guest.does("incr", ["cups".into()]) == 1.into());
+            }
+            anew
+        };
+        let counting: Vec<_> = (0..8).map(|_| scope.spawn(count)).collect();
+        let mut host = Wire::to(&cluster, "bob");
+        for _ in 0..ROUNDS {
+            host.does("set", ["cups".into(), MANY.into(), 50.into()]);
+            while host.does("get", ["cups".into()]).as_u64() >= Some(MANY) {}
+        }
+        is_over.store(true, Relaxed);
+        counting
+            .into_iter()
+            .map(|guest| guest.join().unwrap())
+            .sum::<u64>()
+    });
+    // Once more at the beginning, if nothing was set before.
+    assert!((ROUNDS..=ROUNDS + 1).contains(&anew), "{anew}");
 }
 
 /// The form in which nodes keep a value that ends. A client that sends it by chance means something else.

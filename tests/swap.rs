@@ -19,7 +19,7 @@ use kv54::entry::{Packed, Stamp, next_ballot};
 use kv54::error::{Error, Kind};
 use kv54::rpc::codec::{encode, encode_bytes};
 use kv54::rpc::{Peer, tcp};
-use kv54::store::{Asked, Promise};
+use kv54::store::{Prepare, Promise};
 use msgpack_rpc::Value;
 use tokio::time::advance;
 
@@ -378,7 +378,7 @@ async fn a_replica_holds_off_others_for_a_moment() {
     let cluster = Cluster::of(&THREE);
     let (store, moment) = (cluster.ready_store(0), cluster.ring().limits.window / 64);
     let is_given = |ballot: u64| {
-        let promise = store.at(0).promise(b"tea", Asked::of(ballot)).unwrap();
+        let promise = store.at(0).promise(b"tea", Prepare::of(ballot)).unwrap();
         matches!(promise, Promise::Given(_))
     };
     let mine = |ballot: u64| next_ballot(ballot << 16, 1);
@@ -413,9 +413,9 @@ fn a_promise_leaves_out_what_is_known() {
     // What is asked is read as it was written. For a get, nothing is known.
     let known = Some(Stamp::new(3, 4, 5));
     for (is_read, known) in [(false, None), (true, None), (false, known), (true, known)] {
-        let mut asked = Asked::of(54);
+        let mut asked = Prepare::of(54);
         (asked.is_read, asked.known) = (is_read, known);
-        let read = Asked::read(&asked.encoded()).unwrap();
+        let read = Prepare::read(&asked.encoded()).unwrap();
         let known = known.filter(|_| !is_read);
         assert_eq!(
             (read.ballot, read.is_read, read.known),

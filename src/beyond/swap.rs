@@ -15,7 +15,7 @@ use crate::replicas::{Swapped as Outcome, Waiting};
 use crate::rpc::Answer;
 use crate::rpc::codec::{self, Encoded, encode_bytes, encode_numbers, number, quoted, string};
 use crate::server::Node;
-use crate::store::Asked;
+use crate::store::Prepare;
 
 pub use crate::replicas::Swapped;
 
@@ -31,8 +31,9 @@ pub(crate) enum Swap {
 impl Client {
     /// Replaces the value of a key by what the function makes of it: nil deletes, `None` leaves it. The
     /// function may be asked several times, of which one counts. What it makes stays, unless it says
-    /// when it ends ([`Packed::until`]). An error says whether nothing was changed, or (`unknown-outcome:`) it may have been, once. Prefer [`Client::cas`] and
-    /// [`Client::incr`] where many clients change one key: its owner lets them take turns.
+    /// when it ends ([`Packed::until`]). An error says whether nothing was changed, or
+    /// (`unknown-outcome:`) it may have been, once. Prefer [`Client::cas`] and [`Client::incr`] where
+    /// many clients change one key: its owner lets them take turns.
     pub async fn swap(
         &self,
         key: &[u8],
@@ -227,8 +228,8 @@ impl Node {
         let (swap, key) = match (method, params) {
             ("promise", [ring, k, ballot]) => {
                 let odd = || Error::bad_request("a ballot is from 1 to 2^64-1");
-                let (key, asked) = (key(k)?, Asked::read(ballot).ok_or_else(odd)?);
-                return Ok(self.store.on(ring)?.promise(key, asked)?.into());
+                let (key, prepare) = (key(k)?, Prepare::read(ballot).ok_or_else(odd)?);
+                return Ok(self.store.on(ring)?.promise(key, prepare)?.into());
             }
             ("set", [k, new, ttl]) => {
                 let new = self.client.lasting(value(new)?, time(ttl))?;

@@ -39,7 +39,7 @@ pub(super) struct Cas {
     #[arg(long)]
     absent: bool,
     /// Instead of NEW: delete the key
-    #[arg(long)]
+    #[arg(long, conflicts_with = "ttl")]
     delete: bool,
     /// Both values are JSON: false is a boolean, 5 a number, "tea" a text, and so on
     #[arg(long)]

@@ -53,7 +53,8 @@ pub(super) struct Lock {
     #[arg(allow_negative_numbers = true, value_parser = typed_key())]
     key: OsString,
     /// The key ends by itself after this time (10s, 5m), and kv54 renews it while the command runs: so it does
-    /// not stay taken if kv54 is killed. If it cannot be renewed, the command gets a TERM
+    /// not stay taken if kv54 is killed. If it cannot be renewed, the command gets a TERM, but nothing that it has
+    /// started does: `sh -c 'exec …'` for a shell with one command
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     ttl: Option<Duration>,
     /// The command and its arguments, behind --
@@ -84,6 +85,7 @@ impl Lock {
             ttl: self.ttl,
             options,
         };
+        held.lasting()?; // a time that is none is said at once
         let mut signals = Signals::new()?; // before the key is taken: none may end this process then
         let taken = held.take(&mut signals).await?;
         let code = run(&self.command, &held, taken, &mut signals).await;
@@ -105,7 +107,15 @@ impl Held<'_> {
         let taken = loop {
             let begun = Instant::now();
             let (what, why) = match self.try_once().await {
-                Ok(None) => break begun,
+                Ok(None) if self.ttl.is_none_or(|ttl| begun.elapsed() < ttl) => break begun,
+                Ok(None) if waiting.is_over() => {
+                    let why = format!("lock failed: to take {key} takes longer than it lasts");
+                    return Err(Failure { code: 3, why });
+                }
+                Ok(None) => (
+                    "cannot lock yet",
+                    "it takes longer than it lasts".to_owned(),
+                ),
                 Ok(Some(current)) => {
                     let current = text::quoted(&current.value()?);
                     if waiting.is_over() {
@@ -186,6 +196,10 @@ impl Held<'_> {
     /// Deletes the key, if it is still ours. Who gives up leaves it taken.
     async fn release(&self, signals: &mut Signals) -> Result<(), Failure> {
         let (mut waiting, ours) = (self.begin_waiting(), Packed::of(&*self.holder));
+        if let Some(ttl) = self.ttl {
+            let ends = Instant::now() + ttl; // by itself
+            waiting.deadline = Some(waiting.deadline.map_or(ends, |deadline| deadline.min(ends)));
+        }
         let current = loop {
             match self.swap(&ours, &Packed::default()).await {
                 Ok(Swapped::Done(_)) => return Ok(()),

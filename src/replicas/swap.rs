@@ -18,7 +18,7 @@ use crate::entry::{Entry, Loaded, Packed, Stamp, check_value, next_ballot, size}
 use crate::error::{Error, Kind};
 use crate::rpc::codec::NIL;
 use crate::sabotage::{Bug, planted};
-use crate::store::{Asked, Promise, Replica};
+use crate::store::{Prepare, Promise, Replica};
 
 /// What a swap makes of a value (see [`Packed::plain`]): another one, nil to delete it, or `None` to leave
 /// it. It may be asked several times, of which one counts.
@@ -78,9 +78,9 @@ impl Operation<'_> {
         insists: bool,
     ) -> Result<Ended, Error> {
         let mut view = self.replicas.view();
-        let own = self.own_value(&view);
+        let own = self.own_value(&view).filter(|value| !self.is_over(value));
         let mut asked = usize::from(own.is_some());
-        if own.is_some_and(|value| !self.is_over(&value) && change(&value).is_none()) {
+        if own.is_some_and(|value| change(&value).is_none()) {
             // What would change nothing takes no promises, if a get says so too.
             let Entry { stamp, value } = Box::pin(self.get()).await?.entry;
             asked += 1;
@@ -96,13 +96,12 @@ impl Operation<'_> {
 
     /// What a swap finds that changes nothing. It is written anew: what one replica has and no majority
     /// has accepted is over.
-    pub(crate) async fn read_by_swap(&self, insists: bool) -> Result<Entry, Error> {
+    pub(crate) async fn read_by_swap(&self, insists: bool) -> Result<Newest, Error> {
         let mut change = |_: &Packed| None;
         let mut swap = Swap::new(self, &mut change, 0);
         swap.is_read = true;
         let Ended { found, value, .. } = self.attempt(swap, self.replicas.view(), insists).await?;
-        let stamp = found;
-        Ok(Entry { stamp, value })
+        Ok(Newest::agreed(found, value))
     }
 
     /// Whether the time of a value is over, by this coordinator's clock.
@@ -112,17 +111,14 @@ impl Operation<'_> {
 
     /// Makes nil of a value whose time is over. What has come in between stays.
     pub(super) async fn end(&self, stamp: Stamp) -> Result<Newest, Error> {
-        let value = Packed::default();
-        let entry = match () {
-            () if planted(Bug::ExpiredWithoutSwap) => Entry { stamp, value },
-            () if planted(Bug::ExpiredBlindly) => {
-                self.store(stamp.newer(NIL)).await?;
-                Entry { stamp, value }
-            }
-            () => self.read_by_swap(false).await?,
-        };
-        let agreed = true;
-        Ok(Newest { entry, agreed })
+        self.highest.fetch_max(stamp.ballot, Relaxed);
+        if planted(Bug::ExpiredBlindly) {
+            self.store(stamp.newer(NIL)).await?;
+        }
+        match planted(Bug::ExpiredWithoutSwap) || planted(Bug::ExpiredBlindly) {
+            true => Ok(Newest::agreed(stamp, Packed::default())),
+            false => self.read_by_swap(false).await,
+        }
     }
 
     async fn attempt(
@@ -232,26 +228,26 @@ impl<'a> Swap<'a> {
     /// What a majority has that promises to accept nothing below this ballot; `None` if one of it has
     /// promised as much before.
     async fn promised(&mut self, phase: Phase<'_>, ballot: u64) -> Result<Option<Newest>, Failed> {
-        let mut asked = Asked::of(ballot);
-        asked.is_read = self.is_read;
+        let mut prepare = Prepare::of(ballot);
+        prepare.is_read = self.is_read;
         let ask = |at| match self.of.own_store_at(phase.view, at) {
             Some(store) => {
-                let own = store.promise(self.of.key, asked);
-                if let (Ok(Promise::Given(own)), None) = (&own, asked.known) {
+                let own = store.promise(self.of.key, prepare);
+                if let (Ok(Promise::Given(own)), None) = (&own, prepare.known) {
                     // The others leave out what we hold; a counter is no longer than its stamp.
-                    asked.known = Some(own.stamp).filter(|_| own.value.len() > COUNTER);
+                    prepare.known = Some(own.stamp).filter(|_| own.value.len() > COUNTER);
                 }
                 Sent::Answered(own)
             }
-            None => (self.of).send(phase.view, at, "promise", [&asked.encoded(), &[], &[]]),
+            None => (self.of).send(phase.view, at, "promise", [&prepare.encoded(), &[], &[]]),
         };
         let taken = &mut false;
         let promises = self.of.majority(phase, Promise::read, ask, taken).await?;
         let mut given = Few::<Loaded>::new();
         for promise in promises {
-            let found = match promise {
+            let (stamp, value) = match promise {
                 Promise::Given(Entry { stamp, value }) => (stamp, Some(value)),
-                Promise::Same => (asked.known.unwrap_or_default(), None),
+                Promise::Same => (prepare.known.unwrap_or_default(), None),
                 Promise::Refused(higher) => {
                     self.of.highest.fetch_max(higher, Relaxed);
                     let own = self.of.own_stores(phase.view);
@@ -259,7 +255,6 @@ impl<'a> Swap<'a> {
                     return Ok(None);
                 }
             };
-            let (stamp, value) = found;
             given.push(Entry { stamp, value });
         }
         Ok(Some(Newest::of(given)?))

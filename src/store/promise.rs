@@ -11,7 +11,7 @@ use crate::rpc::codec::{self, Encoded, NIL, encode_numbers};
 
 /// What a swap asks of a replica: to accept no swap of a key with a lower ballot.
 #[derive(Clone, Copy)]
-pub struct Asked {
+pub struct Prepare {
     /// From 1.
     pub ballot: u64,
     /// Whether it is for a get, which no memory may be lacking for.
@@ -20,10 +20,10 @@ pub struct Asked {
     pub known: Option<Stamp>,
 }
 
-impl Asked {
+impl Prepare {
     /// For a swap that knows nothing yet.
     pub fn of(ballot: u64) -> Self {
-        Asked {
+        Prepare {
             ballot,
             is_read: false,
             known: None,
@@ -33,7 +33,6 @@ impl Asked {
     /// As a parameter: the ballot, `[ballot]` for a get, or `[ballot, counter, writer, ballot]` with the
     /// stamp that is known.
     pub fn encoded(self) -> Encoded {
-        let ballot = encode_numbers([self.ballot]);
         let (begin, known): (&[u8], _) = match self.known {
             _ if self.is_read => (&[0x91], Encoded::new()),
             Some(known) => (
@@ -43,7 +42,7 @@ impl Asked {
             None => (&[], Encoded::new()),
         };
         let mut out = Encoded::from_slice(begin);
-        out.extend_from_slice(&ballot);
+        out.extend_from_slice(&encode_numbers([self.ballot]));
         out.extend_from_slice(&known);
         out
     }
@@ -59,7 +58,7 @@ impl Asked {
             [ballot, counter, writer, known] => (ballot, Some(Stamp::new(counter, writer, known))),
             _ => return None,
         };
-        (ballot > 0).then_some(Asked {
+        (ballot > 0).then_some(Prepare {
             ballot,
             is_read: array.is_some() && known.is_none(),
             known,

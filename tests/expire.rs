@@ -354,19 +354,14 @@ fn an_export_keeps_when_values_end() {
 #[test]
 fn a_lock_ends_by_itself_if_its_holder_is_killed() {
     let cluster = Cluster::running(&THREE);
-    let mut command = cluster.command();
-    command.args([
-        "lock",
-        "nightly",
-        "--ttl",
-        "3s",
-        "--",
-        "sh",
-        "-c",
-        "echo held >&2; sleep 20",
-    ]);
-    let mut holder = Node::spawn(&mut command);
-    holder.wait_for("held");
+    let holds = |then: &str| {
+        let (mut command, shell) = (cluster.command(), format!("echo held >&2; {then}"));
+        command.args(["lock", "nightly", "--ttl", "3s", "--", "sh", "-c", &shell]);
+        let holder = Node::spawn(&mut command);
+        holder.wait_for("held");
+        holder
+    };
+    let mut holder = holds("sleep 20");
     thread::sleep(Duration::from_millis(4_500)); // the time is what is tested: it is renewed
     cluster.kv54(["get", "nightly"]).exits(0);
     holder.signal("KILL");
@@ -378,19 +373,7 @@ fn a_lock_ends_by_itself_if_its_holder_is_killed() {
     );
 
     // Who loses it ends the command.
-    let mut command = cluster.command();
-    command.args([
-        "lock",
-        "nightly",
-        "--ttl",
-        "3s",
-        "--",
-        "sh",
-        "-c",
-        "echo held >&2; exec sleep 60",
-    ]);
-    let mut loser = Node::spawn(&mut command);
-    loser.wait_for("held");
+    let mut loser = holds("exec sleep 60");
     cluster.kv54(["set", "nightly", "somebody else"]).exits(0);
     assert_eq!(loser.wait(), 128 + 15, "{:?}", loser.log());
     loser.wait_for("the lock is lost: somebody else has written it");

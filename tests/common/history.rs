@@ -308,7 +308,7 @@ impl Seen {
             }
             Register::Swap(None, None) => None,
             Register::Write(old) | Register::Swap(old, None) => {
-                Some((Register::Lost(old), (end, 2)))
+                Some((Register::Lost(old, 0), (end, 2)))
             }
             _ => None,
         }
@@ -323,7 +323,7 @@ impl Seen {
             _ => None,
         };
         let hidden = perhaps.iter().find_map(hides).filter(|_| !is_seen(&value));
-        Register::Lost(hidden.unwrap_or(Some(value)))
+        Register::Lost(hidden.unwrap_or(Some(value)), 0)
     }
 
     fn follow(&mut self, register: &Register) -> bool {
@@ -342,15 +342,16 @@ fn check_key(asked: &[Asked], end: usize) -> Result<(), String> {
     let told: Vec<_> = asked.iter().map(Asked::told).collect::<Result<_, _>>()?;
     let seen = Seen::of(asked, &told);
     let perhaps: Vec<Register> = asked.iter().flat_map(Asked::perhaps).collect();
-    let (mut actions, mut any_lost) = (Vec::new(), false);
-    for (asked, told) in asked.iter().zip(told) {
+    let (mut actions, mut any_lost, mut deletes) = (Vec::new(), false, 0);
+    let replaced = |value| replaced(value, asked, &told, &seen);
+    for (asked, told) in asked.iter().zip(&told) {
         let was_seen =
             |new: &u64| seen.0.contains_key(new) || asked.end == End::Replaced(Some(*new));
         let done: Vec<_> = asked.made.iter().filter(|(_, new)| was_seen(new)).collect();
         if done.len() > 1 {
             return Err(format!("was replaced twice by one swap: {done:?}"));
         }
-        let told = told.map(|register| (register, (asked.ended, 1)));
+        let told = told.as_ref().map(|register| (*register, (asked.ended, 1)));
         let unknown = || {
             asked
                 .perhaps()
@@ -361,8 +362,20 @@ fn check_key(asked: &[Asked], end: usize) -> Result<(), String> {
             Operation::Expiry(value) => Some((seen.hidden(value, &perhaps), (end, 2))),
             _ => told.or_else(unknown),
         };
-        if let Some((register, response)) = action {
-            any_lost |= matches!(register, Register::Lost(_));
+        if let Some((mut register, mut response)) = action {
+            match &mut register {
+                Register::Lost(None, number) => (*number, deletes) = (deletes, deletes + 1),
+                Register::Lost(Some(value), number) => {
+                    if let Some(place) = replaced(*value) {
+                        (*number, response) = (1, (place, 2));
+                    }
+                }
+                _ => {}
+            }
+            any_lost |= matches!(register, Register::Lost(..));
+            if response.0 < asked.began {
+                continue; // it had nothing to delete any more
+            }
             actions.push(((asked.began, 1), asked.began, Call(register)));
             actions.push((response, asked.began, Response(register)));
         }
@@ -385,6 +398,24 @@ fn check_key(asked: &[Asked], end: usize) -> Result<(), String> {
     }
 }
 
+/// Where a value is certainly not there any more: at the end of an operation that began after it was seen, or
+/// written, and that left another one. No value is written twice.
+fn replaced(value: u64, asked: &[Asked], told: &[Option<Register>], seen: &Seen) -> Option<usize> {
+    let left = |register: &Register| match *register {
+        Register::Read(content) | Register::Write(content) | Register::Swap(_, content) => content,
+        Register::Lost(..) | Register::End => None,
+    };
+    let told = asked.iter().zip(told);
+    let told = told.filter_map(|(asked, told)| Some((asked, left(told.as_ref()?))));
+    let its_own = told.clone().filter(|(_, left)| *left == Some(value));
+    let since = its_own
+        .map(|(asked, _)| asked.ended)
+        .chain(seen.0.get(&value).copied());
+    let since = since.min()?;
+    let others = told.filter(|(asked, left)| asked.began > since && *left != Some(value));
+    others.map(|(asked, _)| asked.ended).min()
+}
+
 /// What happened to the register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Register {
@@ -392,8 +423,10 @@ enum Register {
     Write(Content),
     /// The one value was there, and then the other.
     Swap(Content, Content),
-    /// A delete (of this value alone, if it was a swap) that may have happened.
-    Lost(Content),
+    /// A delete that may have happened. Of those of any value, the first one that began happens first: nothing
+    /// that a later one explains can it not explain as well. One of a single value has a 1 if it ends: then it has
+    /// happened, or that value is not there any more.
+    Lost(Content, usize),
     /// All that certainly happened did so before. What is lost comes after it, or where it
     /// explains an answer: each other place that the checker tries would double its work.
     End,
@@ -404,6 +437,7 @@ struct State {
     content: Content,
     /// It is nil by a lost delete, which explains nothing yet.
     unexplained: bool,
+    deletes: usize, // that have happened, of those that may have
     is_over: bool,
 }
 
@@ -415,28 +449,35 @@ impl Specification for Register {
         State {
             content: None,
             unexplained: false,
+            deletes: 0,
             is_over: false,
         }
     }
 
     fn apply(operation: &Register, state: &State) -> (bool, State) {
-        let (content, is_over) = (state.content, state.is_over);
+        let (content, is_over, deletes) = (state.content, state.is_over, state.deletes);
         let becomes = |content| State {
             content,
             unexplained: false,
+            deletes,
             is_over,
         };
         match *operation {
             Register::Read(read) => (read == content, becomes(content)),
             Register::Write(new) => (!state.unexplained, becomes(new)),
             Register::Swap(old, new) => (old == content, becomes(new)),
-            Register::Lost(_) if is_over => (true, *state),
-            Register::Lost(old) => {
-                let is_there = content.is_some() && old.is_none_or(|_| old == content);
+            Register::Lost(..) if is_over => (true, *state),
+            Register::Lost(old, number) => {
+                let is_next = match old {
+                    None => content.is_some() && number == deletes,
+                    Some(_) if old != content && number == 1 => return (true, *state),
+                    Some(_) => old == content,
+                };
                 (
-                    is_there,
+                    is_next,
                     State {
                         unexplained: true,
+                        deletes: deletes + usize::from(old.is_none()),
                         ..becomes(None)
                     },
                 )

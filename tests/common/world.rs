@@ -46,6 +46,8 @@ const HEARD: Duration = Duration::from_millis(500);
 const REPAIR: Duration = Duration::from_secs(10);
 /// How long clients go on when nothing fails any more.
 const CALM: Duration = Duration::from_millis(1500);
+/// How long a run and the check of its history may take, of real time: usually a second.
+const CHECKED: Duration = Duration::from_secs(60);
 /// How many drive the same change at once, at most.
 const DRIVERS: usize = 2;
 /// Whose clock clients go by.
@@ -129,6 +131,12 @@ pub fn alone(test: &str, seed: u64, sabotage: &str) -> Result<String, String> {
 
 /// Runs a seed and prints what happened; panics if that is not what was promised.
 pub fn print(seed: u64) {
+    // Whether a history is linearizable may take for ever to find out, where many writes are unknown.
+    std::thread::spawn(move || {
+        std::thread::sleep(CHECKED);
+        eprintln!("seed {seed}: after {CHECKED:?} it is still not clear whether it is right");
+        std::process::exit(2);
+    });
     println!("{}", run(seed).unwrap_or_else(|why| panic!("{why}")));
 }
 

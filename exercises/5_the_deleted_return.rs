@@ -6,6 +6,9 @@
 //!
 //! Hint: all replicas have the tombstone. Where else can an old entry be? A set is answered when
 //! two have it; what of its third message?
+//!
+//! Then read `src/beyond/forget.rs`: kv54 forgets all tombstones at once, and asks another ring from then on.
+//! What happens there to that third message?
 
 use crate::tea::{ALICE, BOB, ERIN, Tea};
 

@@ -1,5 +1,6 @@
 //! What the essay did not have. Each file is a capability of its own, which the rest does not know.
 
 pub mod expire;
+pub mod forget;
 pub mod rings;
 pub mod swap;

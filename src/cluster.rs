@@ -39,7 +39,7 @@ pub struct Node {
 }
 
 /// The version of what nodes say to each other. One that would misread another one refuses it.
-const WIRE: &str = "2";
+const WIRE: &str = "3";
 
 impl Cluster {
     /// The place of the key's owner. The keys of one owner are a part, and go by its place.

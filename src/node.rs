@@ -42,6 +42,8 @@ impl Node {
         joining.spawn(async move { join(&node.store, &node.client.replicas).await });
         let node = self.clone();
         joining.spawn(async move { node.sweep().await });
+        let node = self.clone();
+        joining.spawn(async move { node.forget().await });
         rpc::serve(incoming, &**self, || self.store.limits(), stop).await;
     }
 

@@ -459,6 +459,13 @@ impl Operation<'_> {
         };
         let exchange = self.replicas.exchange_with(&names, false);
         let told = timeout(patience, exchange).await.unwrap_or_default();
+        if told
+            .iter()
+            .flat_map(|told| told.as_ref().err())
+            .any(|error| error.kind == Kind::WrongRing)
+        {
+            let _ = timeout(patience, self.replicas.begin_anew()).await;
+        }
         let state = |told: &Told| told.state(&view.state.ring).ok();
         let mut states = told.iter().flatten().filter_map(state);
         is_told && states.any(|state| state.is(&view.state))

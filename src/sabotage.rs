@@ -74,6 +74,14 @@ pub enum Bug {
     LastOwnBallotAlone,
     /// A swap says that the value is another one, although it has sent what may still be made.
     NoWithoutAccept,
+    /// A node moves on to a state of before all nodes lost their memory.
+    FormerLifeFollowed,
+    /// A swap takes what was refused by all who have answered for what nobody will keep.
+    SilentTakenForRefused,
+    /// A swap that finds nothing deletes it first.
+    SwapDeletesNothing,
+    /// A client goes on as before when all nodes have lost their memory.
+    ClientKeepsFormerRing,
     /// A swap builds on a write of before the change of the ring.
     SwapBuildsOnOldEpoch,
     /// A replica takes a write of before the change of the ring, whatever it has promised.

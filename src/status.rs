@@ -41,6 +41,12 @@ pub struct Status {
     pub tombstones: usize,
     /// Keys, values and overhead, in bytes.
     pub bytes: usize,
+    /// How many of these bytes go when the ring changes: tombstones, and promises for absent keys.
+    pub garbage: usize,
+    /// How many of these were read during the last change and taken along.
+    pub carried: usize,
+    /// Seconds since it last forgot what was deleted.
+    pub forgot_s: Option<u64>,
     /// How many bytes they may take before a set that adds to them is refused.
     pub memory: usize,
     /// Whether the last set that was refused for that would be refused again.

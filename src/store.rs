@@ -9,6 +9,7 @@ mod memory;
 mod promise;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use bytesize::ByteSize;
@@ -32,6 +33,9 @@ pub(crate) const OVERHEAD: usize = 100;
 /// What a key takes beside that which was ever swapped, in bytes.
 const SWAPS: usize = 80;
 
+/// How many bytes of what was deleted a round frees at each node at least, unless memory is scarce.
+pub(crate) const FORGETS_FROM: usize = 64 << 10;
+
 /// What one page of a scan takes, in bytes, unless its asker names another size.
 const PAGE: usize = 16 << 10;
 /// What one page may take, unless it is a single entry: little enough to be made while others wait,
@@ -46,6 +50,7 @@ pub struct Store {
     pub started: Instant,
     name: String,
     start_id: u64,
+    forgets_from: AtomicUsize,
     limits: Mutex<Limits>,
     kept: Mutex<Kept>,
 }
@@ -59,11 +64,13 @@ pub struct Replica<'a> {
 struct Kept {
     memory: Memory,
     epoch: u64,
-    held: Vec<Held>,         // for each ring that is asked
-    starting: bool,          // some part was not ready yet since the node started
+    held: Vec<Held>,            // for each ring that is asked
+    starting: bool,             // some part was not ready yet since the node started
     unheard: bool, // it does not know yet whether the ring has changed: it answers nothing
     heard: BTreeSet<String>, // who has said how the ring is
     member: bool,  // it has been in a ring that was asked
+    collected: Option<Instant>, // when what was deleted was last forgotten
+    doubts: BTreeSet<String>, // about rings that are not asked any more
     // How each other node was read lately: bytes in a second, or why it could not be read.
     reading: BTreeMap<String, Result<usize, String>>,
 }
@@ -85,6 +92,8 @@ impl Store {
             unheard: true,
             heard: BTreeSet::new(),
             member: false,
+            collected: None,
+            doubts: BTreeSet::new(),
             reading: BTreeMap::new(),
         };
         kept.move_to(&rings.known().state, &name);
@@ -93,6 +102,7 @@ impl Store {
             started: Instant::now(),
             name,
             start_id: fastrand::u64(..),
+            forgets_from: AtomicUsize::new(FORGETS_FROM),
             limits: Mutex::new(limits),
             kept: Mutex::new(kept),
         }
@@ -107,6 +117,16 @@ impl Store {
     pub fn limit(&self, limits: Limits) {
         *lock(&self.limits) = limits;
         lock(&self.kept).memory.own.limit = limits.memory;
+    }
+
+    /// How many bytes of what was deleted a round must free at each node, unless memory is scarce.
+    pub fn forgets_from(&self) -> usize {
+        self.forgets_from.load(Relaxed)
+    }
+
+    /// Has this node begin rounds for so few bytes, or none, with `usize::MAX`; for tests.
+    pub fn forget_from(&self, bytes: usize) {
+        self.forgets_from.store(bytes, Relaxed);
     }
 
     /// This node as a replica, for an asker that names its `ring` by the fingerprint.
@@ -607,7 +627,9 @@ impl Store {
 
     /// Forgets all doubts: a person has read them.
     pub fn acknowledge(&self) -> Answer {
-        for held in &mut lock(&self.kept).held {
+        let mut kept = lock(&self.kept);
+        kept.doubts.clear();
+        for held in &mut kept.held {
             held.parts.values_mut().for_each(|part| part.doubt = None);
         }
         ().into()
@@ -623,11 +645,15 @@ impl Store {
             ring: known.state.fingerprint(0, &self.name),
             epoch: known.state.epoch(),
             handed_over: kept.held.get(1).map_or(0, Held::count),
+            garbage: kept.held.first().map_or(0, |held| held.garbage().bytes),
+            carried: kept.held.first().map_or(0, |held| held.garbage().carried),
+            forgot_s: kept.collected.map(|ended| ended.elapsed().as_secs()),
             bytes: kept.memory.own.bytes,
             memory: kept.memory.own.limit,
             full: kept.memory.is_full(),
             worn: kept.held.iter().any(|held| held.worn),
             uptime_s: self.started.elapsed().as_secs(),
+            doubts: kept.doubts.iter().cloned().collect(),
             ..Status::default()
         };
         // What it holds of the old ring counts, or of the new one where it was not in the old one.
@@ -671,6 +697,10 @@ impl Kept {
     /// counts at once: nobody has asked it before. But a node that has started a moment ago may have
     /// been asked before its start.
     fn move_to(&mut self, state: &State, name: &str) {
+        let names = |held: &Held| held.cluster.names().join(" ");
+        if matches!(&self.held[..], [old, new] if names(old) == names(new)) {
+            self.collected = Some(Instant::now()); // a round has ended
+        }
         let mut old = std::mem::take(&mut self.held);
         self.epoch = state.epoch();
         for (ring, cluster) in state.rings().enumerate() {
@@ -680,15 +710,17 @@ impl Kept {
                 old.swap_remove(at)
             } else {
                 let counts = !self.starting || planted(Bug::StartingNodeTakesNewRingAsRead);
-                Held::new(cluster, name, ring == 1 && counts)
+                Held::new(cluster, name, ring == 1 && counts, born)
             };
             self.held.push(Held {
                 ring: state.fingerprint(ring, name).into(),
-                born,
                 ..held
             });
         }
         self.member |= !self.unheard && state.has(name);
+        let parts = old.iter_mut().flat_map(|held| held.parts.values_mut());
+        self.doubts
+            .extend(parts.filter_map(|part| part.doubt.take()));
         if !old.is_empty() {
             self.memory.own.bytes = self.held.iter().map(|held| held.bytes).sum(); // the others shared with them
             // Millions of entries take a while. Without a thread for them, they are dropped here.

@@ -34,6 +34,8 @@ fn story(bug: Bug) -> Option<fn() -> Result<(), String>> {
         Bug::LastOwnBallotAlone => stories::found_again,
         Bug::NoWithoutAccept => stories::not_after_all,
         Bug::SwapBuildsOnOldEpoch => stories::nothing_to_build_on,
+        Bug::FormerLifeFollowed => stories::before_all_memories_were_lost,
+        Bug::ClientKeepsFormerRing => stories::all_memories_lost,
         Bug::OldWriteIgnoresPromises => stories::read_before_a_swap,
         _ => return None,
     })

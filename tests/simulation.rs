@@ -46,7 +46,7 @@ fn every_answer_is_one_that_a_single_register_could_have_given() {
     let runs = runs.into_inner().unwrap();
     let sum = |field: &str| runs.iter().map(|run| world::field(run, field)).sum::<u64>();
     println!(
-        "{seeds} seeds in {:.0?}: {} operations done, {} refused, {} unknown; {} swaps done, {} unknown; {} values ended; {} for memory, {} changes of the ring, {} crashes, {} cuts, {} slow links, {} dead clients; \
+        "{seeds} seeds in {:.0?}: {} operations done, {} refused, {} unknown; {} swaps done, {} unknown; {} values ended; {} for memory, {} changes of the ring, {} rounds of forgetting, {} crashes, {} cuts, {} slow links, {} dead clients; \
          {} forgetful runs, {} of them with wrong answers that a node had warned of",
         start.elapsed(),
         sum("done"),
@@ -57,6 +57,7 @@ fn every_answer_is_one_that_a_single_register_could_have_given() {
         sum("ended"),
         sum("full"),
         sum("changes"),
+        sum("rounds"),
         sum("crashes"),
         sum("cuts"),
         sum("slow"),
@@ -64,6 +65,7 @@ fn every_answer_is_one_that_a_single_register_could_have_given() {
         sum("forgetful"),
         sum("wrong"),
     );
+    assert!(seeds < 100 || sum("rounds") > 0 && sum("changes") > 0);
 }
 
 /// Whether a register could have done this.
@@ -326,6 +328,12 @@ fn a_delete_that_began_during_a_change_hides_nothing_that_comes_later() {
 #[test]
 fn what_was_read_during_a_change_is_what_a_swap_finds() {
     stories::read_before_a_swap().unwrap();
+}
+
+#[test]
+fn a_client_outlives_the_memory_of_all_nodes() {
+    stories::all_memories_lost().unwrap();
+    stories::before_all_memories_were_lost().unwrap();
 }
 
 #[test]

@@ -15,12 +15,17 @@ use crate::client::Client;
 use crate::cluster::{Cluster, Node, State, Told};
 use crate::entry::Entry;
 use crate::error::{Error, Kind};
-use crate::join::{Scan, entries};
+use crate::join::{Kept, Scan, entries};
+use crate::rpc::codec::NIL;
 use crate::sabotage::{Bug, planted};
 use crate::status::Status;
 
 /// Before something is tried again that a node could not do.
 const RETRY: Duration = Duration::from_millis(100);
+/// How often a plan looks again where nodes know different states.
+const LOOKS: u8 = 5;
+/// Of how many keys of a part it is noted that they are handed over; others are so twice.
+const MOST_SEEN: usize = 1 << 20;
 /// How many keys are handed over at once.
 const AT_ONCE: usize = 64;
 
@@ -45,7 +50,7 @@ pub enum Progress {
 }
 
 /// Changes the ring to that of a file.
-pub struct Driver<'a> {
+pub struct Driver<'a, P: Fn(Progress)> {
     /// Reads and writes as any other client, in both rings.
     pub client: &'a Client,
     /// The file that has the new ring, and the nodes that leave.
@@ -54,16 +59,29 @@ pub struct Driver<'a> {
     /// old one, and the counters of stamps begin anew.
     pub again: bool,
     /// Is told how far it is.
-    pub progress: &'a dyn Fn(Progress),
+    pub progress: P,
 }
 
-impl Driver<'_> {
-    /// What is to be done. An error names what is in the way; nothing has been changed.
+impl<P: Fn(Progress)> Driver<'_, P> {
+    /// What is to be done. An error names what is in the way; nothing has been changed. A round of forgetting
+    /// is waited for, unless one is wanted.
     pub async fn plan(&self) -> Result<Plan, Error> {
         let replicas = &self.client.replicas;
         replicas.exchange_all().await; // a node may know of others
-        let told = replicas.exchange_all().await;
-        let from = replicas.state();
+        let mut looks = 0..LOOKS;
+        let (told, from) = loop {
+            let (told, from) = (replicas.exchange_all().await, replicas.state());
+            if from.is_round() && !(self.again && from.ring.names() == self.file.names()) {
+                let why = Error::new(Kind::Unavailable, "it forgets what was deleted");
+                (self.progress)(Progress::Waits("the ring".to_owned(), why));
+            } else {
+                let mut steps = told.iter().flat_map(|(_, told)| told).map(|told| told.step);
+                if steps.all(|step| step == from.step) || looks.next().is_none() {
+                    break (told, from); // else a round begins or ends at this moment
+                }
+            }
+            sleep(RETRY).await;
+        };
         if let Some(error) = told.iter().find_map(|(node, told)| strange(node, told)) {
             return Err(error);
         }
@@ -125,7 +143,8 @@ impl Driver<'_> {
         }
     }
 
-    /// Carries a plan out. It ends once the new ring is alone; an error leaves the change where it is.
+    /// Carries a plan out. It ends once the new ring is alone; an error leaves the change where it is. `busy:`
+    /// if another change has begun since the plan was made: another plan is needed.
     pub async fn carry_out(&self, plan: &Plan) -> Result<(), Error> {
         let Some(to) = &plan.to else {
             return Ok(());
@@ -136,8 +155,8 @@ impl Driver<'_> {
         };
         if plan.from.next.is_none() {
             self.wait_until_ready(&changing).await;
+            self.propose(&changing).await?;
         }
-        self.hear(&changing)?;
         if planted(Bug::HandOverBeforeAllKnow) {
             self.hand_over(&changing).await?;
         }
@@ -172,6 +191,29 @@ impl Driver<'_> {
         }
     }
 
+    /// Tells the first node of the old ring alone: of two changes that begin at once it takes one. Nobody else
+    /// must hear of the other one.
+    async fn propose(&self, changing: &State) -> Result<(), Error> {
+        let names = changing.ring.names();
+        let first = names.first().copied().unwrap_or_default();
+        loop {
+            let error = match self.client.replicas.propose(first, changing).await {
+                Ok(told) if told.state(self.file)?.is(changing) => return self.hear(changing),
+                Ok(told) if told.certain => {
+                    return Err(Error::new(Kind::Busy, "the ring has changed meanwhile"));
+                }
+                Ok(_) => Error::new(Kind::Joining, "it does not know yet how the ring is"),
+                Err(error) if error.kind == Kind::WrongRing => {
+                    return Err(Error::new(Kind::Busy, another(first, &error.why).why));
+                }
+                Err(error) if error.kind.is_refusal() => return Err(error),
+                Err(error) => error,
+            };
+            (self.progress)(Progress::Waits(first.to_owned(), error));
+            sleep(RETRY).await;
+        }
+    }
+
     /// Has all nodes of both rings move on, until there was a moment when all of them had: who answers
     /// twice with one start id has not forgotten it between.
     async fn begin(&self, changing: &State) -> Result<Vec<u64>, Error> {
@@ -184,16 +226,11 @@ impl Driver<'_> {
         }
     }
 
-    /// Tells all nodes of both rings, and waits until each has moved on; the start id of each. The
-    /// first node of the old ring is told first: of two changes that begin at once it takes one.
+    /// Tells all nodes of both rings, and waits until each has moved on; the start id of each.
     async fn tell_all(&self, changing: &State) -> Result<Vec<u64>, Error> {
-        let (mut ids, mut nodes) = (Vec::new(), names(changing));
-        let others = nodes.split_off(1);
-        for nodes in [nodes, others] {
-            let told = join_all(nodes.iter().map(|name| self.tell(name, changing))).await;
-            ids.extend(told.into_iter().collect::<Result<Vec<u64>, _>>()?);
-        }
-        Ok(ids)
+        let names = names(changing);
+        let told = join_all(names.iter().map(|name| self.tell(name, changing))).await;
+        told.into_iter().collect()
     }
 
     /// Tells one node, and waits until it has moved on; its start id.
@@ -263,15 +300,22 @@ impl Driver<'_> {
     ) -> Result<(), Error> {
         let replicas = &self.client.replicas;
         let mut scan = Scan::of_a_ready_node(replicas, place, part).await?;
+        let epoch = replicas.state().epoch();
         while let Some(page) = scan.page().await? {
-            let keys = entries(&page)?.into_iter().map(|(key, ..)| key);
-            let new: Vec<&[u8]> = keys.filter(|key| !seen.contains(*key)).collect();
+            let is_new = |(key, entry, _): &Kept| {
+                let is_left = stays_behind(*entry, epoch); // a newer write is in the other list
+                !is_left && !seen.contains(*key)
+            };
+            let new = entries(&page)?.into_iter().filter(is_new);
+            let new: Vec<&[u8]> = new.map(|(key, ..)| key).collect();
             for keys in new.chunks(AT_ONCE) {
                 let asked = Instant::now();
                 for handed in join_all(keys.iter().map(|key| self.hand_over_key(key))).await {
                     handed?;
                 }
-                seen.extend(keys.iter().map(|key| Box::from(*key)));
+                if seen.len() < MOST_SEEN {
+                    seen.extend(keys.iter().map(|key| Box::from(*key)));
+                }
                 *done += keys.len();
                 (self.progress)(Progress::Keys(*done));
                 // The guests of the nodes come first: half of the time is theirs alone.
@@ -284,12 +328,10 @@ impl Driver<'_> {
     async fn hand_over_key(&self, key: &[u8]) -> Result<(), Error> {
         let operation = self.client.replicas.of(key)?;
         let newest = operation.load().await?;
-        let Entry { stamp, value } = &newest.entry;
-        // What was deleted before stays behind with the old ring. A delete of now goes on in the new one,
-        // and hides what is made there of nothing.
-        let is_old = stamp.epoch() < self.client.replicas.state().epoch();
-        let stays = value.is_nil() && (is_old || planted(Bug::NewTombstoneStaysBehind));
-        if stays || planted(Bug::LiveValuesNotHandedOver) {
+        let entry = newest.entry.borrow();
+        if stays_behind(entry, self.client.replicas.state().epoch())
+            || planted(Bug::LiveValuesNotHandedOver)
+        {
             return Ok(());
         }
         operation.repair(newest).await.map(drop)
@@ -308,6 +350,13 @@ impl Driver<'_> {
             .into_iter()
             .try_for_each(|told| told.map(drop))
     }
+}
+
+/// What was deleted before a change stays behind with the old ring. A delete of now goes on in the new one, and
+/// hides what is made there of nothing.
+fn stays_behind(entry: Entry<&[u8]>, epoch: u64) -> bool {
+    let is_old = entry.stamp.epoch() < epoch;
+    entry.value == NIL && (is_old || planted(Bug::NewTombstoneStaysBehind))
 }
 
 /// The names of the nodes of both rings, those of the old one first.

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use super::{Cluster, Node};
 use crate::error::{Error, Kind, beginning};
+use crate::sabotage::{Bug, planted};
 
 /// The last step whose epoch a stamp can carry, above the counters of all epochs before it.
 const MAX_STEP: u64 = (1 << 27) - 2;
@@ -19,6 +20,8 @@ const MAX_STEP: u64 = (1 << 27) - 2;
 pub struct State {
     /// Even where one ring is asked, odd while it changes into the next one.
     pub step: u64,
+    /// Drawn when the ring first changes: if all nodes lose their memory, the steps begin anew, and are others.
+    pub life: u64,
     /// The ring; while it changes, the old one.
     pub ring: Arc<Cluster>,
     /// The new one, while it changes.
@@ -28,8 +31,12 @@ pub struct State {
 impl State {
     /// The ring of a file, as a node or a client begins: it may be another one than what runs.
     pub fn of(file: Arc<Cluster>) -> Self {
-        let (step, ring, next) = (0, file, None);
-        State { step, ring, next }
+        State {
+            step: 0,
+            life: 0,
+            ring: file,
+            next: None,
+        }
     }
 
     /// The rings that are asked, the old one first.
@@ -56,7 +63,7 @@ impl State {
     pub fn fingerprint(&self, ring: usize, name: &str) -> u32 {
         let mut lines = self.ring.common(name);
         if self.step > 0 {
-            lines = format!("{lines}\n{} {ring}", self.step);
+            lines = format!("{lines}\n{} {ring} {}", self.step, self.life);
         }
         if let Some(next) = &self.next {
             lines = format!("{lines}\n{}", next.names().join("\n"));
@@ -67,8 +74,17 @@ impl State {
     /// The same state with another ring beside the one that is asked.
     #[must_use]
     pub fn changing_to(&self, next: Arc<Cluster>) -> Self {
+        let life = match self.step {
+            0 => fastrand::u64(1..),
+            _ => self.life,
+        };
         let (step, ring, next) = (self.step + 1, self.ring.clone(), Some(next));
-        State { step, ring, next }
+        State {
+            step,
+            life,
+            ring,
+            next,
+        }
     }
 
     /// The state after a change: the new ring alone.
@@ -77,6 +93,7 @@ impl State {
         match &self.next {
             Some(next) => State {
                 step: self.step + 1,
+                life: self.life,
                 ring: next.clone(),
                 next: None,
             },
@@ -90,14 +107,22 @@ impl State {
         let kept = self.next.as_ref().unwrap_or(&self.ring);
         let steps = other.step.checked_sub(self.step);
         let is_near = steps == Some(1) || steps == Some(2) && self.next.is_some();
-        is_near && other.ring.names() == kept.names()
+        let is_of_this_life =
+            self.step == 0 || self.life == other.life || planted(Bug::FormerLifeFollowed);
+        is_near && is_of_this_life && other.ring.names() == kept.names()
     }
 
     /// Whether it is the same step with the same names.
     pub fn is(&self, other: &State) -> bool {
         let names = |state: &State| state.rings().map(|ring| ring.names().join(" ")).collect();
         let [own, others]: [Vec<String>; 2] = [self, other].map(names);
-        self.step == other.step && own == others
+        (self.step, self.life) == (other.step, other.life) && own == others
+    }
+
+    /// Whether it changes into the same names: what was deleted stays behind.
+    pub fn is_round(&self) -> bool {
+        let next = self.next.as_ref();
+        next.is_some_and(|next| next.names() == self.ring.names())
     }
 
     /// What it means, in a line of the log.
@@ -105,6 +130,7 @@ impl State {
         let ring = self.ring.names().join(" ");
         match &self.next {
             None => format!("the ring is {ring}"),
+            Some(_) if self.is_round() => format!("the ring {ring} forgets what was deleted"),
             Some(next) => format!("the ring changes from {ring} to {}", next.names().join(" ")),
         }
     }
@@ -131,6 +157,8 @@ pub struct Told {
     pub window: u64,
     /// See [`State`].
     pub step: u64,
+    /// See [`State`].
+    pub life: u64,
     /// The nodes of the ring.
     pub ring: Vec<Node>,
     /// The nodes of the next one, while it changes.
@@ -157,6 +185,7 @@ impl Told {
             certain,
             window: u64::try_from(state.ring.limits.window.as_millis()).unwrap_or(u64::MAX),
             step: state.step,
+            life: state.life,
             ring: nodes(Some(&state.ring)),
             next: nodes(state.next.as_ref()),
             ..Told::default()
@@ -179,16 +208,24 @@ impl Told {
             let why = format!("a window of {} ms, and not of {window} ms", self.window);
             return Err(Error::new(Kind::WrongRing, why));
         }
-        let ring = |nodes: &[Node]| {
-            let own = |node: &Node| file.node(&node.name).unwrap_or(node).clone();
-            let nodes: Vec<Node> = nodes.iter().map(own).collect();
-            let ring = file.with(&nodes).map_err(Error::bad_request)?;
-            Ok::<_, Error>(Arc::new(ring))
-        };
-        let next = (self.step % 2 == 1).then(|| ring(&self.next)).transpose()?;
-        let (step, ring) = (self.step, ring(&self.ring)?);
-        Ok(State { step, ring, next })
+        let is_changing = self.step % 2 == 1;
+        let next = is_changing.then(|| ring_of(&self.next, file));
+        let next = next.transpose()?;
+        Ok(State {
+            step: self.step,
+            life: self.life,
+            ring: ring_of(&self.ring, file)?,
+            next,
+        })
     }
+}
+
+/// A ring of these nodes, at the addresses that a file has.
+fn ring_of(nodes: &[Node], file: &Cluster) -> Result<Arc<Cluster>, Error> {
+    let own = |node: &Node| file.node(&node.name).unwrap_or(node).clone();
+    let nodes: Vec<Node> = nodes.iter().map(own).collect();
+    let ring = file.with(&nodes).map_err(Error::bad_request)?;
+    Ok(Arc::new(ring))
 }
 
 /// The state as one program knows it. A node's store and its coordinator share one.
@@ -208,6 +245,14 @@ pub struct Known {
     pub state: Arc<State>,
     /// Whether a node that serves is known to have it.
     pub certain: bool,
+}
+
+impl Known {
+    /// The ring, while it changes the old one, at the addresses that the file has now.
+    pub fn ring(&self) -> Arc<Cluster> {
+        let ring = &self.state.ring;
+        ring_of(&ring.nodes, &self.file).unwrap_or_else(|_| ring.clone())
+    }
 }
 
 impl Rings {
@@ -277,6 +322,17 @@ impl Rings {
         self.version.fetch_add(1, Relaxed);
         self.moved.notify_waiters();
         Ok(Some(state))
+    }
+
+    /// Moves back to a state before this one.
+    pub fn begin_anew(&self, state: State, known: &State) {
+        let mut now = self.lock();
+        if now.state.is(known) {
+            now.state = Arc::new(state);
+            drop(now);
+            self.version.fetch_add(1, Relaxed);
+            self.moved.notify_waiters();
+        }
     }
 
     /// What this program tells: under a node's name and start id, or without them.

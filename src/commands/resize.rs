@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{Failure, Options, Outcome, bar, print, remark, text};
 use crate::beyond::rings::{Driver, Plan, Progress};
 use crate::cluster::Cluster;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 
 /// Change the running ring to that of the file, while reads and writes go on.
 ///
@@ -39,7 +39,7 @@ impl Resize {
             client: &client,
             file: &file,
             again: self.again,
-            progress: &|progress| match progress {
+            progress: |progress| match progress {
                 Progress::Keys(keys) => bar.set_position(keys as u64),
                 Progress::Waits(name, error) => {
                     let line = format!("waiting for {name}: {}", error.why);
@@ -49,21 +49,26 @@ impl Resize {
                 }
             },
         };
-        let refused = |error: Error| Failure::usage(error.why).with("nothing is changed");
-        let plan = driver.plan().await.map_err(refused)?;
-        if !options.json {
-            print(in_words(&plan))?;
+        let mut told = String::new();
+        loop {
+            let refused = |error: Error| Failure::usage(error.why).with("nothing is changed");
+            let plan = driver.plan().await.map_err(refused)?;
+            let words = in_words(&plan);
+            if !options.json && words != told {
+                print(&words)?;
+            }
+            told = words;
+            if !self.dry_run {
+                bar.set_length(plan.keys as u64);
+                match driver.carry_out(&plan).await {
+                    // A round came first, or another resize.
+                    Err(error) if error.kind == Kind::Busy => continue,
+                    ended => ended.map_err(failed)?,
+                }
+                bar.finish_and_clear();
+            }
+            return self.report(options, &plan);
         }
-        if !self.dry_run {
-            bar.set_length(plan.keys as u64);
-            let failed = |error: Error| Failure {
-                why: error.why.clone(),
-                ..error.into()
-            };
-            driver.carry_out(&plan).await.map_err(failed)?;
-            bar.finish_and_clear();
-        }
-        self.report(options, &plan)
     }
 
     /// Says what was done.
@@ -86,6 +91,14 @@ impl Resize {
 }
 
 const BAR: &str = "{wide_bar} {percent} %  {per_sec}, {eta} left";
+
+/// A change that stops in the middle: how the nodes are need not be said again.
+fn failed(error: Error) -> Failure {
+    Failure {
+        why: error.why.clone(),
+        ..error.into()
+    }
+}
 
 /// What is to be done, in words.
 fn in_words(plan: &Plan) -> String {

@@ -11,12 +11,14 @@ use serde_json::{Value as Json, json};
 use tokio::time::{Instant, sleep};
 
 use super::{Failure, Options, Outcome, text};
+use crate::beyond::forget::is_worth_it;
 use crate::cluster::{Cluster, Node, State};
 use crate::error::{Error, Kind};
 use crate::replicas::Replicas;
 use crate::rpc::codec::Encoded;
 use crate::rpc::tls;
 use crate::status::Status;
+use crate::store::FORGETS_FROM;
 
 /// Show how the nodes are.
 ///
@@ -56,19 +58,20 @@ impl Show {
             let said = nodes.ask().await;
             let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
             if !self.wait || said.all_ready || late {
-                let table =
-                    text::table(["node", "address", "state", "keys", "bytes", ""], said.rows);
+                let (doubts, change) = (doubts(&said.nodes), change(&said));
+                let columns = ["node", "address", "state", "keys", "deleted", "bytes", ""];
+                let table = text::table(columns, said.rows);
                 let (keys, tombstones) = distinct(&said.nodes, &said.state.ring).unzip();
                 let [keys, tombstones] = [keys, tombstones].map(Json::from);
-                let sum = format!("keys without their copies: {keys}, tombstones: {tombstones}\n");
-                let (doubts, change) = (doubts(&said.nodes), change(&said.nodes, &said.state));
+                let sum = format!("keys without their copies: {keys}, tombstones: {tombstones}");
+                let sum = sum.replace("null", "?") + &forgot(&said.nodes) + "\n";
                 let mut json =
                     json!({ "nodes": said.nodes, "keys": keys, "tombstones": tombstones });
                 if let (Some(fields), Some(change)) = (json.as_object_mut(), &change) {
                     fields.insert("change".to_owned(), change.trim_end().into());
                 }
                 let change = change.unwrap_or_default();
-                options.print(&json, table + &sum.replace("null", "?") + &change + &doubts)?;
+                options.print(&json, table + &sum + &change + &doubts)?;
                 return Ok(ExitCode::from(match (said.all_ready, doubts.is_empty()) {
                     (true, true) => 0,
                     (true, false) => 1,
@@ -80,9 +83,20 @@ impl Show {
     }
 }
 
-/// How far a change of the ring is, if there is one, and whom it waits for.
-fn change(nodes: &[Json], state: &State) -> Option<String> {
-    let next = state.next.as_ref()?;
+/// How far a change of the ring is, if there is one, or why there is none, and whom it waits for.
+fn change(said: &Said) -> Option<String> {
+    let (nodes, state) = (&said.nodes, &said.state);
+    let in_ring = nodes
+        .iter()
+        .filter(|node| state.has(node["name"].as_str().unwrap_or("?")));
+    let missing = in_ring.filter(|node| node["state"] != "ready");
+    let missing: Vec<&str> = missing.filter_map(|node| node["name"].as_str()).collect();
+    let Some(next) = &state.next else {
+        let is_due = !missing.is_empty() && is_worth_it(&said.statuses, FORGETS_FROM);
+        let missing = text::and(&missing);
+        return is_due
+            .then(|| format!("to forget what was deleted, the ring waits for {missing}\n"));
+    };
     let sum = |field: &str| {
         nodes
             .iter()
@@ -94,19 +108,27 @@ fn change(nodes: &[Json], state: &State) -> Option<String> {
         sum("handed_over") / next.copies() as u64,
     );
     let percent = (100 * new).checked_div(old).unwrap_or(100).min(100);
-    let in_ring = nodes
-        .iter()
-        .filter(|node| state.has(node["name"].as_str().unwrap_or("?")));
-    let missing = in_ring.filter(|node| node["state"] != "ready");
-    let missing: Vec<&str> = missing.filter_map(|node| node["name"].as_str()).collect();
     let waits = match missing[..] {
         [] => String::new(),
         _ => format!("; it waits for {}", text::and(&missing)),
     };
     let (told, epoch) = (state.told(), state.epoch());
+    let end = match state.is_round() {
+        true => "ends by itself",
+        false => "kv54 resize ends it",
+    };
     Some(format!(
-        "change {epoch}: {told}, {percent} % handed over{waits}; kv54 resize ends it\n"
+        "change {epoch}: {told}, {percent} % handed over{waits}; {end}\n"
     ))
+}
+
+/// When the ring last forgot what was deleted, if a node knows.
+fn forgot(nodes: &[Json]) -> String {
+    let ended = nodes.iter().filter_map(|node| node["forgot_s"].as_u64());
+    ended.min().map_or_else(String::new, |seconds| {
+        let ago = humantime::format_duration(Duration::from_secs(seconds));
+        format!(", forgotten {ago} ago")
+    })
 }
 
 /// What the nodes cannot vouch for, each line once, and what to do about it.
@@ -165,7 +187,8 @@ struct Asked {
 struct Said {
     state: Arc<State>,
     nodes: Vec<Json>,       // as `--json` prints each
-    rows: Vec<[String; 6]>, // of the table
+    statuses: Vec<Status>,  // of those that answer
+    rows: Vec<[String; 7]>, // of the table
     all_ready: bool,
 }
 
@@ -197,6 +220,7 @@ impl Asked {
         let state = self.replicas.state();
         let mut said = Said {
             nodes: Vec::new(),
+            statuses: Vec::new(),
             rows: Vec::new(),
             all_ready: true,
             state,
@@ -209,13 +233,14 @@ impl Asked {
             let is_needed = said.state.has(&node.name) || self.file.place(&node.name).is_some();
             said.all_ready &= is_ready || !is_needed;
             said.nodes.push(json);
+            said.statuses.extend(status);
             said.rows.push(row);
         }
         said
     }
 }
 
-fn line(node: &Node, ring: u32, status: &Result<Status, Error>) -> (Json, [String; 6]) {
+fn line(node: &Node, ring: u32, status: &Result<Status, Error>) -> (Json, [String; 7]) {
     let (state, remark) = match status {
         Err(error) => (text::state(error.kind), text::cause(error, node)),
         Ok(status) if status.ring != ring => {
@@ -234,10 +259,18 @@ fn line(node: &Node, ring: u32, status: &Result<Status, Error>) -> (Json, [Strin
         let own = [("name", &*name), ("address", &address), ("state", state)];
         fields.extend(own.map(|(field, told)| (field.to_owned(), told.into())));
     }
-    let [keys, bytes] = match status {
-        Ok(status) => [status.keys, status.bytes].map(|count| count.to_string()),
-        Err(_) => ["-", "-"].map(String::from),
+    let [keys, deleted, bytes] = match status {
+        Ok(status) => [status.keys, status.tombstones, status.bytes].map(|count| count.to_string()),
+        Err(_) => ["-"; 3].map(String::from),
     };
-    let row = [name, address, text::coloured(state), keys, bytes, remark];
+    let row = [
+        name,
+        address,
+        text::coloured(state),
+        keys,
+        deleted,
+        bytes,
+        remark,
+    ];
     (json, row)
 }

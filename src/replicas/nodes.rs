@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures::future::join_all;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use smallvec::SmallVec;
 use tokio::time::{Instant, sleep, timeout};
@@ -16,6 +17,7 @@ use crate::entry::Stamp;
 use crate::error::{Error, Kind};
 use crate::rpc::codec::{Encoded, encode_bytes, encode_numbers};
 use crate::rpc::{Dial, HEDGE, Peer, lock};
+use crate::sabotage::{Bug, planted};
 use crate::status::Status;
 use crate::store::Store;
 
@@ -125,6 +127,14 @@ impl Replicas {
     /// What time it is for this coordinator, in milliseconds since 1970.
     pub fn now(&self) -> u64 {
         self.clock.get().map_or_else(now, |clock| clock())
+    }
+
+    /// A coordinator that is no node, on the same network and with the same time and clock.
+    pub(crate) fn of_a_client(&self, file: Arc<Cluster>) -> Self {
+        Replicas {
+            clock: self.clock.clone(),
+            ..Replicas::new(file, self.timeout, &self.dial)
+        }
     }
 
     /// Goes by another clock than the system's from now on, but for the first time only.
@@ -262,13 +272,13 @@ impl Replicas {
     }
 
     /// Tells several nodes. Who is not patient, or knows only its file, waits most of a window, and not for
-    /// those that stay silent when one that is certain has answered: they have a moment more.
+    /// those that stay silent when one that is certain has answered: they have a moment more, until most have.
     async fn tell_all(&self, names: &[&str], patient: bool) -> Vec<Result<Told, Error>> {
         let late = || Error::new(Kind::UnknownOutcome, "no answer in time");
         let mut told: Vec<_> = names.iter().map(|_| Err(late())).collect();
         let tell = async |(at, name): (usize, &&str)| (at, self.tell(name).await);
         let mut coming: FuturesUnordered<_> = names.iter().enumerate().map(tell).collect();
-        let known = self.rings.known();
+        let (known, mut certain) = (self.rings.known(), 0);
         let is_waiting = patient && (self.own_store.is_some() || known.certain);
         let mut patience = match is_waiting {
             true => Duration::MAX,
@@ -276,7 +286,11 @@ impl Replicas {
         };
         while let Ok(Some((at, answer))) = timeout(patience, coming.next()).await {
             if !is_waiting && answer.as_ref().is_ok_and(|told| told.certain) {
-                patience = MOMENT;
+                certain += 1;
+                patience = match 2 * certain > names.len() {
+                    true => Duration::ZERO,
+                    false => MOMENT,
+                };
             }
             if let Some(told) = told.get_mut(at) {
                 *told = answer;
@@ -287,17 +301,47 @@ impl Replicas {
 
     /// Tells a node how the ring is, and returns how it is for that node.
     async fn tell(&self, name: &str) -> Result<Told, Error> {
-        let peer = self.peer_of(name)?;
         let own = match &self.own_store {
             Some(store) => store.told(),
             None => self.rings.told("", 0),
         };
-        let told = Told::read(&peer.ask("ring", &[&own.packed()]).await?)?;
+        self.told_by(name, &[&own.packed()]).await
+    }
+
+    /// Tells one node of a state that nobody has yet, this coordinator included; how the ring is for that node.
+    pub(crate) async fn propose(&self, name: &str, state: &State) -> Result<Told, Error> {
+        self.told_by(name, &[&Told::of(state, true).packed()]).await
+    }
+
+    /// How the ring is for a node, which is told this.
+    async fn told_by(&self, name: &str, telling: &[&[u8]]) -> Result<Told, Error> {
+        let told = Told::read(&self.peer_of(name)?.ask("ring", telling).await?)?;
         if told.name != name {
             let why = format!("{} answers in the place of {name}", told.name);
             return Err(Error::new(Kind::WrongRing, why));
         }
         Ok(told)
+    }
+
+    /// Takes a state that does not follow its own, if most nodes of the ring say so: all have lost their memory
+    /// since. Else each would know this state or one that leads to it: none serves before it has heard the others.
+    pub(super) async fn begin_anew(&self) {
+        let (known, view) = (self.rings.known(), self.view());
+        if self.own_store.is_some() || !known.certain || planted(Bug::ClientKeepsFormerRing) {
+            return;
+        }
+        let names = view.state.ring.names();
+        let told = join_all(names.iter().map(|name| self.told_by(name, &[]))).await;
+        let states = told.iter().flatten().filter(|told| told.certain);
+        let states: Result<Vec<State>, _> = states.map(|told| told.state(&known.file)).collect();
+        let mut states = states.unwrap_or_default();
+        let leads_here =
+            |state: &State| state.is(&known.state) || state.is_followed_by(&known.state);
+        let is_over = 2 * states.len() > names.len() && !states.iter().any(leads_here);
+        states.sort_by_key(|state| state.step);
+        if let (true, Ok(()), Some(latest)) = (is_over, self.are_of_one_ring(&told), states.pop()) {
+            self.rings.begin_anew(latest, &known.state);
+        }
     }
 
     /// Refuses nodes that serve in two rings, of which neither can have become the other.

@@ -211,6 +211,10 @@ impl<'a> Swap<'a> {
         let Some(newest) = self.promised(promises, ballot).await? else {
             return Ok(Next::Again);
         };
+        if planted(Bug::SwapDeletesNothing) && newest.entry.stamp < nothing(view) {
+            Box::pin(self.of.store(nothing(view).newer(NIL))).await?;
+            return Ok(Next::Again);
+        }
         let (entry, next) = self.decide(view, newest, ballot, opened).await?;
         if let Some(entry) = entry {
             let accepts = Phase {
@@ -218,18 +222,32 @@ impl<'a> Swap<'a> {
                 asks_all: true,
                 ..promises
             };
-            self.of
-                .store_by(accepts, entry.borrow(), &mut false)
-                .await?;
+            let mut taken = false;
+            let stored = self.of.store_by(accepts, entry.borrow(), &mut taken);
+            if let Err(failed) = stored.await {
+                if !taken || planted(Bug::SilentTakenForRefused) {
+                    self.was_refused();
+                }
+                return Err(failed);
+            }
         }
         Ok(next)
+    }
+
+    /// What was sent last has been refused by all who were asked, for example since the ring has changed:
+    /// nobody will ever keep it.
+    fn was_refused(&mut self) {
+        self.sent.pop();
+        if self.sent.iter().all(|(_, change)| change.is_none()) {
+            self.first = None;
+        }
     }
 
     /// What a majority has that promises to accept nothing below this ballot; `None` if one of it has
     /// promised as much before.
     async fn promised(&mut self, phase: Phase<'_>, ballot: u64) -> Result<Option<Newest>, Failed> {
         let mut prepare = Prepare::of(ballot);
-        prepare.is_read = self.is_read;
+        prepare.is_read = self.is_read || self.first.is_some(); // what has begun must come to an end
         let ask = |at| match self.of.own_store_at(phase.view, at) {
             Some(store) => {
                 let own = store.promise(self.of.key, prepare);
@@ -269,7 +287,7 @@ impl<'a> Swap<'a> {
         opened: Instant,
     ) -> Result<(Option<Entry>, Next), Failed> {
         let (found, nothing) = (entry.stamp, nothing(view));
-        let (value, change) = match self.fate(view, found.max(nothing)) {
+        let (value, change) = match self.fate(view, found) {
             Fate::Unknown => return Ok((None, Next::Unknown)),
             Fate::Kept(change) => (entry.value, change),
             Fate::Nowhere => {
@@ -337,13 +355,15 @@ impl<'a> Swap<'a> {
         };
         let sent = self.sent.iter().skip(forgotten);
         let kept = sent.clone().find(|(stamp, _)| *stamp == found);
-        let is_its_base = sent.clone().any(|(stamp, _)| stamp.base() == found.base());
+        // It builds on what is found, as a swap of the epoch does in which it was sent.
+        let is_above = |stamp: &Stamp| {
+            let found = found.max(Stamp::nothing(stamp.epoch()));
+            stamp.base() == found.base() && found.ballot < stamp.ballot
+        };
         let mut changes = sent.filter(|(_, change)| change.is_some());
         match kept.map(|(_, change)| *change) {
             Some(Some(change)) => Fate::Kept(Some(change)),
-            _ if is_its_base && changes.all(|(stamp, _)| found.ballot < stamp.ballot) => {
-                Fate::Nowhere
-            }
+            _ if changes.all(|(stamp, _)| is_above(stamp)) => Fate::Nowhere,
             Some(None) => Fate::Kept(None),
             None => Fate::Unknown,
         }

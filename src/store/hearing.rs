@@ -40,9 +40,15 @@ impl Store {
         // Until it has heard all, it takes any later state, but only of the nodes that it asks.
         let is_asking = kept.unheard && !told.name.is_empty();
         let holds_entries = !is_asking && kept.held.iter().any(|held| held.place.is_some());
+        let before = self.rings.known().state;
         if let Some(state) = self.rings.hear(told, holds_entries)? {
             kept.move_to(&state, &self.name);
-            log::info!("{}", state.told());
+            let is_of_a_round = state.is_round() || before.is_round() && state.next.is_none();
+            let level = match is_of_a_round {
+                true => log::Level::Debug, // the node that drives a round says so
+                false => log::Level::Info,
+            };
+            log::log!(level, "{}", state.told());
         }
         let known = self.rings.known();
         if !told.name.is_empty() && told.state(&known.file)?.is(&known.state) {

@@ -49,6 +49,8 @@ pub(super) struct Part {
     swaps: HashMap<usize, Swaps, RandomState>, // by the entry's place
     pub(super) unsettled: BTreeMap<Key, Entry>, // what is elsewhere, and was not accepted here
     promises: usize,                           // without an entry
+    epoch: u64,                                // in which the ring was first asked
+    garbage: Garbage,
     tombstones: usize,
     values: usize,
     ending: usize, // of them, those that end
@@ -57,6 +59,25 @@ pub(super) struct Part {
     pub(super) missing: BTreeMap<usize, (usize, usize)>,
     pub(super) had_entries: bool,     // at another replica
     pub(super) doubt: Option<String>, // why this node cannot vouch for it
+}
+
+/// What takes memory and is no value: tombstones, and promises for absent keys.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Garbage {
+    pub(super) bytes: usize,
+    pub(super) carried: usize, // of them, of an earlier epoch
+}
+
+impl Garbage {
+    fn with(self, more: Garbage) -> Garbage {
+        let (bytes, carried) = (self.bytes + more.bytes, self.carried + more.carried);
+        Garbage { bytes, carried }
+    }
+
+    fn without(self, less: Garbage) -> Garbage {
+        let (bytes, carried) = (self.bytes - less.bytes, self.carried - less.carried);
+        Garbage { bytes, carried }
+    }
 }
 
 /// An entry without what only few have: its ballot.
@@ -103,7 +124,7 @@ pub(super) struct Swaps {
 impl Held {
     /// An empty share of a ring. What it holds counts once every other replica has been read; at
     /// once in a ring that was never asked before.
-    pub(super) fn new(cluster: &Arc<Cluster>, name: &str, counts: bool) -> Self {
+    pub(super) fn new(cluster: &Arc<Cluster>, name: &str, counts: bool, born: u64) -> Self {
         let place = cluster.place(name);
         let mut parts = Parts::new();
         for number in 0..cluster.nodes().len() {
@@ -115,6 +136,7 @@ impl Held {
                 let missing = others.filter(|_| !counts).map(|at| (at, (0, 0))).collect();
                 let part = Part {
                     missing,
+                    epoch: born.div_ceil(2),
                     ..Part::default()
                 };
                 parts.insert(number, part);
@@ -122,7 +144,7 @@ impl Held {
         }
         Held {
             ring: 0,
-            born: 0,
+            born,
             cluster: cluster.clone(),
             place,
             parts,
@@ -204,6 +226,12 @@ impl Held {
         self.parts.values().map(Part::count).sum()
     }
 
+    /// What a change of the ring frees.
+    pub(super) fn garbage(&self) -> Garbage {
+        let parts = self.parts.values().map(|part| part.garbage);
+        parts.fold(Garbage::default(), |sum, part| sum.with(part))
+    }
+
     pub(super) fn entry(&self, key: &[u8]) -> Option<Entry<&Packed>> {
         let part = self.parts.get(&self.cluster.owner(key))?;
         Some(part.find(key)?.entry)
@@ -274,11 +302,28 @@ impl Part {
             let (stamp, value) = (Stamp::default(), codec::NIL); // not the empty slice of a default
             self.put(None, key, Entry { stamp, value }, None);
         }
-        let before = self.swaps.len();
+        let (before, garbage) = (self.swaps.len(), self.garbage_at(place));
         let swaps = self.swaps.entry(place).or_default();
         swaps.promised = swaps.promised.max(ballot);
         swaps.hold = hold.or(swaps.hold);
+        self.garbage = self.garbage.without(garbage).with(self.garbage_at(place));
         new + (self.swaps.len() - before) * SWAPS
+    }
+
+    /// What stays behind of this place when the ring changes: all of what is no value. Who has read a tombstone during
+    /// a change, so that it was taken along, may do so again.
+    fn garbage_at(&self, place: usize) -> Garbage {
+        match self.entries.get_index(place) {
+            Some((key, slot)) if slot.value.is_nil() => {
+                let Found { entry, swaps, .. } = self.found(place, slot);
+                let was_carried =
+                    entry.stamp != Stamp::default() && entry.stamp.epoch() < self.epoch;
+                let bytes = key.len() + OVERHEAD + usize::from(swaps.is_some()) * SWAPS;
+                let carried = usize::from(was_carried) * bytes;
+                Garbage { bytes, carried }
+            }
+            _ => Garbage::default(),
+        }
     }
 
     /// Ends the hold of this promise.
@@ -344,12 +389,24 @@ impl Part {
         shared: Option<&Packed>,
     ) {
         let (hash, place) = (crc32fast::hash(key), place.unwrap_or(self.entries.len()));
+        self.garbage = self.garbage.without(self.garbage_at(place));
         self.digest ^= digest(hash, entry.stamp);
         *self.counter(entry.stamp, entry.value == codec::NIL) += 1;
         self.ending += usize::from(ends(entry.value));
         let (counter, writer) = (entry.stamp.counter, entry.stamp.writer);
         let old_ballot = self.note_ballot(place, entry.stamp.ballot);
-        let Some((_, slot)) = self.entries.get_index_mut(place) else {
+        if let Some((_, slot)) = self.entries.get_index_mut(place) {
+            let old = Stamp::new(slot.counter, slot.writer, old_ballot);
+            let is_nil = slot.value.is_nil();
+            self.ending -= usize::from(ends(&slot.value));
+            (slot.counter, slot.writer) = (counter, writer);
+            match shared {
+                Some(shared) => slot.value = shared.clone(),
+                None => slot.value.replace(entry.value),
+            }
+            self.digest ^= digest(hash, old);
+            *self.counter(old, is_nil) -= 1;
+        } else {
             let value = shared.cloned().unwrap_or_else(|| entry.value.into());
             let slot = Slot {
                 counter,
@@ -357,18 +414,8 @@ impl Part {
                 value,
             };
             self.entries.insert(SmallVec::from_slice(key), slot);
-            return;
-        };
-        let old = Stamp::new(slot.counter, slot.writer, old_ballot);
-        let is_nil = slot.value.is_nil();
-        self.ending -= usize::from(ends(&slot.value));
-        (slot.counter, slot.writer) = (counter, writer);
-        match shared {
-            Some(shared) => slot.value = shared.clone(),
-            None => slot.value.replace(entry.value),
         }
-        self.digest ^= digest(hash, old);
-        *self.counter(old, is_nil) -= 1;
+        self.garbage = self.garbage.with(self.garbage_at(place));
     }
 
     /// Notes the ballot of what is kept now in this place; the one before it.

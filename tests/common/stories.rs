@@ -38,7 +38,7 @@ const HIGH: u64 = 1 << 32;
 /// What the two who play a story share with the one who can restart a node.
 #[derive(Default)]
 struct Stage {
-    restarts: RefCell<Option<&'static str>>,
+    restarts: RefCell<Vec<&'static str>>,
     has_begun: Notify, // the late set
     is_over: Notify,
     was_answered: Cell<bool>,
@@ -76,7 +76,7 @@ where
     });
     sim.client("late", late);
     while !sim.step().map_err(|error| error.to_string())? {
-        if let Some(name) = stage.restarts.take() {
+        for name in stage.restarts.take() {
             sim.bounce(name);
         }
     }
@@ -114,7 +114,7 @@ fn reach(who: &str, names: &[&str]) {
 
 /// Restarts a node, until it has forgotten all.
 async fn restart(stage: &Stage, name: &'static str) {
-    stage.restarts.replace(Some(name));
+    stage.restarts.borrow_mut().push(name);
     while load(name).await.is_ok() {
         sleep(TICK).await;
     }
@@ -273,6 +273,47 @@ async fn end_late_set(stage: &Stage) -> turmoil::Result {
         true => expect("a set of it was answered", &read(&all).await?, "green"),
         false => Ok(()),
     }
+}
+
+/// All nodes lose their memory at once, after a change: a client that lives on goes on with them.
+pub fn all_memories_lost() -> Result<(), String> {
+    play(
+        async |stage| {
+            let driving = begin_change(file()).await?;
+            end_change(&driving).await?;
+            let client = Client {
+                replicas: Replicas::new(file(), PATIENCE / 4, &dial()),
+            };
+            client.set(TEA, &Packed::of("green")).await?;
+            stage.restarts.borrow_mut().extend(ALL);
+            sleep(10 * WINDOW).await;
+            let written = client.set(TEA, &Packed::of("black")).await;
+            written.map_err(|error| format!("tea is not written any more: {error}").into())
+        },
+        nobody,
+    )
+}
+
+/// The same client comes while the nodes change their ring for the first time since: they are a step behind it.
+pub fn before_all_memories_were_lost() -> Result<(), String> {
+    play(
+        async |stage| {
+            let driving = begin_change(file()).await?;
+            end_change(&driving).await?;
+            let client = Client {
+                replicas: Replicas::new(file(), PATIENCE / 4, &dial()),
+            };
+            client.set(TEA, &Packed::of("black")).await?;
+            stage.restarts.borrow_mut().extend(ALL);
+            sleep(10 * WINDOW).await;
+            all_have("green").await?;
+            let driving = begin_change(file()).await?;
+            let _ = client.get(TEA).await;
+            end_change(&driving).await?;
+            expect("nothing was handed over", &read(&ALL).await?, "green")
+        },
+        nobody,
+    )
 }
 
 /// Alice restarts in the middle of a late set. What she has kept before, and said so, does not count.

@@ -82,6 +82,7 @@ struct World {
     wronged: RefCell<Option<String>>, // for memory, what must not be
     next_value: AtomicU64,
     swaps: Swaps,
+    forgets_from: usize, // how many bytes of what was deleted a round frees at least
     clocks: Option<[u64; NAMES.len()]>, // how far each node's is ahead, and a client's, where values end
     ends: Ends,
 }
@@ -273,6 +274,12 @@ impl World {
         let ends = !lonely && !little && !forgetful && third.u8(..3) == 0;
         let most = [1, 100, 120_000][third.usize(..3)];
         let clocks = ends.then(|| NAMES.map(|_| third.u64(..most)));
+        // In a quarter of the runs nothing is forgotten, and where the worst of accidents are, in most.
+        let mut fourth = Rng::with_seed(!seed.wrapping_mul(54));
+        let forgets_from = match lonely && fourth.u8(..4) > 0 {
+            true => usize::MAX,
+            false => [1, 300, 2000, usize::MAX][fourth.usize(..4)],
+        };
         World {
             ring: RefCell::new(first.clone()),
             target: RefCell::default(),
@@ -299,6 +306,7 @@ impl World {
             wronged: RefCell::default(),
             next_value: AtomicU64::new(0),
             swaps,
+            forgets_from,
             clocks,
             ends: Ends::default(),
         }
@@ -420,19 +428,24 @@ impl World {
             *step = state.step;
         }
         drop(seen);
-        let ring = self.ring();
-        let was_asked = |name: &str| ring.place(name).is_some();
-        self.note_behind(
-            self.latest_step().saturating_sub(1),
-            "ended before",
-            &was_asked,
-        );
+        // Who has left hears of the end of that change alone, and not of the rounds that follow.
+        let (ring, has_rounds) = (self.ring(), self.forgets_from < usize::MAX);
+        let latest = self.latest();
+        let stays = |name: &str| latest.as_ref().is_some_and(|latest| latest.has(name));
+        let was_asked = |name: &str| ring.place(name).is_some() && (!has_rounds || stays(name));
+        let step = self.latest_step().saturating_sub(1);
+        self.note_behind(step, "ended before", &was_asked);
+    }
+
+    /// The latest state that a node knows.
+    fn latest(&self) -> Option<Arc<State>> {
+        let stores = self.stores.borrow();
+        let states = stores.values().map(|store| store.rings.known().state);
+        states.max_by_key(|state| state.step)
     }
 
     fn latest_step(&self) -> u64 {
-        let stores = self.stores.borrow();
-        let steps = stores.values().map(|store| store.rings.known().state.step);
-        steps.max().unwrap_or(0)
+        self.latest().map_or(0, |state| state.step)
     }
 
     fn note_behind(&self, step: u64, what: &str, is_asked: &dyn Fn(&str) -> bool) {
@@ -623,12 +636,14 @@ async fn node(world: Rc<World>, number: usize) -> turmoil::Result {
         let wrong = format!("{} answered before it had heard", store.name());
         world.wronged.borrow_mut().get_or_insert(wrong);
     }
+    store.forget_from(world.forgets_from);
     world.stores.borrow_mut().insert(number, store.clone());
     serve_on(store, listener, world.clock(number)).await
 }
 
 pub async fn serve(store: Arc<Store>) -> turmoil::Result {
     let listener = TcpListener::bind("0.0.0.0:54").await?;
+    store.forget_from(usize::MAX); // a story drives its changes itself
     serve_on(store, listener, None).await
 }
 
@@ -667,7 +682,7 @@ async fn driver(world: Rc<World>, number: usize) -> turmoil::Result {
                 client: &Client { replicas },
                 file: &file,
                 again,
-                progress: &|progress| world.note_progress(&progress, &file),
+                progress: |progress| world.note_progress(&progress, &file),
             };
             let done = match driver.plan().await {
                 Ok(plan) => driver.carry_out(&plan).await,
@@ -984,7 +999,7 @@ impl Trouble<'_> {
         let (blameless, full) = (world.blameless.get(), world.full.get());
         let line = format!(
             "seed {seed}: ring of {size}{}, done {}, refused {}, unknown {}, ended {}, blameless {blameless}, \
-             swapped {}, unknown swaps {}, full {full}, changes {}, crashes {crashes}, cuts {cuts}, slow {slow}, dead {dead}, forgetful {}, doubts {}, \
+             swapped {}, unknown swaps {}, full {full}, changes {}, rounds {}, crashes {crashes}, cuts {cuts}, slow {slow}, dead {dead}, forgetful {}, doubts {}, \
              wrong {}, fingerprint {}",
             if world.harsh { " in harsh times" } else { "" },
             tally.done,
@@ -994,6 +1009,7 @@ impl Trouble<'_> {
             tally.swapped,
             tally.unknown_swaps,
             world.changes.get(),
+            (world.latest_step() / 2).saturating_sub(world.changes.get() as u64),
             u8::from(world.forgetful),
             world.doubts.borrow().len(),
             u8::from(world.forgetful && world.was_rightly_doubted()),

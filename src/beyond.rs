@@ -2,5 +2,7 @@
 
 pub mod expire;
 pub mod forget;
+pub mod large;
+pub mod programs;
 pub mod rings;
 pub mod swap;

@@ -301,7 +301,7 @@ fn block(pipe: &impl AsFd) -> io::Result<()> {
 }
 
 /// A user's own bytes: a pipe takes them as they are, and a terminal shows them without obeying.
-fn shown(bytes: Vec<u8>) -> Vec<u8> {
+pub fn shown(bytes: Vec<u8>) -> Vec<u8> {
     match io::stdout().is_terminal() {
         true => escaped(&bytes, |c| is_control(c) && c != '\n' && c != '\t').into_bytes(),
         false => bytes,

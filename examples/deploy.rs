@@ -1,0 +1,63 @@
+//! Remote deployment: `deploy put FILE`, `deploy agent DIRECTORY COMMAND…` on each host, `deploy status`;
+//! `docs/programs.md` has more.
+//!
+//! An agent writes a new version beside the file that is there, renames it, runs the command that it was started with,
+//! and reports. What comes from the ring is written into that one file or printed: none of it is run or names a file.
+
+use kv54::beyond::programs::{Failed, again, client, host, text, words};
+use kv54::{client::Client, entry::Packed, error::plain};
+use std::{fs, path::Path, process::Command, time::Duration};
+
+/// Has the newest version run here, unless it was reported that it has.
+async fn update(client: &Client, folder: &Path, command: &mut Command) -> Result<(), Failed> {
+    let (new, current, own) = (folder.join("new"), folder.join("current"), host() + " ");
+    let now = client.get(b"deploy").await?.value()?;
+    let done = format!("{own}{} ", now[0]);
+    let told = text(&client.get(b"deploy:hosts").await?);
+    let is_done = current.exists() && told.lines().any(|told| told.starts_with(&done));
+    if is_done || now.is_nil() {
+        return Ok(());
+    }
+    let (version, bytes) = client.get_large(b"deploy").await?.ok_or("there is none")?;
+    fs::write(&new, bytes)?;
+    fs::File::open(&new)?.sync_all()?; // or a power cut could leave it in part
+    fs::rename(&new, &current)?;
+    let state = match command.status() {
+        Ok(status) if status.success() => "ok".to_owned(),
+        Ok(status) => format!("failed: {status}"),
+        Err(error) => format!("failed: {error}"),
+    };
+    let told = format!("{own}{version} {state}");
+    let with_it = |old: &Packed| {
+        let old = text(old);
+        let others = old.lines().filter(|told| !told.starts_with(&own));
+        Some(Packed::of(
+            others.chain([&*told]).collect::<Vec<_>>().join("\n"),
+        ))
+    };
+    again(async || client.swap(b"deploy:hosts", with_it).await).await?;
+    Ok(())
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Failed> {
+    let (client, words) = (client()?, words());
+    match &words.iter().map(|word| &**word).collect::<Vec<_>>()[..] {
+        ["put", file] => {
+            let version = client.set_large(b"deploy", &fs::read(file)?).await?;
+            println!("version {version}");
+        }
+        ["agent", folder, program, args @ ..] => loop {
+            let command = &mut Command::new(program);
+            let updated = update(&client, folder.as_ref(), command.args(args)).await;
+            updated.unwrap_or_else(|error| eprintln!("deploy: {error:?}"));
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        },
+        ["status"] => {
+            let told = text(&client.get(b"deploy:hosts").await?);
+            told.lines().for_each(|told| println!("{}", plain(told)));
+        }
+        _ => return Err("deploy put FILE, deploy agent DIRECTORY COMMAND, deploy status".into()),
+    }
+    Ok(())
+}

@@ -3,23 +3,23 @@
 
 mod common;
 
-use std::fs;
-use std::io::read_to_string;
+use std::fs::{self, File};
+use std::io::{Write as _, read_to_string};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Once;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::channel;
-use std::thread::{sleep, spawn};
+use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
 
-use common::{Cluster, Ports, block_on};
-use kv54::cluster::Node;
+use common::{Cluster, Node, Ports, block_on, examples};
+use kv54::cluster;
 use kv54::error::Kind;
 use kv54::rpc::codec::{decode, encode};
 use kv54::rpc::{Peer, tcp};
 use msgpack_rpc::Value;
 
-static BUILT: Once = Once::new();
 /// Long enough for an example that is built.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -79,7 +79,7 @@ fn one_node_keeps_what_it_is_told() {
     let address = format!("127.0.0.1:{}", ports.port(1));
     let node = example("one_node", &[&address]);
     let story = async {
-        let node = Node {
+        let node = cluster::Node {
             name: "one".into(),
             address,
         };
@@ -133,6 +133,256 @@ fn the_essay_loses_a_set_that_it_has_answered() {
     assert_eq!(essay(&everybody, &["get", "tea"]), green);
 }
 
+/// What comes from a pusher that is alive, in its own order.
+struct Source {
+    name: &'static str,
+    pusher: Child,
+    stop: Arc<AtomicBool>,
+    told: JoinHandle<usize>,
+}
+
+impl Source {
+    /// Tells a pusher lines until it shall stop: `a 0`, `a 1` and so on, as fast as a busy program.
+    fn of(ring: &Cluster, host: &str, name: &'static str) -> Source {
+        let mut push = example_in(&ring.dir, "logs", &["push"]);
+        let mut pusher = push
+            .env("HOST", host)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (mut stdin, stop) = (
+            pusher.stdin.take().unwrap(),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let stopping = stop.clone();
+        let told = spawn(move || {
+            let lines = (0..).take_while(|_| !stopping.load(Relaxed));
+            let told = lines.map(|n| {
+                writeln!(stdin, "{name} {n}").unwrap();
+                sleep(Duration::from_millis(1));
+            });
+            told.count()
+        });
+        Source {
+            name,
+            pusher,
+            stop,
+            told,
+        }
+    }
+
+    /// All lines that it was told, once its pusher has sent them.
+    fn end(mut self) -> Vec<String> {
+        self.stop.store(true, Relaxed);
+        let told = self.told.join().unwrap();
+        assert_eq!(self.pusher.wait().unwrap().code(), Some(0));
+        (0..told).map(|n| format!("{} {n}", self.name)).collect()
+    }
+}
+
+#[test]
+fn logs_keep_the_order_of_each_host_while_a_node_is_killed() {
+    let mut ring = Cluster::five();
+    let sources = [("web1", "a"), ("web1", "b"), ("web2", "c")];
+    let sources = sources.map(|(host, name)| Source::of(&ring, host, name));
+    let batches = |ring: &Cluster| {
+        ring.kv54(["get", "logs"])
+            .text()
+            .trim()
+            .parse()
+            .unwrap_or(0)
+    };
+    let more = |ring: &Cluster| {
+        let before: u32 = batches(ring);
+        until(|| batches(ring) > before + 100);
+    };
+    more(&ring);
+    let owner = ring.replicas("logs").remove(0);
+    ring.kill(&owner);
+    more(&ring);
+    ring.start(&owner);
+    more(&ring);
+    let told = sources.map(Source::end);
+    ring.wait_until_ready();
+    ring.kill(&ring.replicas("logs").remove(1));
+    // Two pushers of one host: the lines of both, each in its order, once.
+    let [web1, web2, all] = [&["show", "web1"][..], &["show", "web2"], &["show"]]
+        .map(|words| said(&ring.dir, "logs", words).unwrap());
+    let of = |shown: &str, from: &str| -> Vec<String> {
+        let lines = shown.lines().filter(|line| line.starts_with(from));
+        lines.map(str::to_owned).collect()
+    };
+    assert_eq!(of(&web1, "a "), told[0]);
+    assert_eq!(of(&web1, "b "), told[1]);
+    assert_eq!(web2.lines().collect::<Vec<_>>(), told[2]);
+    assert_eq!(
+        of(&all, "web2: c "),
+        told[2]
+            .iter()
+            .map(|line| format!("web2: {line}"))
+            .collect::<Vec<_>>()
+    );
+    assert_eq!(
+        all.lines().count(),
+        told.iter().map(Vec::len).sum::<usize>()
+    );
+}
+
+#[test]
+fn a_pusher_that_died_hides_nothing_and_old_lines_expire() {
+    let ring = Cluster::running(&["alice", "bob", "carol"]);
+    push(&ring, "7d", b"one\n");
+    ring.kv54(["incr", "logs", "3"]).exits(0); // numbers that it drew, and what it had to say is lost
+    push(&ring, "1h", b"two\nno line break and \xff");
+    push(&ring, "300ms", b"soon over\n");
+    let show = || {
+        example_in(&ring.dir, "logs", &["show", "web1"])
+            .output()
+            .unwrap()
+    };
+    let lasting = b"one\ntwo\nno line break and \xff\n";
+    until(|| show().stdout == lasting);
+    let long = [&[b'x'; 200_000][..], b"\n"].concat();
+    push(&ring, "1h", &long);
+    let shown = show().stdout.split_off(lasting.len());
+    let shown: Vec<u8> = shown.into_iter().filter(|byte| *byte == b'x').collect();
+    assert_eq!(shown.len(), 200_000, "in several lines, but all of it");
+}
+
+#[test]
+fn a_pusher_waits_for_a_majority() {
+    let ring = Cluster::running(&["alice", "bob", "carol"]);
+    for name in ["alice", "bob"] {
+        ring.signal(name, "STOP");
+    }
+    ring.file("line.txt", "patience\n");
+    let mut push = example_in(&ring.dir, "logs", &["push"]);
+    push.env("HOST", "web1");
+    let mut pusher = Node::spawn_with(&mut push, File::open(ring.dir.join("line.txt")).unwrap());
+    pusher.wait_for("waiting: unavailable: ");
+    for name in ["alice", "bob"] {
+        ring.signal(name, "CONT");
+    }
+    assert_eq!(pusher.wait(), 0, "{:?}", pusher.log());
+    assert_eq!(
+        said(&ring.dir, "logs", &["show"]).unwrap(),
+        "web1: patience"
+    );
+}
+
+/// Pushes these lines of web1, which last so long.
+fn push(ring: &Cluster, ttl: &str, lines: &[u8]) {
+    let mut push = example_in(&ring.dir, "logs", &["push", ttl]);
+    let mut pusher = push
+        .env("HOST", "web1")
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    pusher.stdin.take().unwrap().write_all(lines).unwrap();
+    assert_eq!(pusher.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn hosts_get_each_version_whole_and_run_their_command_once() {
+    let mut ring = Cluster::five();
+    let versions: [Vec<u8>; 3] =
+        [1, 2, 3].map(|n| (0..3_000_000).map(|at| n ^ (at % 251) as u8).collect());
+    let put = |ring: &Cluster, n: usize| {
+        std::fs::write(ring.dir.join("app"), &versions[n - 1]).unwrap();
+        assert_eq!(
+            said(&ring.dir, "deploy", &["put", "app"]),
+            Some(format!("version {n}"))
+        );
+    };
+    let current = ring.dir.join("web1/current");
+    let states = |ring: &Cluster| said(&ring.dir, "deploy", &["status"]).unwrap();
+    let told = |ring: &Cluster, line: &str| until(|| states(ring).lines().any(|told| told == line));
+    let [web1, _web2] = [
+        agent(&ring, "web1", "echo >> runs.txt"),
+        agent(&ring, "web2", "exit 3"),
+    ];
+    put(&ring, 1);
+    told(&ring, "web1 1 ok");
+    // From now on the file is there at every moment, and is one of the versions.
+    let (done, whole, path) = (
+        Arc::new(AtomicBool::new(false)),
+        versions.clone(),
+        current.clone(),
+    );
+    let is_done = done.clone();
+    let watch = spawn(move || {
+        let looks = (0..).take_while(|_: &u32| !is_done.load(Relaxed));
+        let are_whole = looks.map(|_| whole.contains(&fs::read(&path).unwrap()));
+        are_whole.collect::<Vec<bool>>()
+    });
+    ring.kill(&ring.replicas("deploy").remove(0));
+    put(&ring, 2);
+    told(&ring, "web1 2 ok");
+    drop(web1);
+    let _web1 = agent(&ring, "web1", "echo >> runs.txt");
+    put(&ring, 3);
+    told(&ring, "web1 3 ok");
+    done.store(true, Relaxed);
+    let looks = watch.join().unwrap();
+    assert!(!looks.is_empty() && !looks.contains(&false));
+    told(&ring, "web2 3 failed: exit status: 3");
+    assert_eq!(states(&ring).lines().count(), 2);
+    assert_eq!(fs::read(&current).unwrap(), versions[2]);
+    let runs = fs::read_to_string(ring.dir.join("runs.txt")).unwrap();
+    assert_eq!(
+        runs.lines().count(),
+        3,
+        "once for each version, and not after a restart"
+    );
+}
+
+#[test]
+fn an_agent_takes_no_part_of_a_version() {
+    let ring = Cluster::running(&["alice", "bob", "carol"]);
+    ring.file("app", "whole\n");
+    assert_eq!(
+        said(&ring.dir, "deploy", &["put", "app"]).unwrap(),
+        "version 1"
+    );
+    let web1 = agent(&ring, "web1", "echo >> runs.txt");
+    let is_told = |line| until(|| said(&ring.dir, "deploy", &["status"]).as_deref() == Some(line));
+    is_told("web1 1 ok");
+    ring.kv54(["set", "deploy", "--value-json", "[8, 54, 54]"])
+        .exits(0);
+    web1.wait_for("unavailable: pieces of key \"deploy\" are missing");
+    assert_eq!(
+        fs::read_to_string(ring.dir.join("web1/current")).unwrap(),
+        "whole\n"
+    );
+    ring.kv54(["set", "deploy", "--value-json", r#"["../../x", "$(true)"]"#])
+        .exits(0);
+    web1.wait_for("deploy: there is none");
+    ring.kv54(["set", "deploy", "--value-json", "[8, 54, 54]"])
+        .exits(0);
+    ring.file("app", "whole again\n");
+    assert_eq!(
+        said(&ring.dir, "deploy", &["put", "app"]).unwrap(),
+        "version 9"
+    );
+    is_told("web1 9 ok");
+    let runs = fs::read_to_string(ring.dir.join("runs.txt")).unwrap();
+    assert_eq!(runs.lines().count(), 2);
+}
+
+/// An agent of this host, which runs this in a shell.
+fn agent(ring: &Cluster, host: &str, script: &str) -> Node {
+    let _ = fs::create_dir(ring.dir.join(host));
+    let mut agent = example_in(&ring.dir, "deploy", &["agent", host, "sh", "-c", script]);
+    Node::spawn(agent.env("HOST", host))
+}
+
+/// What an example prints in this folder; `None` if it fails.
+fn said(folder: &Path, name: &str, words: &[&str]) -> Option<String> {
+    let said = example_in(folder, name, words).output().unwrap();
+    let text = || String::from_utf8(said.stdout).unwrap().trim().to_owned();
+    said.status.success().then(text)
+}
+
 /// A folder for those who are cut off from these nodes: in their file, nobody is there.
 fn cut_off(ring: &Cluster, folder: &str, names: &[&str]) -> PathBuf {
     let folder = ring.dir.join(folder);
@@ -147,18 +397,18 @@ fn cut_off(ring: &Cluster, folder: &str, names: &[&str]) -> PathBuf {
 
 /// What the essay's client says, in a folder with a `cluster.toml`; `None` if it fails.
 fn essay(folder: &Path, words: &[&str]) -> Option<String> {
-    let said = example_in(folder, "essay", words).output().unwrap();
-    let text = || String::from_utf8(said.stdout).unwrap().trim().to_owned();
-    said.status.success().then(text)
+    said(folder, "essay", words)
 }
 
 #[test]
-fn the_first_step_is_twenty_lines_and_the_essay_54() {
-    let steps = [
+fn the_first_step_is_twenty_lines_and_the_others_are_54() {
+    let all = [
         (include_str!("../examples/one_node.rs"), 20),
         (include_str!("../examples/essay.rs"), 54),
+        (include_str!("../examples/logs.rs"), 54),
+        (include_str!("../examples/deploy.rs"), 54),
     ];
-    for (source, most) in steps {
+    for (source, most) in all {
         let code = |line: &&str| !line.trim().is_empty() && !line.trim().starts_with("//");
         assert!(source.lines().filter(code).count() <= most);
     }
@@ -182,21 +432,11 @@ fn example(name: &str, args: &[&str]) -> Running {
     Running(example_in(here, name, args).spawn().unwrap())
 }
 
-/// An example, built where it must be, that runs in this folder. On Unix, cargo then becomes the example.
+/// An example that runs in this folder.
 fn example_in(folder: &Path, name: &str, args: &[&str]) -> Command {
-    let cargo = |command| {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args([command, "--quiet", "--locked"]);
-        cargo.args([
-            "--manifest-path",
-            concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"),
-        ]);
-        cargo
-    };
-    BUILT.call_once(|| assert!(cargo("build").arg("--examples").status().unwrap().success()));
-    let mut run = cargo("run");
-    run.args(["--example", name, "--"]).args(args);
-    run.current_dir(folder).stdout(Stdio::piped());
+    let mut run = Command::new(examples().join(name));
+    run.args(args).current_dir(folder).env_remove("KV54_CONFIG");
+    run.stdout(Stdio::piped());
     run
 }
 

@@ -10,10 +10,10 @@
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use kv54::client::Client;
@@ -438,11 +438,12 @@ impl Drop for Cluster {
 
 impl Node {
     pub fn spawn(command: &mut Command) -> Node {
-        let mut child = command
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        Node::spawn_with(command, Stdio::null())
+    }
+
+    /// The same with this standard input.
+    pub fn spawn_with(command: &mut Command, input: impl Into<Stdio>) -> Node {
+        let mut child = command.stdin(input).stderr(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let log = Arc::new(Log::default());
         let growing = log.clone();
@@ -534,6 +535,21 @@ impl Said {
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.out).unwrap()
     }
+}
+
+/// The folder of the examples, which are built first where they must be.
+pub fn examples() -> PathBuf {
+    static BUILT: Once = Once::new();
+    let profile = Path::new(env!("CARGO_BIN_EXE_kv54")).parent().unwrap();
+    BUILT.call_once(|| {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--examples", "--quiet", "--locked"]);
+        cargo.args(profile.ends_with("release").then_some("--release"));
+        cargo.arg("--target-dir").arg(profile.parent().unwrap());
+        cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
+        assert!(cargo.status().unwrap().success());
+    });
+    profile.join("examples")
 }
 
 /// The parts of which not all replicas show the same digest, and what each of them shows.

@@ -48,3 +48,9 @@ mod two_proposers;
 
 #[path = "11_points_on_a_circle.rs"]
 mod points_on_a_circle;
+
+#[path = "12_a_dead_holder.rs"]
+mod a_dead_holder;
+
+#[path = "13_a_task_in_hand.rs"]
+mod a_task_in_hand;

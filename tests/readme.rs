@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Cluster, FIVE};
+use common::{Cluster, FIVE, examples};
 
 /// A command that takes longer than this has hung.
 const PATIENCE: &str = "120";
@@ -384,10 +384,11 @@ impl Shell {
         let more = (0..2).map(|n| format!("127.0.0.1:{}", cluster.spare_port(n))); // frank and grace
         let theirs = (5401..).map(|port| format!("127.0.0.1:{port}"));
         let addresses = theirs.zip(ours.chain(more));
-        // The binary of this build stands where the README's reader has built it.
+        // The binaries of this build stand where the README's reader has built them.
         let release = cluster.dir.join("target/release");
         std::fs::create_dir_all(&release).unwrap();
         std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_kv54"), release.join("kv54")).unwrap();
+        std::os::unix::fs::symlink(examples(), release.join("examples")).unwrap();
         let mut child = Command::new("setsid")
             .args(["timeout", PATIENCE, "bash", "--norc"])
             .current_dir(&cluster.dir)

@@ -242,8 +242,8 @@ fn a_pusher_that_died_hides_nothing_and_old_lines_expire() {
     };
     let lasting = b"one\ntwo\nno line break and \xff\n";
     until(|| show().stdout == lasting);
-    let long = [&[b'x'; 200_000][..], b"\n"].concat();
-    push(&ring, "1h", &long);
+    let long = "x".repeat(200_000) + "\n";
+    push(&ring, "1h", long.as_bytes());
     let shown = show().stdout.split_off(lasting.len());
     let shown: Vec<u8> = shown.into_iter().filter(|byte| *byte == b'x').collect();
     assert_eq!(shown.len(), 200_000, "in several lines, but all of it");
@@ -285,8 +285,13 @@ fn push(ring: &Cluster, ttl: &str, lines: &[u8]) {
 #[test]
 fn hosts_get_each_version_whole_and_run_their_command_once() {
     let mut ring = Cluster::five();
-    let versions: [Vec<u8>; 3] =
-        [1, 2, 3].map(|n| (0..3_000_000).map(|at| n ^ (at % 251) as u8).collect());
+    let versions: [Vec<u8>; 3] = [1, 2, 3].map(|n| {
+        (0..=250)
+            .cycle()
+            .map(|at: u8| n ^ at)
+            .take(3_000_000)
+            .collect()
+    });
     let put = |ring: &Cluster, n: usize| {
         std::fs::write(ring.dir.join("app"), &versions[n - 1]).unwrap();
         assert_eq!(

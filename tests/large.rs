@@ -74,7 +74,7 @@ fn former_pieces_go_and_those_that_are_missing_are_said() {
     let client = ring.client();
     block_on(async {
         assert_eq!(client.get_large(b"film").await, Ok(None));
-        assert_eq!(client.set_large(b"film", &[1; BYTES]).await, Ok(1));
+        assert_eq!(client.set_large(b"film", &vec![1; BYTES]).await, Ok(1));
         assert_eq!(client.set_large(b"film", b"short").await, Ok(2));
         assert_eq!(
             client.get_large(b"film").await,

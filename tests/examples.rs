@@ -250,6 +250,21 @@ fn a_pusher_that_died_hides_nothing_and_old_lines_expire() {
 }
 
 #[test]
+fn the_numbers_of_batches_go_round() {
+    let ring = Cluster::running(&["alice", "bob", "carol"]);
+    push(&ring, "1h", b"one\n");
+    push(&ring, "1h", b"two\n");
+    ring.kv54(["set", "logs", "--value-json", "1000000"])
+        .exits(0);
+    // The next pusher dies: one is under the key of its number, and not the newest.
+    ring.kv54(["incr", "logs"]).exits(0);
+    let show = || said(&ring.dir, "logs", &["show", "web1"]).unwrap();
+    assert_eq!(show(), "two");
+    push(&ring, "1h", b"three\n");
+    assert_eq!(show(), "three");
+}
+
+#[test]
 fn a_pusher_waits_for_a_majority() {
     let ring = Cluster::running(&["alice", "bob", "carol"]);
     for name in ["alice", "bob"] {

@@ -20,8 +20,9 @@ async fn update(client: &Client, folder: &Path, command: &mut Command) -> Result
     }
     let (version, bytes) = client.get_large(b"deploy").await?.ok_or("there is none")?;
     fs::write(&new, bytes)?;
-    fs::File::open(&new)?.sync_all()?; // or a power cut could leave it in part
+    fs::File::open(&new)?.sync_all()?; // or a power cut could leave a part of it
     fs::rename(&new, &current)?;
+    fs::File::open(folder)?.sync_all()?; // or the old one, after this has reported the new one
     let state = match command.status() {
         Ok(status) if status.success() => "ok".to_owned(),
         Ok(status) => format!("failed: {status}"),
@@ -31,9 +32,8 @@ async fn update(client: &Client, folder: &Path, command: &mut Command) -> Result
     let with_it = |old: &Packed| {
         let old = text(old);
         let others = old.lines().filter(|told| !told.starts_with(&own));
-        Some(Packed::of(
-            others.chain([&*told]).collect::<Vec<_>>().join("\n"),
-        ))
+        let told = others.chain([&*told]).collect::<Vec<_>>().join("\n");
+        Some(Packed::of(told))
     };
     again(async || client.swap(b"deploy:hosts", with_it).await).await?;
     Ok(())

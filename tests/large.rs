@@ -5,11 +5,16 @@ mod common;
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
 
 use common::{Cluster, block_on};
 use futures::future::{join, join_all};
+use futures::poll;
 use kv54::entry::Packed;
 use kv54::error::Kind;
+use tokio::time::sleep;
 
 /// More than two pieces.
 const BYTES: usize = 600_000;
@@ -67,6 +72,37 @@ fn a_reader_finds_one_whole_version_while_two_write_and_a_node_is_killed() {
     assert_eq!(all.len(), answered, "none twice: {versions:?}");
     let (last, _) = last.unwrap().unwrap();
     assert!(Some(&last) >= all.last(), "{versions:?}, and then {last}");
+}
+
+#[test]
+fn a_reader_that_is_overtaken_looks_again() {
+    let ring = Cluster::running(&["alice", "bob", "carol"]);
+    let (writer, reader) = (ring.client(), ring.client());
+    block_on(async {
+        writer.set_large(b"film", &vec![0; BYTES]).await.unwrap();
+        for steps in 1..10 {
+            let mut read = pin!(reader.get_large(b"film"));
+            let mut found = poll!(&mut read);
+            for _ in 1..steps {
+                if found.is_pending() {
+                    sleep(Duration::from_millis(20)).await; // an answer may come, or not
+                    found = poll!(&mut read);
+                }
+            }
+            let new = writer
+                .set_large(b"film", &vec![steps; BYTES])
+                .await
+                .unwrap();
+            let found = match found {
+                Poll::Ready(found) => found,
+                Poll::Pending => read.await,
+            };
+            let (version, bytes) = found.unwrap().unwrap();
+            assert!([new - 1, new].contains(&version));
+            let whole = vec![u8::try_from(version - 1).unwrap(); BYTES];
+            assert!(bytes == whole, "after {steps} steps");
+        }
+    });
 }
 
 #[test]

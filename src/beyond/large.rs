@@ -15,20 +15,22 @@ const PIECE: usize = 256 << 10;
 const AT_ONCE: usize = 4;
 
 impl Client {
-    /// Writes so many bytes as one whole, and answers their version, which is one above the former. After an error, or
-    /// if its process ends in the middle, the former bytes are still there, and pieces of the new ones may be.
+    /// Writes bytes as one whole; their version, which is one above the former. An error says whether the former bytes
+    /// are still there, or (`unknown-outcome:`) the new ones may be. Then, and if its process ends in the middle, pieces
+    /// may stay that belong to nothing.
     pub async fn set_large(&self, key: &[u8], bytes: &[u8]) -> Result<u64, Error> {
         let (id, crc32) = (fastrand::u64(..), crc32fast::hash(bytes));
         let set = async |(n, bytes)| self.set(&piece(key, id, n), &Packed::of(bytes)).await;
         let sets = stream::iter((0..).zip(bytes.chunks(PIECE))).map(set);
-        sets.buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+        let all = sets.buffer_unordered(AT_ONCE).try_collect::<()>().await;
+        all.map_err(Error::of_read)?; // nobody has heard of these pieces yet
         loop {
             let old = self.get(key).await?;
             let [former, old_id, _] = head(&old).unwrap_or_default();
             let version = former.saturating_add(1);
             let new = [version, id, crc32.into()].map(Value::from).to_vec();
             if let Swapped::Done(_) = self.cas(key, &old, &Packed::of(new)).await? {
-                self.delete_pieces(key, old_id).await?;
+                let _ = self.delete_pieces(key, old_id).await; // the new ones are there all the same
                 return Ok(version);
             }
         }

@@ -1,13 +1,13 @@
 //! # Exercise 12: a dead holder (25 minutes)
 //!
-//! Whoever finds a key absent and writes its name there holds a lock. If it dies, nobody else gets the lock
-//! for ever. So the name gets a time to live: it ends by itself, and a holder that needs longer renews
-//! it. Taking it is easy, if the key is absent. Renew it ([`renewed`]) and give it back ([`returned`]),
+//! A client that finds a key absent and writes its name there holds a lock. If this client dies, no other one
+//! ever gets the lock. So the name gets a time to live: it ends by itself, and a holder that needs longer
+//! renews it. Taking the lock is easy: the key is absent. Renew it ([`renewed`]) and give it back ([`returned`]),
 //! each in one swap: what do they make of what is there?
 //!
 //! Then the hard part. A holder asks for the lock, and its answer comes later. How long may it work
 //! ([`may_work_until`])? The ring knows only until when the name lasts, and nobody tells a holder
-//! that it has slept. It has but its own clock.
+//! that it has slept. It has only its own clock.
 //!
 //! Hint: what if the holder has slept, its name has ended, and another one is there? And from which of the
 //! two moments on does the name last: from the question, or from the answer?

@@ -274,7 +274,7 @@ fn a_pusher_waits_for_a_majority() {
     let mut push = example_in(&ring.dir, "logs", &["push"]);
     push.env("HOST", "web1");
     let mut pusher = Node::spawn_with(&mut push, File::open(ring.dir.join("line.txt")).unwrap());
-    pusher.wait_for("waiting: unavailable: ");
+    pusher.wait_for("waiting: ");
     for name in ["alice", "bob"] {
         ring.signal(name, "CONT");
     }

@@ -9,7 +9,7 @@
 //! late, has its task done twice. Have each task be in the account once all the same ([`added`]).
 //!
 //! Hint: what does the second worker have to find in the account, and in which swap must it get there? Who may
-//! take a task, and when? And when does a worker that was asleep no longer remove it?
+//! take a task, and when? And does it do harm if a worker that was asleep removes a task that another one has taken?
 //!
 //! And then: what must the account keep, for how long? When can it forget a number, if tasks are begun in their order?
 //! This is what "at least once" costs, and no queue can take it from you: only the one that keeps the result

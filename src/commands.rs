@@ -36,11 +36,13 @@ mod line;
 mod list;
 mod locate;
 mod lock;
+mod metrics;
 mod resize;
 mod serve;
 mod status;
 mod target;
 mod text;
+mod top;
 
 /// A distributed key-value store whose heart is at most 54 lines: any two of three.
 #[derive(Parser)]
@@ -95,6 +97,7 @@ enum Command {
     Where(locate::Where),
     Keys(list::Keys),
     Status(status::Show),
+    Top(top::Top),
     Resize(resize::Resize),
     Bench(bench::Bench),
     Export(export::Export),
@@ -155,6 +158,7 @@ impl Cli {
             Command::Where(locate) => locate.run(options).await,
             Command::Keys(list) => list.run(options).await,
             Command::Status(show) => show.run(options).await,
+            Command::Top(top) => top.run(options).await,
             Command::Resize(resize) => resize.run(options).await,
             Command::Bench(bench) => bench.run(options).await,
             Command::Export(export) => export.run(options).await,

@@ -20,6 +20,9 @@ pub const METHODS: &str = "\
 | `acknowledge` | none | nil: the node forgets its doubts |
 ";
 
+/// What guests ask: clients that leave it to a node to coordinate.
+pub const FOR_GUESTS: [&str; 5] = ["get", "set", "delete", "cas", "incr"];
+
 /// What nodes ask each other.
 pub const AMONG_NODES: [&str; 8] = [
     "swap",

@@ -44,7 +44,8 @@ impl Node {
         joining.spawn(async move { node.sweep().await });
         let node = self.clone();
         joining.spawn(async move { node.forget().await });
-        rpc::serve(incoming, &**self, || self.store.limits(), stop).await;
+        let (limits, meter) = (|| self.store.limits(), &self.store.meter);
+        rpc::serve_counted(incoming, &**self, limits, meter, stop).await;
     }
 
     /// Takes from each newer file what can change while it runs.

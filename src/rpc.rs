@@ -25,12 +25,14 @@ use crate::error::Error;
 
 mod buffers;
 pub mod codec;
+mod meter;
 mod peer;
 mod serve;
 pub mod tls;
 
+pub use meter::Meter;
 pub use peer::{Call, HEDGE, Peer};
-pub use serve::serve;
+pub use serve::{serve, serve_counted};
 
 /// A connection: TCP here, a simulated or an encrypted one elsewhere.
 pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}

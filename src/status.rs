@@ -1,13 +1,15 @@
 //! How a node is, in its own words.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use msgpack_rpc::Value;
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 
 use crate::error::{Error, plain};
-use crate::rpc::Answer;
 use crate::rpc::codec::{self, Encoded};
+use crate::rpc::{Answer, Meter};
 
 /// What a node answers to `status`.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -61,9 +63,51 @@ pub struct Status {
     pub digests: BTreeMap<String, String>,
     /// Seconds since the node started.
     pub uptime_s: u64,
+    /// The same in microseconds: the counters below grow from 0 in this time.
+    pub uptime_us: u64,
+    /// A number that it has drawn at its start: with another one, the counters have begun anew.
+    pub start_id: u64,
+    /// How long its thread was at work, in microseconds.
+    pub busy_us: u64,
+    /// How many connections are open now.
+    pub connections: usize,
+    /// How many connections it has accepted.
+    pub accepted: u64,
+    /// How many requests it has answered, by their methods.
+    pub answered: BTreeMap<String, u64>,
+    /// How many of those of its guests got an error.
+    pub failed: u64,
+    /// How many of its guests' requests took less than so many microseconds, and not less than the
+    /// number before: from the read that brought the request until its answer was there.
+    pub waited: BTreeMap<u64, u64>,
+    /// How long all of them took, in microseconds.
+    pub waited_us: u64,
 }
 
 impl Status {
+    /// What has been counted, on this thread's runtime.
+    pub fn counted(meter: &Meter) -> Self {
+        let (connections, accepted) = meter.connections();
+        let answered = meter
+            .answered()
+            .map(|(method, count)| (method.to_owned(), count));
+        let busy = Handle::try_current().map(|runtime| -> Duration {
+            let metrics = runtime.metrics();
+            let busy = |worker| metrics.worker_total_busy_duration(worker);
+            (0..metrics.num_workers()).map(busy).sum()
+        });
+        Status {
+            busy_us: micros(busy.unwrap_or_default()),
+            connections,
+            accepted,
+            answered: answered.collect(),
+            failed: meter.failed(),
+            waited: meter.waited().collect(),
+            waited_us: meter.waited_us(),
+            ..Status::default()
+        }
+    }
+
     /// Reads a node's answer, and makes every text in it plain.
     pub fn read(bytes: &[u8]) -> Result<Self, Error> {
         let status = codec::encode(&all_plain(codec::decode(bytes)?));
@@ -102,6 +146,11 @@ impl Status {
         let names = names.collect::<Vec<_>>().join(", ");
         format!("{} %, waiting for {names}", self.progress)
     }
+}
+
+/// A time in whole microseconds.
+pub(crate) fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The same with every text in it as one plain line.

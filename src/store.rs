@@ -20,9 +20,9 @@ use crate::cluster::{Cluster, Limits, Rings, State};
 use crate::entry::{Entry, Loaded, Packed, Stamp, check_value, size};
 use crate::error::{Error, Kind};
 use crate::rpc::codec::{self, Encoded, quoted};
-use crate::rpc::{Answer, lock};
+use crate::rpc::{Answer, Meter, lock};
 use crate::sabotage::{Bug, planted};
-use crate::status::Status;
+use crate::status::{Status, micros};
 use held::{Found, Held, Part, Unsettled, promised};
 use memory::{Memory, Refusal, Usage};
 
@@ -48,6 +48,8 @@ pub struct Store {
     pub rings: Arc<Rings>,
     /// When this node started.
     pub started: Instant,
+    /// What this node has answered.
+    pub meter: Meter,
     name: String,
     start_id: u64,
     forgets_from: AtomicUsize,
@@ -100,6 +102,7 @@ impl Store {
         Store {
             rings,
             started: Instant::now(),
+            meter: Meter::default(),
             name,
             start_id: fastrand::u64(..),
             forgets_from: AtomicUsize::new(FORGETS_FROM),
@@ -638,6 +641,7 @@ impl Store {
     /// What there is to say about this node.
     pub fn status(&self) -> Status {
         let (kept, known) = (lock(&self.kept), self.rings.known());
+        let uptime = self.started.elapsed();
         let mut status = Status {
             name: self.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -652,9 +656,11 @@ impl Store {
             memory: kept.memory.own.limit,
             full: kept.memory.is_full(),
             worn: kept.held.iter().any(|held| held.worn),
-            uptime_s: self.started.elapsed().as_secs(),
+            start_id: self.start_id,
+            uptime_s: uptime.as_secs(),
+            uptime_us: micros(uptime),
             doubts: kept.doubts.iter().cloned().collect(),
-            ..Status::default()
+            ..Status::counted(&self.meter)
         };
         // What it holds of the old ring counts, or of the new one where it was not in the old one.
         if let Some(held) = kept.held.first() {

@@ -101,6 +101,23 @@ fn every_client_sets_gets_and_outlives_a_node() {
     }
 }
 
+/// `status --metrics`, read by the parser of Prometheus's own client for Python.
+#[test]
+#[ignore = "tests/foreign/run installs the clients and runs this"]
+fn prometheus_reads_what_the_nodes_have_counted() {
+    let mut cluster = Cluster::five();
+    for _ in 0..3 {
+        cluster
+            .kv54(["set", "tea", "green", "--via", "alice"])
+            .exits(0);
+    }
+    cluster.kill("erin");
+    let page = cluster.kv54(["status", "--metrics"]).exits(0);
+    std::fs::write(cluster.dir.join("kv54.prom"), page.out).unwrap();
+    let page = cluster.dir.join("kv54.prom").display().to_string();
+    run("prometheus", &[&page, "alice", "3", "erin"]);
+}
+
 /// The ten lines of `docs/wire.md` that go on to the next node where one is silent or gone.
 #[test]
 #[ignore = "tests/foreign/run installs the clients and runs this"]

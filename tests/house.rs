@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use kv54::methods::METHODS;
+use kv54::rpc::Meter;
 
 /// The longest function, in lines, from its `fn` to its closing brace.
 const MAX_FUNCTION: usize = 40;
@@ -57,9 +58,9 @@ fn the_house_is_small() {
         commands.iter().map(lines).sum(),
         rest.iter().map(lines).sum(),
     );
-    assert!(rest <= 8_936, "src without the commands has {rest} lines");
+    assert!(rest <= 9_230, "src without the commands has {rest} lines");
     assert!(
-        rest + commands <= 12_046,
+        rest + commands <= 12_855,
         "src has {} lines",
         rest + commands
     );
@@ -83,6 +84,8 @@ fn every_method_is_answered_and_documented() {
         .map(|row| row.split('`').nth(1).unwrap())
         .collect();
     assert_eq!(answered, names, "src/server.rs and src/methods.rs");
+    let counted: Vec<&str> = Meter::default().answered().map(|(name, _)| name).collect();
+    assert_eq!(counted, names, "src/rpc/meter.rs");
     let wire = fs::read_to_string("docs/wire.md").unwrap();
     let table = format!("| method | parameters | answer |\n| --- | --- | --- |\n{METHODS}\n");
     assert!(wire.contains(&table), "docs/wire.md lacks:\n{table}");

@@ -282,6 +282,15 @@ fn a_node_tells_its_status_by_name() {
     ] {
         assert!(names.contains(&name), "{name} is missing: {names:?}");
     }
+    // The page about the wire has a row for each of them.
+    let page = std::fs::read_to_string("docs/wire.md").unwrap();
+    let rows = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split(" |").next());
+    let rows: Vec<&str> = rows.flat_map(|cell| cell.split(['`', ',', ' '])).collect();
+    for name in names {
+        assert!(rows.contains(&name), "docs/wire.md lacks {name}");
+    }
     let status = Value::Map(status);
     assert_eq!(status["name"], "alice".into());
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION").into());

@@ -317,11 +317,11 @@ fn ended_by(kind: SignalKind, why: &str) -> Failure {
     Failure { code, why }
 }
 
-/// Signals that would end this process before it has released the key.
-struct Signals(Vec<(SignalKind, Signal)>);
+/// Signals that would end this process before it has put right what it has changed.
+pub(super) struct Signals(Vec<(SignalKind, Signal)>);
 
 impl Signals {
-    fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         let kinds = [
             SignalKind::hangup(),
             SignalKind::interrupt(),
@@ -333,7 +333,7 @@ impl Signals {
         Ok(Signals(signals.collect::<io::Result<_>>()?))
     }
 
-    async fn next(&mut self) -> SignalKind {
+    pub(super) async fn next(&mut self) -> SignalKind {
         let came = self.0.iter_mut().map(async |(kind, signal)| {
             signal.recv().await;
             *kind

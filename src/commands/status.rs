@@ -10,7 +10,7 @@ use indexmap::{IndexMap, IndexSet};
 use serde_json::{Value as Json, json};
 use tokio::time::{Instant, sleep};
 
-use super::{Failure, Options, Outcome, text};
+use super::{Failure, Options, Outcome, metrics, print, text};
 use crate::beyond::forget::is_worth_it;
 use crate::cluster::{Cluster, Node, State};
 use crate::error::{Error, Kind};
@@ -29,6 +29,7 @@ use crate::store::FORGETS_FROM;
   kv54 status
   kv54 status --wait --timeout 60s
   kv54 status --acknowledge
+  kv54 status --metrics
 
 Exit codes:
   0  every node is ready
@@ -38,6 +39,9 @@ pub(super) struct Show {
     /// Wait until every node is ready, or until --timeout has passed if it is given
     #[arg(long)]
     wait: bool,
+    /// Print what the nodes have counted as text for Prometheus; the exit code is 0 however they are
+    #[arg(long, conflicts_with_all = ["wait", "acknowledge", "json"])]
+    metrics: bool,
     /// Have all nodes forget the lines below the table about lost memories: you have read them
     #[arg(long)]
     acknowledge: bool,
@@ -51,6 +55,9 @@ impl Show {
         let (file, timeout) = (options.cluster()?, options.timeout());
         let nodes = Asked::new(&file, timeout.min(file.limits.window))?;
         let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
+        if self.metrics {
+            return print(metrics::text(&nodes.hear().await.1));
+        }
         if self.acknowledge {
             nodes.all("acknowledge").await;
         }
@@ -178,7 +185,7 @@ fn distinct(nodes: &[Json], cluster: &Cluster) -> Option<(u64, u64)> {
 }
 
 /// The nodes of the ring, and those of the file.
-struct Asked {
+pub(super) struct Asked {
     file: Arc<Cluster>,
     replicas: Replicas,
 }
@@ -192,8 +199,17 @@ struct Said {
     all_ready: bool,
 }
 
+/// How a node is.
+pub(super) struct Heard {
+    pub(super) node: Node,
+    pub(super) state: String,
+    /// What else there is to say, or why there is no status.
+    pub(super) remark: String,
+    pub(super) status: Option<Status>,
+}
+
 impl Asked {
-    fn new(file: &Arc<Cluster>, patience: Duration) -> Result<Self, Failure> {
+    pub(super) fn new(file: &Arc<Cluster>, patience: Duration) -> Result<Self, Failure> {
         let (file, dial) = (file.clone(), tls::dial(file)?);
         let replicas = Replicas::new(file.clone(), patience, &dial);
         Ok(Asked { file, replicas })
@@ -215,62 +231,82 @@ impl Asked {
         join_all(asked).await.into_iter().collect()
     }
 
-    async fn ask(&self) -> Said {
+    /// Asks each node how it is, in the state of the ring that is known then.
+    pub(super) async fn hear(&self) -> (Arc<State>, Vec<Heard>) {
         let answers = self.all("status").await;
         let state = self.replicas.state();
-        let mut said = Said {
-            nodes: Vec::new(),
-            statuses: Vec::new(),
-            rows: Vec::new(),
-            all_ready: true,
-            state,
+        let heard = answers.into_iter().map(|(node, answer)| {
+            let ring = state.fingerprint(0, &node.name);
+            Heard::of(node, ring, answer)
+        });
+        let heard = heard.collect();
+        (state, heard)
+    }
+
+    async fn ask(&self) -> Said {
+        let (state, heard) = self.hear().await;
+        let is_fine = |heard: &Heard| {
+            let is_ready = matches!(&*heard.state, "ready" | "waiting" | "left");
+            let name = &heard.node.name;
+            is_ready || !state.has(name) && self.file.place(name).is_none()
         };
-        for (node, answer) in answers {
-            let status = answer.and_then(|answer| Status::read(&answer));
-            let (json, row) = line(&node, said.state.fingerprint(0, &node.name), &status);
-            let state = json.get("state").and_then(Json::as_str);
-            let is_ready = matches!(state, Some("ready" | "waiting" | "left"));
-            let is_needed = said.state.has(&node.name) || self.file.place(&node.name).is_some();
-            said.all_ready &= is_ready || !is_needed;
-            said.nodes.push(json);
-            said.statuses.extend(status);
-            said.rows.push(row);
+        Said {
+            all_ready: heard.iter().all(is_fine),
+            nodes: heard.iter().map(Heard::json).collect(),
+            statuses: heard
+                .iter()
+                .flat_map(|heard| heard.status.clone())
+                .collect(),
+            rows: heard.iter().map(Heard::row).collect(),
+            state,
         }
-        said
     }
 }
 
-fn line(node: &Node, ring: u32, status: &Result<Status, Error>) -> (Json, [String; 7]) {
-    let (state, remark) = match status {
-        Err(error) => (text::state(error.kind), text::cause(error, node)),
-        Ok(status) if status.ring != ring => {
-            let name = &status.name;
-            let remark = format!("it is {name} of another ring: use the same cluster.toml");
-            (Kind::WrongRing.word(), remark)
+impl Heard {
+    fn of(node: Node, ring: u32, answer: Result<Encoded, Error>) -> Self {
+        let status = answer.and_then(|answer| Status::read(&answer));
+        let (state, remark) = match &status {
+            Err(error) => (text::state(error.kind), text::cause(error, &node)),
+            Ok(status) if status.ring != ring => {
+                let name = &status.name;
+                let remark = format!("it is {name} of another ring: use the same cluster.toml");
+                (Kind::WrongRing.word(), remark)
+            }
+            Ok(status) => (&*status.state, status.notes()),
+        };
+        Heard {
+            state: state.to_owned(),
+            remark,
+            status: status.ok(),
+            node,
         }
-        Ok(status) => (&*status.state, status.notes()),
-    };
-    let Node { name, address } = node.clone();
-    let mut json = match status {
-        Ok(status) => json!(status),
-        Err(_) => json!({ "keys": null, "tombstones": null, "bytes": null, "error": remark }),
-    };
-    if let Some(fields) = json.as_object_mut() {
-        let own = [("name", &*name), ("address", &address), ("state", state)];
-        fields.extend(own.map(|(field, told)| (field.to_owned(), told.into())));
     }
-    let [keys, deleted, bytes] = match status {
-        Ok(status) => [status.keys, status.tombstones, status.bytes].map(|count| count.to_string()),
-        Err(_) => ["-"; 3].map(String::from),
-    };
-    let row = [
-        name,
-        address,
-        text::coloured(state),
-        keys,
-        deleted,
-        bytes,
-        remark,
-    ];
-    (json, row)
+
+    fn json(&self) -> Json {
+        let (Node { name, address }, state) = (&self.node, &self.state);
+        let mut json = match &self.status {
+            Some(status) => json!(status),
+            None => {
+                json!({ "keys": null, "tombstones": null, "bytes": null, "error": self.remark })
+            }
+        };
+        if let Some(fields) = json.as_object_mut() {
+            let own = [("name", name), ("address", address), ("state", state)];
+            fields.extend(own.map(|(field, told)| (field.to_owned(), told.as_str().into())));
+        }
+        json
+    }
+
+    fn row(&self) -> [String; 7] {
+        let Node { name, address } = self.node.clone();
+        let [keys, deleted, bytes] = match &self.status {
+            Some(status) => {
+                [status.keys, status.tombstones, status.bytes].map(|count| count.to_string())
+            }
+            None => ["-"; 3].map(String::from),
+        };
+        let (state, remark) = (text::coloured(&self.state), self.remark.clone());
+        [name, address, state, keys, deleted, bytes, remark]
+    }
 }

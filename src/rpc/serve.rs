@@ -21,6 +21,7 @@ use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
 
 use super::buffers::{Buffers, Share};
 use super::codec::{Codec, Malformed, Request, write_response};
+use super::meter::{Counted, Meter, Tally};
 use super::{Answer, Connecting, Connection, Rarely, Service};
 use crate::cluster::Limits;
 use crate::error::{Error, Kind};
@@ -58,7 +59,7 @@ const CLOSE_GRACE: Duration = Duration::from_secs(1);
 /// Answers every request on every connection until `stop`, then finishes what is in flight. Of the
 /// limits, those of connections and buffers count here. The former may change at any time.
 pub async fn serve<L, S>(
-    mut incoming: L,
+    incoming: L,
     service: &S,
     limits: impl Fn() -> Limits,
     stop: CancellationToken,
@@ -66,11 +67,25 @@ pub async fn serve<L, S>(
     L: Stream<Item = io::Result<Connecting>> + Unpin,
     S: Service,
 {
-    let buffers = Buffers::new(limits().buffers);
-    let mut connections = FuturesUnordered::new();
-    let refused = Rarely::every(Duration::from_secs(1));
+    serve_counted(incoming, service, limits, &Meter::default(), stop).await;
+}
+
+/// The same, where `meter` counts what is answered.
+pub async fn serve_counted<L, S>(
+    mut incoming: L,
+    service: &S,
+    limits: impl Fn() -> Limits,
+    meter: &Meter,
+    stop: CancellationToken,
+) where
+    L: Stream<Item = io::Result<Connecting>> + Unpin,
+    S: Service,
+{
+    let (buffers, mut connections) = (Buffers::new(limits().buffers), FuturesUnordered::new());
+    let (shared, refused) = ((&buffers, meter), Rarely::every(Duration::from_secs(1)));
     let mut stopped = pin!(stop.cancelled());
     loop {
+        meter.open(connections.len());
         tokio::select! {
             biased;
             () = &mut stopped => break,
@@ -83,7 +98,7 @@ pub async fn serve<L, S>(
                         refused.warn(&format!("connections are refused: {most} are open"));
                     }
                     if connections.len() < most + reserve {
-                        connections.push(connection(connecting, service, &buffers, full, stop.clone()));
+                        connections.push(connection(connecting, service, shared, full, stop.clone()));
                     }
                 }
                 Err(error) => refused.warn(&format!("a connection could not be accepted: {error}")),
@@ -100,7 +115,7 @@ pub async fn serve<L, S>(
 async fn connection<S: Service>(
     connecting: Connecting,
     service: &S,
-    buffers: &Buffers,
+    (buffers, meter): (&Buffers, &Meter),
     on_trial: bool,
     stop: CancellationToken,
 ) {
@@ -116,15 +131,13 @@ async fn connection<S: Service>(
         input: BytesMut::new(),
         on_trial,
         ended: false,
-        in_flight: InFlight {
-            estimate: UNKNOWN_ANSWER,
-            ..InFlight::default()
-        },
+        in_flight: InFlight::new(),
         output: Output::default(),
         turn: 0,
         timer: None,
         due: 0,
         share: buffers.join(),
+        tally: meter.tally(),
     };
     let (mut stopped, mut trial) = (pin!(stop.cancelled()), pin!(sleep(TRIAL)));
     let end = future::poll_fn(|context| {
@@ -161,6 +174,7 @@ struct Session<'a, S> {
     timer: Option<Pin<Box<Sleep>>>, // runs while a message is unfinished
     due: usize,  // the bytes of the message that must be there when it ends
     share: Share<'a>,
+    tally: Tally<'a>,
 }
 
 impl<S: Service> Session<'_, S> {
@@ -179,6 +193,7 @@ impl<S: Service> Session<'_, S> {
                 };
                 self.reply(reply);
             }
+            self.tally.take_time();
             was_full |= self.is_full();
             let buffers = self.input.capacity() + self.output.bytes.capacity();
             self.share.hold(buffers + self.in_flight.bytes(), context)?;
@@ -229,6 +244,7 @@ impl<S: Service> Session<'_, S> {
 
     /// Begins to answer the requests that have arrived.
     fn take_requests(&mut self, context: &mut Context<'_>) {
+        self.tally.meter.begin_batch();
         while !self.is_full() && !self.turn_is_over() {
             let message = match self.codec.next(&self.input) {
                 Ok(Some(end)) => take(&mut self.input, end),
@@ -245,7 +261,7 @@ impl<S: Service> Session<'_, S> {
             // The message itself, and once more as it goes to other nodes.
             let weight = 2 * message.len();
             self.turn += weight + REQUEST + VALUE * self.codec.last_values;
-            let answer = answer(self.service, message, weight + FUTURE);
+            let answer = answer(self.service, self.tally.meter, message, weight + FUTURE);
             if let Some(reply) = self.in_flight.start(answer, weight + FUTURE, context) {
                 self.reply(reply);
             }
@@ -261,6 +277,9 @@ impl<S: Service> Session<'_, S> {
             self.turn += size;
             let estimate = &mut self.in_flight.estimate;
             *estimate = size.max(*estimate - *estimate / 8);
+        }
+        if let Some(counted) = reply.counted {
+            self.tally.count(counted, reply.result.is_err());
         }
         if let (false, Err(error)) = (reply.recoverable, reply.result) {
             // The stream cannot be trusted any more. What is in flight is still answered.
@@ -302,6 +321,7 @@ struct Reply {
     id: Option<u32>,
     weight: usize,
     recoverable: bool, // the next message in the stream can still be found
+    counted: Option<Counted>,
     result: Result<Answer, Error>,
 }
 
@@ -311,6 +331,7 @@ impl From<Malformed> for Reply {
             id: malformed.id,
             weight: 0, // it is refused at the first poll, before it is counted
             recoverable: malformed.recoverable,
+            counted: None,
             result: Err(malformed.error),
         }
     }
@@ -330,11 +351,12 @@ fn of_a_node(message: &[u8]) -> Result<(), Malformed> {
 }
 
 /// Answers the request in a message. A panic of the service becomes an error.
-async fn answer<S: Service>(service: &S, message: BytesMut, weight: usize) -> Reply {
+async fn answer<S: Service>(service: &S, meter: &Meter, message: BytesMut, weight: usize) -> Reply {
     let Request { id, method, params } = match Request::read(&message) {
         Ok(request) => request,
         Err(malformed) => return malformed.into(),
     };
+    let counted = meter.begin(method);
     let answering = AssertUnwindSafe(service.answer(method, &params)).catch_unwind();
     let panicked = |_| {
         let why = format!("{method} failed inside the node; its log says where");
@@ -344,6 +366,7 @@ async fn answer<S: Service>(service: &S, message: BytesMut, weight: usize) -> Re
         id,
         weight,
         recoverable: true,
+        counted,
         result: answering.await.unwrap_or_else(panicked),
     }
 }
@@ -358,6 +381,14 @@ struct InFlight<'a> {
 }
 
 impl<'a> InFlight<'a> {
+    fn new() -> Self {
+        let estimate = UNKNOWN_ANSWER;
+        InFlight {
+            estimate,
+            ..InFlight::default()
+        }
+    }
+
     /// Polls an answer once. If it is not ready, it stays here.
     fn start(
         &mut self,

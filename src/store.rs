@@ -71,6 +71,7 @@ struct Kept {
     unheard: bool, // it does not know yet whether the ring has changed: it answers nothing
     heard: BTreeSet<String>, // who has said how the ring is
     member: bool,  // it has been in a ring that was asked
+    resize: Option<Instant>, // when somebody last waited to change the ring
     collected: Option<Instant>, // when what was deleted was last forgotten
     doubts: BTreeSet<String>, // about rings that are not asked any more
     // How each other node was read lately: bytes in a second, or why it could not be read.
@@ -94,6 +95,7 @@ impl Store {
             unheard: true,
             heard: BTreeSet::new(),
             member: false,
+            resize: None,
             collected: None,
             doubts: BTreeSet::new(),
             reading: BTreeMap::new(),

@@ -70,6 +70,9 @@ impl Node {
         if own.state != "ready" || state.next.is_some() {
             return own.state == "ready" && state.is_round();
         }
+        if self.store.is_to_be_resized() {
+            return false;
+        }
         let others = 0..state.ring.nodes().len();
         let others = others.filter(|place| *place != self.store.at(0).place());
         let asked = others.map(|place| self.client.replicas.status(place));

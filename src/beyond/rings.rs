@@ -67,6 +67,9 @@ impl<P: Fn(Progress)> Driver<'_, P> {
     /// is waited for, unless one is wanted.
     pub async fn plan(&self) -> Result<Plan, Error> {
         let replicas = &self.client.replicas;
+        if !self.again {
+            replicas.resize();
+        }
         replicas.exchange_all().await; // a node may know of others
         let mut looks = 0..LOOKS;
         let (told, from) = loop {

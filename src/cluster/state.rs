@@ -2,7 +2,7 @@
 //! into which it changes: two rings side by side, in the manner of RAMBO (Lynch, Shvartsman,
 //! "RAMBO: A reconfigurable atomic memory service for dynamic networks", DISC 2002).
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -153,6 +153,8 @@ pub struct Told {
     pub certain: bool,
     /// Whether the node has started and does not know yet what it missed.
     pub joining: bool,
+    /// Whether a resize is waiting for its turn: no round of forgetting begins meanwhile.
+    pub resizes: bool,
     /// The window of the ring, in milliseconds.
     pub window: u64,
     /// See [`State`].
@@ -233,6 +235,7 @@ fn ring_of(nodes: &[Node], file: &Cluster) -> Result<Arc<Cluster>, Error> {
 pub struct Rings {
     known: Mutex<Known>,
     version: AtomicU64,
+    resizes: AtomicBool, // see `Told`
     moved: Notify,
 }
 
@@ -266,6 +269,7 @@ impl Rings {
                 certain,
             }),
             version: AtomicU64::new(0),
+            resizes: AtomicBool::new(false),
             moved: Notify::new(),
         })
     }
@@ -289,6 +293,11 @@ impl Rings {
     pub fn read_again(&self, file: Arc<Cluster>) {
         self.lock().file = file;
         self.version.fetch_add(1, Relaxed);
+    }
+
+    /// Who asks from now on waits to change the ring.
+    pub fn resize(&self) {
+        self.resizes.store(true, Relaxed);
     }
 
     /// The state is certain: every node that could know of a later one has been heard.
@@ -346,6 +355,7 @@ impl Rings {
         Told {
             name: name.to_owned(),
             start_id,
+            resizes: self.resizes.load(Relaxed),
             file: file.map(|node| node.name.clone()).collect(),
             ..Told::of(&state, certain)
         }

@@ -147,6 +147,11 @@ impl Replicas {
         self.rings.read_again(file.clone());
     }
 
+    /// Says to the nodes that it waits to change their ring.
+    pub(crate) fn resize(&self) {
+        self.rings.resize();
+    }
+
     /// The state of the ring, as far as this coordinator knows.
     pub fn state(&self) -> Arc<State> {
         self.view().state.clone()

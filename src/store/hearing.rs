@@ -2,12 +2,18 @@
 //! started answers nothing before it has heard every node that could know a later state.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::{Kept, Store};
 use crate::cluster::Told;
 use crate::error::Error;
 use crate::rpc::codec::Encoded;
 use crate::rpc::{Answer, lock};
+
+/// Who waits to change the ring says so again before this is over.
+const WAITS: Duration = Duration::from_secs(2);
 
 impl Store {
     /// How the ring is, for one who says how it is for them.
@@ -37,6 +43,9 @@ impl Store {
     /// Moves to the state that is told, if it is further than the own one.
     pub fn hear(&self, told: &Told) -> Result<(), Error> {
         let mut kept = lock(&self.kept);
+        if told.resizes {
+            kept.resize = Some(Instant::now());
+        }
         // Until it has heard all, it takes any later state, but only of the nodes that it asks.
         let is_asking = kept.unheard && !told.name.is_empty();
         let holds_entries = !is_asking && kept.held.iter().any(|held| held.place.is_some());
@@ -55,6 +64,12 @@ impl Store {
             kept.heard.insert(told.name.clone());
         }
         Ok(())
+    }
+
+    /// Whether somebody has been waiting lately to change the ring.
+    pub(crate) fn is_to_be_resized(&self) -> bool {
+        let since = lock(&self.kept).resize;
+        since.is_some_and(|since| since.elapsed() < WAITS)
     }
 
     /// The nodes that could know of a later state than this node does, and have not said anything

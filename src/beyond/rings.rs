@@ -70,21 +70,7 @@ impl<P: Fn(Progress)> Driver<'_, P> {
         if !self.again {
             replicas.resize();
         }
-        replicas.exchange_all().await; // a node may know of others
-        let mut looks = 0..LOOKS;
-        let (told, from) = loop {
-            let (told, from) = (replicas.exchange_all().await, replicas.state());
-            if from.is_round() && !(self.again && from.ring.names() == self.file.names()) {
-                let why = Error::new(Kind::Unavailable, "it forgets what was deleted");
-                (self.progress)(Progress::Waits("the ring".to_owned(), why));
-            } else {
-                let mut steps = told.iter().flat_map(|(_, told)| told).map(|told| told.step);
-                if steps.all(|step| step == from.step) || looks.next().is_none() {
-                    break (told, from); // else a round begins or ends at this moment
-                }
-            }
-            sleep(RETRY).await;
-        };
+        let (told, from) = self.look().await;
         if let Some(error) = told.iter().find_map(|(node, told)| strange(node, told)) {
             return Err(error);
         }
@@ -107,6 +93,26 @@ impl<P: Fn(Progress)> Driver<'_, P> {
             keys,
             bytes,
         })
+    }
+
+    /// How all nodes say that the ring is, and how it is. A round that is not wanted is waited for.
+    async fn look(&self) -> (Vec<(Node, Result<Told, Error>)>, Arc<State>) {
+        let replicas = &self.client.replicas;
+        replicas.exchange_all().await; // a node may know of others
+        let mut looks = 0..LOOKS;
+        loop {
+            let (told, from) = (replicas.exchange_all().await, replicas.state());
+            if from.is_round() && !(self.again && from.ring.names() == self.file.names()) {
+                let why = Error::new(Kind::Unavailable, "it forgets what was deleted");
+                (self.progress)(Progress::Waits("the ring".to_owned(), why));
+            } else {
+                let mut steps = told.iter().flat_map(|(_, told)| told).map(|told| told.step);
+                if steps.all(|step| step == from.step) || looks.next().is_none() {
+                    return (told, from); // else a round begins or ends at this moment
+                }
+            }
+            sleep(RETRY).await;
+        }
     }
 
     /// How many keys and bytes a ring has, about: each counts once.

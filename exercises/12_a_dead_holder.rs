@@ -26,6 +26,7 @@ struct Name {
 /// Yours: what a swap makes of the key when `me` renews its name until then; `None` leaves it as it is,
 /// and `me` does not hold the lock.
 #[cfg(not(feature = "solutions"))]
+#[allow(clippy::unnecessary_wraps)] // as it stands
 fn renewed(there: Option<Name>, me: &'static str, until: u64) -> Option<Name> {
     let _ = there;
     Some(Name { of: me, until })

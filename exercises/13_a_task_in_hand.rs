@@ -30,11 +30,13 @@ struct Task {
 #[derive(Clone, Debug, Default)]
 struct Account {
     cups: u64,
+    #[cfg_attr(not(feature = "solutions"), allow(dead_code))] // as it stands
     numbers: BTreeSet<u64>,
 }
 
 /// Yours: the task after `me` has taken it until then; `None` where it may not.
 #[cfg(not(feature = "solutions"))]
+#[allow(clippy::unnecessary_wraps)] // as it stands
 fn taken(task: &Task, me: &'static str, now: u64, until: u64) -> Option<Task> {
     let _ = now;
     let taken = Some((me, until));
@@ -44,6 +46,7 @@ fn taken(task: &Task, me: &'static str, now: u64, until: u64) -> Option<Task> {
 
 /// Yours: the account after a task; `None` leaves it as it is.
 #[cfg(not(feature = "solutions"))]
+#[allow(clippy::unnecessary_wraps)] // as it stands
 fn added(account: &Account, task: &Task) -> Option<Account> {
     let mut account = account.clone();
     account.cups += task.cups;

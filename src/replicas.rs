@@ -461,7 +461,7 @@ impl Operation<'_> {
         let told = timeout(patience, exchange).await.unwrap_or_default();
         if told
             .iter()
-            .flat_map(|told| told.as_ref().err())
+            .filter_map(|told| told.as_ref().err())
             .any(|error| error.kind == Kind::WrongRing)
         {
             let _ = timeout(patience, self.replicas.begin_anew()).await;

@@ -154,8 +154,12 @@ fn a_client_outlives_the_memory_of_all_nodes() {
     cluster.kv54(["resize", "--again"]).exits(0);
     let client = cluster.client();
     block_on(client.set(b"tea", &Packed::of("green"))).unwrap();
-    THREE.into_iter().for_each(|name| cluster.kill(name));
-    THREE.into_iter().for_each(|name| cluster.start(name));
+    for name in THREE {
+        cluster.kill(name);
+    }
+    for name in THREE {
+        cluster.start(name);
+    }
     cluster.wait_until_ready();
     block_on(async {
         assert!(client.get(b"tea").await.unwrap().is_nil());

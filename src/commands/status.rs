@@ -255,7 +255,7 @@ impl Asked {
             nodes: heard.iter().map(Heard::json).collect(),
             statuses: heard
                 .iter()
-                .flat_map(|heard| heard.status.clone())
+                .filter_map(|heard| heard.status.clone())
                 .collect(),
             rows: heard.iter().map(Heard::row).collect(),
             state,

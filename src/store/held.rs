@@ -229,7 +229,7 @@ impl Held {
     /// What a change of the ring frees.
     pub(super) fn garbage(&self) -> Garbage {
         let parts = self.parts.values().map(|part| part.garbage);
-        parts.fold(Garbage::default(), |sum, part| sum.with(part))
+        parts.fold(Garbage::default(), Garbage::with)
     }
 
     pub(super) fn entry(&self, key: &[u8]) -> Option<Entry<&Packed>> {

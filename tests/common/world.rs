@@ -61,6 +61,7 @@ struct World {
     target: RefCell<Option<Arc<Cluster>>>, // the file of the ring that is wanted, until it is alone
     former: RefCell<Arc<Cluster>>,         // the file before it
     resizes: bool,
+    was_of_two: Cell<bool>, // some ring was: it refuses while one of them is down
     changes: Cell<usize>,
     seen: RefCell<BTreeMap<*const Store, u64>>, // the step that each node knew
     keys: Vec<String>,
@@ -285,6 +286,7 @@ impl World {
             target: RefCell::default(),
             former: RefCell::new(first),
             resizes,
+            was_of_two: Cell::new(size == 2),
             changes: Cell::new(0),
             seen: RefCell::default(),
             keys: (0..keys).map(|n| format!("key{n}-{seed}")).collect(),
@@ -1023,8 +1025,12 @@ impl Trouble<'_> {
         let fair = all.saturating_sub(blameless + full + dead + tally.unknown_swaps + outrun);
         // During a change a small node holds keys of two rings: a few sets wait for memory to the end.
         let busy = world.busy.get().min(tally.done / 10);
+        let of_two = match world.was_of_two.get() {
+            true => tally.refused.min(all / 10),
+            false => 0,
+        };
         let wanted = match size {
-            _ if world.resizes && !world.harsh => fair.saturating_sub(busy) * 97 / 100,
+            _ if world.resizes && !world.harsh => fair.saturating_sub(busy + of_two) * 97 / 100,
             _ if world.resizes => 30,
             1 => fair,
             2 => 10,
@@ -1142,6 +1148,9 @@ impl Trouble<'_> {
         let is_gone = |name: &&str| !names.contains(name);
         let leaving: Vec<&str> = old.names().into_iter().filter(is_gone).collect();
         let file = file_of(&names, &leaving);
+        world
+            .was_of_two
+            .set(world.was_of_two.get() || names.len() == 2);
         for (node, name) in NAMES.iter().enumerate() {
             if names.contains(name)
                 && !self.sim.is_host_running(*name)

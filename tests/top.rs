@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::wire::{PATIENCE, Wire, request};
-use common::{Cluster, block_on};
+use common::{Cluster, Said, block_on, kill};
 use futures::stream;
 use kv54::cluster::Limits;
 use kv54::error::Error;
@@ -529,20 +529,20 @@ fn status(wire: &mut Wire) -> Status {
     Status::read(&encode(&wire.does("status", []))).unwrap()
 }
 
-fn kill(signal: &str, pid: u32) {
-    let kill = format!("kill -{signal} {pid}");
-    assert!(
-        Command::new("sh")
-            .args(["-c", &kill])
-            .status()
-            .unwrap()
-            .success()
-    );
-}
-
 /// What `top` prints of a node that says this, one after the other.
 fn top_of(cluster: &Cluster, script: Vec<Status>) -> Vec<Json> {
-    let (count, stop) = ((script.len() - 1).to_string(), CancellationToken::new());
+    let count = (script.len() - 1).to_string();
+    let top = ["top", "--json", "--interval", "100ms", "--count", &count];
+    let said = told_of(cluster, script, &top).exits(0);
+    let lines = said.text().lines();
+    lines
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// What a command says of a node that says this, one after the other.
+fn told_of(cluster: &Cluster, script: Vec<Status>, command: &[&str]) -> Said {
+    let stop = CancellationToken::new();
     let (ends, address) = (stop.clone(), cluster.address("alice"));
     let (ready, is_ready) = mpsc::channel();
     thread::scope(|scope| {
@@ -556,14 +556,25 @@ fn top_of(cluster: &Cluster, script: Vec<Status>) -> Vec<Json> {
             });
         });
         is_ready.recv_timeout(PATIENCE).unwrap();
-        let said = cluster.kv54(["top", "--json", "--interval", "100ms", "--count", &count]);
+        let said = cluster.kv54(command);
         stop.cancel();
-        let said = said.exits(0);
-        said.text()
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect()
+        said
     })
+}
+
+#[test]
+fn a_ring_that_moves_on_while_it_is_asked_is_no_other_ring() {
+    let cluster = Cluster::of(&["alice"]);
+    let of_ring = |ring| Status {
+        name: "alice".to_owned(),
+        state: "ready".to_owned(),
+        ring,
+        ..Status::default()
+    };
+    let own = cluster.ring().fingerprint("alice");
+    told_of(&cluster, vec![of_ring(1), of_ring(own)], &["status"]).exits(0);
+    let said = told_of(&cluster, vec![of_ring(1)], &["status"]).exits(3);
+    assert!(said.text().contains("wrong-ring"), "{said:?}");
 }
 
 /// A running `top --json`, and every line that was read from it.

@@ -49,6 +49,8 @@ pub(super) struct Show {
 
 /// How long the nodes may take to say how they are, where that explains an error.
 const MOMENT: Duration = Duration::from_millis(300);
+/// How often it is asked again where a node seems to be of another ring.
+const LOOKS: u8 = 3;
 
 impl Show {
     pub(super) async fn run(self, options: &Options) -> Outcome {
@@ -233,14 +235,20 @@ impl Asked {
 
     /// Asks each node how it is, in the state of the ring that is known then.
     pub(super) async fn hear(&self) -> (Arc<State>, Vec<Heard>) {
-        let answers = self.all("status").await;
-        let state = self.replicas.state();
-        let heard = answers.into_iter().map(|(node, answer)| {
-            let ring = state.fingerprint(0, &node.name);
-            Heard::of(node, ring, answer)
-        });
-        let heard = heard.collect();
-        (state, heard)
+        let mut looks = 0..LOOKS;
+        loop {
+            let answers = self.all("status").await;
+            let state = self.replicas.state();
+            let heard = answers.into_iter().map(|(node, answer)| {
+                let ring = state.fingerprint(0, &node.name);
+                Heard::of(node, ring, answer)
+            });
+            let heard: Vec<Heard> = heard.collect();
+            let mut states = heard.iter().map(|heard| &*heard.state);
+            if looks.next().is_none() || states.all(|state| state != Kind::WrongRing.word()) {
+                return (state, heard); // else a round may have begun or ended at this moment
+            }
+        }
     }
 
     async fn ask(&self) -> Said {

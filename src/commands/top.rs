@@ -168,13 +168,8 @@ impl Seen {
     }
 
     fn row(&self) -> [String; 12] {
-        let Heard {
-            node,
-            state,
-            remark,
-            status,
-        } = &self.heard;
-        let (status, pace) = (status.as_ref(), self.pace.as_ref());
+        let (heard, pace) = (&self.heard, self.pace.as_ref());
+        let status = heard.status.as_ref();
         let cell = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         let size = |bytes: usize| ByteSize(bytes as u64).display().iec();
         let memory = |s: &Status| format!("{} of {}", size(s.bytes), size(s.memory));
@@ -187,8 +182,8 @@ impl Seen {
             long => format!("{long:.1?}"),
         };
         [
-            node.name.clone(),
-            text::coloured(state),
+            heard.node.name.clone(),
+            text::coloured(&heard.state),
             cell(status.map(|status| status.keys.to_string())),
             cell(status.map(memory)),
             cell(pace.map(|pace| rate(pace.gets))),
@@ -198,20 +193,15 @@ impl Seen {
             cell(pace.and_then(|pace| pace.p50).map(time)),
             cell(pace.and_then(|pace| pace.p99).map(time)),
             cell(pace.map(|pace| format!("{:.0} %", pace.busy * 100.0))),
-            remark.clone(),
+            heard.remark.clone(),
         ]
     }
 
     fn json(&self, now: &str) -> Json {
-        let Heard {
-            node,
-            state,
-            remark,
-            status,
-        } = &self.heard;
-        let (status, pace) = (status.as_ref(), self.pace.as_ref());
+        let (heard, pace) = (&self.heard, self.pace.as_ref());
+        let (node, status) = (&heard.node, heard.status.as_ref());
         json!({
-            "time": now, "name": node.name, "address": node.address, "state": state,
+            "time": now, "name": node.name, "address": node.address, "state": heard.state,
             "keys": status.map(|status| status.keys),
             "bytes": status.map(|status| status.bytes),
             "memory": status.map(|status| status.memory),
@@ -222,7 +212,7 @@ impl Seen {
             "p50_us": pace.and_then(|pace| pace.p50),
             "p99_us": pace.and_then(|pace| pace.p99),
             "busy": pace.map(|pace| (pace.busy * 1000.0).round() / 1000.0),
-            "remark": remark,
+            "remark": heard.remark,
         })
     }
 }

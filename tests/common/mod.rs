@@ -482,14 +482,7 @@ impl Node {
     }
 
     pub fn signal(&self, signal: &str) {
-        let kill = format!("kill -{signal} {}", self.child.id());
-        assert!(
-            Command::new("sh")
-                .args(["-c", &kill])
-                .status()
-                .unwrap()
-                .success()
-        );
+        kill(signal, self.child.id());
     }
 
     /// Waits for the process to end; its exit code.
@@ -535,6 +528,13 @@ impl Said {
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.out).unwrap()
     }
+}
+
+/// Sends a signal to a process.
+pub fn kill(signal: &str, pid: u32) {
+    let kill = format!("kill -{signal} {pid}");
+    let done = Command::new("sh").args(["-c", &kill]).status();
+    assert!(done.unwrap().success(), "{kill}");
 }
 
 /// The folder of the examples, which are built first where they must be.

@@ -115,6 +115,7 @@ async fn one_comes(ring: &mut Ring) -> Outcome {
         client: &ring.client,
         file: &ring.cluster,
         again: false,
+        rest: 1,
         progress: &|_| {},
     };
     let plan = driver.plan().await?;

@@ -15,8 +15,8 @@ use crate::error::Error;
 use crate::server::Node;
 use crate::status::Status;
 
-/// Between two looks at what can be forgotten.
-const LOOK: Duration = Duration::from_millis(500);
+/// Between two looks at what can be forgotten, where memory is scarce, and else five times as long.
+const LOOK: Duration = Duration::from_millis(100);
 /// Of so many looks of a node that is not the first, one is made.
 const SELDOM: u32 = 20;
 /// How long a round is due before the second node drives it, too; the third one waits twice as long.
@@ -32,7 +32,8 @@ impl Node {
     pub(crate) async fn forget(&self) {
         let (mut looks, mut due) = (0_u32, (u64::MAX, Instant::now()));
         loop {
-            sleep(LOOK).await;
+            let is_scarce = is_nearly_full(&self.store.status());
+            sleep(LOOK * if is_scarce { 1 } else { 5 }).await;
             if self.store.forgets_from() == usize::MAX {
                 continue;
             }
@@ -95,6 +96,11 @@ impl Node {
             },
             file: &ring,
             again: true,
+            rest: if is_nearly_full(&self.store.status()) {
+                1
+            } else {
+                4
+            }, // until it ends, sets are refused
             progress: |_| (),
         };
         let round = async { driver.carry_out(&driver.plan().await?).await };
@@ -113,6 +119,10 @@ impl Node {
     }
 }
 
+fn is_nearly_full(node: &Status) -> bool {
+    node.bytes > node.memory / 4 * 3
+}
+
 /// Whether nodes that keep this can forget more than a tenth of it, and `least` bytes each, or a tenth of the memory of one
 /// that is nearly full.
 pub fn is_worth_it(nodes: &[Status], least: usize) -> bool {
@@ -121,10 +131,7 @@ pub fn is_worth_it(nodes: &[Status], least: usize) -> bool {
         true => node.garbage.saturating_sub(node.carried),
         false => node.garbage,
     };
-    let is_scarce = |node: &Status| {
-        let is_nearly_full = node.bytes > node.memory / 4 * 3;
-        is_nearly_full && garbage(node) > node.memory / 10
-    };
+    let is_scarce = |node: &Status| is_nearly_full(node) && garbage(node) > node.memory / 10;
     let sum = |count: &dyn Fn(&Status) -> usize| {
         let counts = nodes.iter().map(count);
         counts.fold(0, usize::saturating_add) // a stranger's word may be anything

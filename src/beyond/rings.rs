@@ -24,8 +24,10 @@ use crate::status::Status;
 const RETRY: Duration = Duration::from_millis(100);
 /// How often a plan looks again where nodes know different states.
 const LOOKS: u8 = 5;
-/// Of how many keys of a part it is noted that they are handed over; others are so twice.
-const MOST_SEEN: usize = 1 << 20;
+/// In how many bytes it is noted, about, which keys of a part are handed over; others are so twice.
+const MOST_SEEN: usize = 64 << 20;
+/// What the note of a key takes beside the key, about.
+const NOTE: usize = 56;
 /// How many keys are handed over at once.
 const AT_ONCE: usize = 64;
 
@@ -58,6 +60,8 @@ pub struct Driver<'a, P: Fn(Progress)> {
     /// Whether to change into a ring of the same names, too. What was deleted stays behind with the
     /// old one, and the counters of stamps begin anew.
     pub again: bool,
+    /// How many times as long as it has just worked it leaves the nodes to their guests alone.
+    pub rest: u32,
     /// Is told how far it is.
     pub progress: P,
 }
@@ -271,17 +275,18 @@ impl<P: Fn(Progress)> Driver<'_, P> {
 
     /// Reads every key that lives in the old ring, which takes it to a majority of the new one.
     async fn hand_over(&self, changing: &State) -> Result<(), Error> {
-        let (ring, mut done) = (&changing.ring, 0);
+        let (ring, mut seen) = (&changing.ring, Seen::default());
         if planted(Bug::HandOverSkipped) {
             return Ok(());
         }
         for part in 0..ring.nodes().len() {
             let needed = ring.copies().min(2); // of three, any two have every write
-            let (mut seen, mut listed) = (HashSet::new(), HashSet::new());
+            let mut listed = HashSet::new();
+            (seen.keys, seen.bytes) = (HashSet::new(), 0);
             while listed.len() < needed && self.client.replicas.state().is(changing) {
                 let places = ring.replicas(part).filter(|place| !listed.contains(place));
                 for place in places.collect::<Vec<_>>() {
-                    match self.hand_over_list(part, place, &mut seen, &mut done).await {
+                    match self.hand_over_list(part, place, &mut seen).await {
                         Ok(()) => drop(listed.insert(place)),
                         Err(error) => {
                             let name = ring.name(place);
@@ -304,8 +309,7 @@ impl<P: Fn(Progress)> Driver<'_, P> {
         &self,
         part: usize,
         place: usize,
-        seen: &mut HashSet<Box<[u8]>>,
-        done: &mut usize,
+        seen: &mut Seen,
     ) -> Result<(), Error> {
         let replicas = &self.client.replicas;
         let mut scan = Scan::of_a_ready_node(replicas, place, part).await?;
@@ -313,7 +317,7 @@ impl<P: Fn(Progress)> Driver<'_, P> {
         while let Some(page) = scan.page().await? {
             let is_new = |(key, entry, _): &Kept| {
                 let is_left = stays_behind(*entry, epoch); // a newer write is in the other list
-                !is_left && !seen.contains(*key)
+                !is_left && !seen.keys.contains(*key)
             };
             let new = entries(&page)?.into_iter().filter(is_new);
             let new: Vec<&[u8]> = new.map(|(key, ..)| key).collect();
@@ -322,13 +326,9 @@ impl<P: Fn(Progress)> Driver<'_, P> {
                 for handed in join_all(keys.iter().map(|key| self.hand_over_key(key))).await {
                     handed?;
                 }
-                if seen.len() < MOST_SEEN {
-                    seen.extend(keys.iter().map(|key| Box::from(*key)));
-                }
-                *done += keys.len();
-                (self.progress)(Progress::Keys(*done));
-                // The guests of the nodes come first: half of the time is theirs alone.
-                sleep(asked.elapsed()).await;
+                seen.add(keys);
+                (self.progress)(Progress::Keys(seen.done));
+                sleep(asked.elapsed().saturating_mul(self.rest)).await;
             }
         }
         Ok(())
@@ -358,6 +358,24 @@ impl<P: Fn(Progress)> Driver<'_, P> {
             .await
             .into_iter()
             .try_for_each(|told| told.map(drop))
+    }
+}
+
+/// What is handed over.
+#[derive(Default)]
+struct Seen {
+    keys: HashSet<Box<[u8]>>, // of this part
+    bytes: usize,             // that they take, about
+    done: usize,              // of all parts
+}
+
+impl Seen {
+    fn add(&mut self, keys: &[&[u8]]) {
+        self.done += keys.len();
+        self.bytes += keys.iter().map(|key| key.len() + NOTE).sum::<usize>();
+        if self.bytes < MOST_SEEN {
+            self.keys.extend(keys.iter().map(|key| Box::from(*key)));
+        }
     }
 }
 

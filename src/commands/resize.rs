@@ -39,6 +39,7 @@ impl Resize {
             client: &client,
             file: &file,
             again: self.again,
+            rest: 1,
             progress: |progress| match progress {
                 Progress::Keys(keys) => bar.set_position(keys as u64),
                 Progress::Waits(name, error) => {

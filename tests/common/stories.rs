@@ -238,6 +238,7 @@ async fn end_change(driving: &Client) -> Result<(), Error> {
         client: driving,
         file: &file(),
         again: true,
+        rest: 1,
         progress: &|_| {},
     };
     driver.carry_out(&driver.plan().await?).await

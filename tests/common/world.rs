@@ -684,6 +684,7 @@ async fn driver(world: Rc<World>, number: usize) -> turmoil::Result {
                 client: &Client { replicas },
                 file: &file,
                 again,
+                rest: 1,
                 progress: |progress| world.note_progress(&progress, &file),
             };
             let done = match driver.plan().await {

@@ -276,18 +276,24 @@ async fn end_late_set(stage: &Stage) -> turmoil::Result {
     }
 }
 
+/// A client that knows of a change, of which all nodes have forgotten everything.
+async fn outlive_all(stage: &Stage) -> Result<Client, Error> {
+    let driving = begin_change(file()).await?;
+    end_change(&driving).await?;
+    let client = Client {
+        replicas: Replicas::new(file(), PATIENCE / 4, &dial()),
+    };
+    client.set(TEA, &Packed::of("black")).await?;
+    stage.restarts.borrow_mut().extend(ALL);
+    sleep(10 * WINDOW).await;
+    Ok(client)
+}
+
 /// All nodes lose their memory at once, after a change: a client that lives on goes on with them.
 pub fn all_memories_lost() -> Result<(), String> {
     play(
         async |stage| {
-            let driving = begin_change(file()).await?;
-            end_change(&driving).await?;
-            let client = Client {
-                replicas: Replicas::new(file(), PATIENCE / 4, &dial()),
-            };
-            client.set(TEA, &Packed::of("green")).await?;
-            stage.restarts.borrow_mut().extend(ALL);
-            sleep(10 * WINDOW).await;
+            let client = outlive_all(&stage).await?;
             let written = client.set(TEA, &Packed::of("black")).await;
             written.map_err(|error| format!("tea is not written any more: {error}").into())
         },
@@ -299,14 +305,7 @@ pub fn all_memories_lost() -> Result<(), String> {
 pub fn before_all_memories_were_lost() -> Result<(), String> {
     play(
         async |stage| {
-            let driving = begin_change(file()).await?;
-            end_change(&driving).await?;
-            let client = Client {
-                replicas: Replicas::new(file(), PATIENCE / 4, &dial()),
-            };
-            client.set(TEA, &Packed::of("black")).await?;
-            stage.restarts.borrow_mut().extend(ALL);
-            sleep(10 * WINDOW).await;
+            let client = outlive_all(&stage).await?;
             all_have("green").await?;
             let driving = begin_change(file()).await?;
             let _ = client.get(TEA).await;

@@ -61,7 +61,7 @@ struct World {
     target: RefCell<Option<Arc<Cluster>>>, // the file of the ring that is wanted, until it is alone
     former: RefCell<Arc<Cluster>>,         // the file before it
     resizes: bool,
-    was_of_two: Cell<bool>, // some ring was: it refuses while one of them is down
+    halved: Cell<Option<Duration>>, // when a ring of two was last without one of them: it refuses then
     changes: Cell<usize>,
     seen: RefCell<BTreeMap<*const Store, u64>>, // the step that each node knew
     keys: Vec<String>,
@@ -77,9 +77,9 @@ struct World {
     written: RefCell<Option<(String, u64)>>, // by the first client, at this moment
     calm: Cell<bool>,
     busy: Cell<usize>, // failed since other sets were allowed the last memory of a node
-    blameless: Cell<usize>, // failed because the one node that was asked was the failed one
-    full: Cell<usize>, // sets refused for memory
-    outrun: Cell<usize>, // swaps of clients that do not take turns, refused where all swap
+    blameless: Cell<usize>, // failed because the one node that was asked was the failed one, or one of two
+    full: Cell<usize>,      // sets refused for memory
+    outrun: Cell<usize>,    // swaps of clients that do not take turns, refused where all swap
     wronged: RefCell<Option<String>>, // for memory, what must not be
     next_value: AtomicU64,
     swaps: Swaps,
@@ -286,7 +286,7 @@ impl World {
             target: RefCell::default(),
             former: RefCell::new(first),
             resizes,
-            was_of_two: Cell::new(size == 2),
+            halved: Cell::default(),
             changes: Cell::new(0),
             seen: RefCell::default(),
             keys: (0..keys).map(|n| format!("key{n}-{seed}")).collect(),
@@ -720,6 +720,7 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
         let last = seen.get(&**key).copied().flatten();
         let operation = world.operation(key, last, first, coordinates);
         let (began, before) = (world.history.begin(key, operation), client.replicas.state());
+        let asked = turmoil::sim_elapsed();
         if let (true, Some(value)) = (first, brought(operation)) {
             *world.written.borrow_mut() = Some((key.clone(), value));
         }
@@ -748,7 +749,8 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
             End::Done => drop(seen.insert(key, brought(operation))),
             End::Refused | End::Unknown => {}
         }
-        if failed && !coordinates {
+        let was_halved = world.halved.get() >= asked;
+        if failed && (!coordinates || was_halved && end == End::Refused) {
             world.blameless.set(world.blameless.get() + 1);
         } else if failed && busy {
             world.busy.set(world.busy.get() + 1);
@@ -1026,12 +1028,8 @@ impl Trouble<'_> {
         let fair = all.saturating_sub(blameless + full + dead + tally.unknown_swaps + outrun);
         // During a change a small node holds keys of two rings: a few sets wait for memory to the end.
         let busy = world.busy.get().min(tally.done / 10);
-        let of_two = match world.was_of_two.get() {
-            true => tally.refused.min(all / 10),
-            false => 0,
-        };
         let wanted = match size {
-            _ if world.resizes && !world.harsh => fair.saturating_sub(busy + of_two) * 97 / 100,
+            _ if world.resizes && !world.harsh => fair.saturating_sub(busy) * 97 / 100,
             _ if world.resizes => 30,
             1 => fair,
             2 => 10,
@@ -1149,9 +1147,6 @@ impl Trouble<'_> {
         let is_gone = |name: &&str| !names.contains(name);
         let leaving: Vec<&str> = old.names().into_iter().filter(is_gone).collect();
         let file = file_of(&names, &leaving);
-        world
-            .was_of_two
-            .set(world.was_of_two.get() || names.len() == 2);
         for (node, name) in NAMES.iter().enumerate() {
             if names.contains(name)
                 && !self.sim.is_host_running(*name)
@@ -1349,9 +1344,20 @@ impl Trouble<'_> {
         }
     }
 
+    fn is_ill(&self, name: &str) -> bool {
+        self.ill.keys().any(|node| NAMES[*node] == name)
+    }
+
     /// Ends what has lasted long enough.
     fn recover(&mut self) {
         self.world.note_ends(self.sim.elapsed());
+        let is_halved = |ring: &Arc<Cluster>| {
+            let mut names = ring.names().into_iter();
+            ring.nodes().len() == 2 && names.any(|name| self.is_ill(name))
+        };
+        if self.world.rings().iter().any(is_halved) {
+            self.world.halved.set(Some(self.sim.elapsed()));
+        }
         let now = self.sim.elapsed();
         self.stop_leavers();
         for (node, (ill, until)) in self.ill.clone() {

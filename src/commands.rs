@@ -36,6 +36,7 @@ mod line;
 mod list;
 mod locate;
 mod lock;
+mod memcached;
 mod metrics;
 mod resize;
 mod serve;
@@ -94,6 +95,7 @@ enum Command {
     Incr(incr::Incr),
     Expire(expire::Expire),
     Lock(lock::Lock),
+    Memcached(memcached::Memcached),
     Where(locate::Where),
     Keys(list::Keys),
     Status(status::Show),
@@ -117,8 +119,8 @@ type Outcome = Result<ExitCode, Failure>;
 /// process began.
 pub fn main([input_closed, output_closed]: [bool; 2]) -> ExitCode {
     let outcome = Cli::read().and_then(|mut cli| {
-        let is_node = matches!(cli.command, Command::Serve(_)); // it prints nothing
-        if output_closed && !is_node {
+        let prints = !matches!(cli.command, Command::Serve(_) | Command::Memcached(_));
+        if output_closed && prints {
             return Err(Failure::usage("standard output is closed"));
         }
         cli.options.input_closed = input_closed;
@@ -155,6 +157,7 @@ impl Cli {
             Command::Incr(incr) => incr.run(options).await,
             Command::Expire(expire) => expire.run(options).await,
             Command::Lock(lock) => lock.run(options).await,
+            Command::Memcached(memcached) => memcached.run(options).await,
             Command::Where(locate) => locate.run(options).await,
             Command::Keys(list) => list.run(options).await,
             Command::Status(show) => show.run(options).await,

@@ -13,11 +13,11 @@
 //! | [`join`] | catching up after a restart or a cut |
 //! | [`doubt`] | what a node cannot vouch for, when two memories were lost at once |
 //! | [`replicas`] | asking a key's replicas: whom first, how many, for how long |
-//! | [`rpc`] | MessagePack-RPC: codec, server loop, connections; [TLS](rpc::tls) is one kind of connection |
+//! | [`rpc`] | MessagePack-RPC: codec, connections; a loop that serves any [protocol](rpc::Protocol); [TLS](rpc::tls) is one kind of connection |
 //! | [`methods`] | what a node can be asked, in one table |
 //! | [`error`] | what can go wrong, as the wire says it |
 //! | [`sabotage`] | bugs that the proof must find, compiled in for its test only |
-//! | [`beyond`] | what the essay did not have: [a ring that changes](beyond::rings), [compare and set](beyond::swap), [values that end](beyond::expire), [large ones](beyond::large), [programs](beyond::programs) |
+//! | [`beyond`] | what the essay did not have: [a ring that changes](beyond::rings), [compare and set](beyond::swap), [values that end](beyond::expire), [memcached's protocol](beyond::memcached), [large ones](beyond::large), [programs](beyond::programs) |
 //! | [`commands`] | what a person types |
 //!
 //! Start with [`server`] and [`client`]: they are the heart, the 54 lines.

@@ -27,12 +27,14 @@ mod buffers;
 pub mod codec;
 mod meter;
 mod peer;
+mod protocol;
 mod serve;
 pub mod tls;
 
 pub use meter::Meter;
 pub use peer::{Call, HEDGE, Peer};
-pub use serve::{serve, serve_counted};
+pub use protocol::{Found, Protocol, take};
+pub use serve::{serve, serve_counted, serve_protocol};
 
 /// A connection: TCP here, a simulated or an encrypted one elsewhere.
 pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}

@@ -151,6 +151,29 @@ fn the_client_of_the_docs_goes_on_to_the_next_node() {
     assert!(nobody.contains("no node answers"), "{nobody}");
 }
 
+/// memcached's clients, through the gateway, each with a node that it kills.
+#[test]
+#[ignore = "tests/foreign/run installs the clients and runs this"]
+fn every_client_of_memcached_outlives_a_node() {
+    let mut cluster = Cluster::five();
+    let gateway = cluster.spawn(["memcached", "--listen", "127.0.0.1:0", "--allow-flush"]);
+    let address = gateway.wait_for("listening on ");
+    let port = address.rsplit_once(':').unwrap().1;
+    let capable = Command::new("timeout")
+        .args(["60", "memccapable", "-a", "-h", "127.0.0.1", "-p", port])
+        .output();
+    let capable = capable.unwrap();
+    let said = String::from_utf8_lossy(&capable.stdout);
+    assert!(capable.status.success(), "memccapable: {said}");
+    assert_eq!(said.matches("[pass]").count(), 27, "{said}");
+    for name in ["pymemcache", "pylibmc", "emcache", "meta_memcache"] {
+        let pid = cluster.node("alice").pid().to_string();
+        run("memcached", &[name, port, &pid]);
+        cluster.restart("alice");
+        println!("{name} says what it should, and hears what it should");
+    }
+}
+
 /// Runs a client's script to its end.
 fn run(name: &str, args: &[&str]) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

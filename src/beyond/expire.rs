@@ -35,7 +35,7 @@ impl Client {
     /// Changes when a value ends, and not the value; `None` is never. False if the key is absent.
     pub async fn expire(&self, key: &[u8], ttl: Option<Duration>) -> Result<bool, Error> {
         let end = ttl.map(|ttl| end(self.replicas.now(), ttl)).transpose()?;
-        let mut change = |old: &Packed| (!old.is_nil()).then(|| old.clone().until(end));
+        let mut change = |old: &Packed, _| (!old.is_nil()).then(|| old.clone().until(end));
         let swapped = self.replicas.of(key)?.swap(&mut change, true).await?.into();
         Ok(matches!(swapped, Swapped::Done(_)))
     }

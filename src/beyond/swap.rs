@@ -39,7 +39,7 @@ impl Client {
         key: &[u8],
         mut change: impl FnMut(&Packed) -> Option<Packed> + Send,
     ) -> Result<Swapped, Error> {
-        let mut change = |old: &Packed| change(&old.clone().plain());
+        let mut change = |old: &Packed, _| change(&old.clone().plain());
         Ok(self.replicas.of(key)?.swap(&mut change, true).await?.into())
     }
 
@@ -80,7 +80,7 @@ impl Client {
                 (None, Some(node)) => node.in_turn(key, swap, insists).await,
                 (None, None) => {
                     let operation = self.replicas.of_within(key, left)?;
-                    let ended = operation.swap(&mut |old| swap.made(old), insists).await;
+                    let ended = operation.swap(&mut |old, _| swap.made(old), insists).await;
                     ended.map(Swapped::from)
                 }
             };
@@ -119,7 +119,7 @@ impl Client {
             let (answer, received) = oneshot::channel();
             answered = Some(received);
             let (since, swap) = (Instant::now(), swap.clone());
-            let change = Box::new(move |old: &Packed| swap.made(old));
+            let change = Box::new(move |old: &Packed, _| swap.made(old));
             Waiting {
                 since,
                 change,
@@ -134,7 +134,7 @@ impl Client {
         let client = self;
         let _turn = Turn { client, key };
         let operation = self.replicas.of_within(key, self.patience(insists))?;
-        let mut change = |old: &Packed| swap.made(old);
+        let mut change = |old: &Packed, _| swap.made(old);
         Ok(operation.swap(&mut change, insists).await?.into())
     }
 
@@ -163,16 +163,16 @@ impl Client {
         let mut waiting = self.in_time(waiting);
         let insists = waiting.iter().any(|swap| swap.insists);
         let mut made = Vec::new(); // by each change that was asked for, what became of each swap
-        let mut change = |old: &Packed| {
+        let mut change = |old: &Packed, stamp| {
             let mut value = old.clone();
-            let swaps = waiting.iter_mut().map(|swap| match (swap.change)(&value) {
+            let each = |swap: &mut Waiting| match (swap.change)(&value, stamp) {
                 None => Outcome::Not(value.clone().plain()),
                 Some(new) => {
                     value = new;
                     Outcome::Done(value.clone().plain())
                 }
-            });
-            let swaps: Vec<Outcome> = swaps.collect();
+            };
+            let swaps: Vec<Outcome> = waiting.iter_mut().map(each).collect();
             let is_done = swaps.iter().any(|swap| matches!(swap, Outcome::Done(_)));
             made.push(swaps);
             is_done.then_some(value)

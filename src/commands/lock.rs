@@ -234,7 +234,7 @@ impl Held<'_> {
     async fn swap(&self, from: &Packed, to: &Packed) -> Result<Swapped, Error> {
         let mut unknown = None;
         loop {
-            let mut change = |old: &Packed| match old.clone().plain() {
+            let mut change = |old: &Packed, _| match old.clone().plain() {
                 plain if plain == *from || !plain.is_nil() && plain == to.clone().plain() => {
                     Some(to.clone())
                 }

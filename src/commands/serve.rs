@@ -46,7 +46,7 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) async fn run(self, options: &Options) -> Outcome {
-        let _ = log::set_logger(&Log).map(|()| log::set_max_level(self.log));
+        log_at(self.log);
         let mut cluster = options.cluster()?;
         let places = match self.all {
             true => (0..cluster.nodes().len() + cluster.leaving().len()).collect(),
@@ -141,7 +141,7 @@ fn reload(options: &Options, nodes: usize, file: &watch::Sender<Arc<Cluster>>) {
 }
 
 /// Lowers `connections` to what the limit on open files leaves for each of so many nodes.
-fn fit(limits: &mut Limits, nodes: usize) -> io::Result<()> {
+pub(super) fn fit(limits: &mut Limits, nodes: usize) -> io::Result<()> {
     // Other nodes connect within the reserve, and are dialled as often.
     let others = OWN_FILES + 2 * limits.reserve;
     let enough = nodes * (limits.connections + others);
@@ -167,6 +167,11 @@ fn fit(limits: &mut Limits, nodes: usize) -> io::Result<()> {
         );
     }
     Ok(())
+}
+
+/// Logs what matters as much as this, or more.
+pub(super) fn log_at(level: log::LevelFilter) {
+    let _ = log::set_logger(&Log).map(|()| log::set_max_level(level));
 }
 
 /// Writes log lines to standard error. Each begins with its node's name: the name of its thread.

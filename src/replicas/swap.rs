@@ -20,9 +20,9 @@ use crate::rpc::codec::NIL;
 use crate::sabotage::{Bug, planted};
 use crate::store::{Prepare, Promise, Replica};
 
-/// What a swap makes of a value (see [`Packed::plain`]): another one, nil to delete it, or `None` to leave
-/// it. It may be asked several times, of which one counts.
-pub type Change<'f> = dyn FnMut(&Packed) -> Option<Packed> + Send + 'f;
+/// What a swap makes of a value (see [`Packed::plain`]) with this stamp: another one, nil to delete it, or
+/// `None` to leave it. It may be asked several times, of which one counts.
+pub type Change<'f> = dyn FnMut(&Packed, Stamp) -> Option<Packed> + Send + 'f;
 
 /// What a counter takes at most, in bytes: no memory is asked for before it grows so far.
 const COUNTER: usize = 16;
@@ -32,6 +32,7 @@ pub(crate) struct Ended {
     /// What was there, before it wrote.
     pub(crate) found: Stamp,
     /// What is there now.
+    pub(crate) stamp: Stamp,
     pub(crate) value: Packed,
     /// Which of the changes that were asked for was made, from 1; `None` if the last one left the value.
     pub(crate) change: Option<usize>,
@@ -80,16 +81,16 @@ impl Operation<'_> {
         let mut view = self.replicas.view();
         let own = self.own_value(&view).filter(|value| !self.is_over(value));
         let mut asked = usize::from(own.is_some());
-        if own.is_some_and(|value| change(&value).is_none()) {
+        if own.is_some_and(|value| change(&value, Stamp::default()).is_none()) {
             // What would change nothing takes no promises, if a get says so too.
             let Entry { stamp, value } = Box::pin(self.get()).await?.entry;
             asked += 1;
             view = self.replicas.view();
-            if change(&value).is_none() {
-                return Ok(end(stamp, value, None));
+            if change(&value, stamp).is_none() {
+                return Ok(end(stamp, stamp, value, None));
             }
         }
-        let mut change = |old: &Packed| change(old);
+        let mut change = |old: &Packed, stamp| change(old, stamp);
         let swap = Swap::new(self, &mut change, asked);
         self.attempt(swap, view, insists).await
     }
@@ -97,7 +98,7 @@ impl Operation<'_> {
     /// What a swap finds that changes nothing. It is written anew: what one replica has and no majority
     /// has accepted is over.
     pub(crate) async fn read_by_swap(&self, insists: bool) -> Result<Newest, Error> {
-        let mut change = |_: &Packed| None;
+        let mut change = |_: &Packed, _| None;
         let mut swap = Swap::new(self, &mut change, 0);
         swap.is_read = true;
         let Ended { found, value, .. } = self.attempt(swap, self.replicas.view(), insists).await?;
@@ -297,13 +298,13 @@ impl<'a> Swap<'a> {
                     true => Packed::default(),
                     false => entry.value,
                 };
-                match (self.change)(&old) {
+                match (self.change)(&old, found) {
                     Some(value) => {
                         self.of.check(&value, &old).await?;
                         (value, Some(self.asked))
                     }
                     None if agreed && !is_over && self.may_leave_it() => {
-                        return Ok((None, Next::End(end(found, old, None))));
+                        return Ok((None, Next::End(end(found, found, old, None))));
                     }
                     None => (old, None),
                 }
@@ -315,7 +316,7 @@ impl<'a> Swap<'a> {
             self.first.get_or_insert_with(|| view.clone());
         }
         self.sent.push((stamp, change));
-        let end = Next::End(end(found, value.clone(), change));
+        let end = Next::End(end(found, stamp, value.clone(), change));
         Ok((Some(Entry { stamp, value }), end))
     }
 
@@ -375,9 +376,10 @@ pub(super) async fn give_way(most: Duration) {
     sleep(most.clamp(PAUSE / 50, 8 * PAUSE).mul_f32(fastrand::f32())).await;
 }
 
-fn end(found: Stamp, value: Packed, change: Option<usize>) -> Ended {
+fn end(found: Stamp, stamp: Stamp, value: Packed, change: Option<usize>) -> Ended {
     Ended {
         found,
+        stamp,
         value,
         change,
     }

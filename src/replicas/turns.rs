@@ -34,7 +34,7 @@ pub enum Swapped {
 pub(crate) struct Waiting {
     /// Since when.
     pub(crate) since: Instant,
-    /// What it makes of the value.
+    /// What it makes of the value, whichever stamp that has: it may be what another one has made.
     pub(crate) change: Box<Change<'static>>,
     /// Whether it tries again where swaps of other nodes are in the way.
     pub(crate) insists: bool,

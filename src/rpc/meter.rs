@@ -31,7 +31,7 @@ const UNKNOWN: u64 = u64::MAX;
 
 /// A request that is counted: the place of its method, and when it came where a guest waits for it.
 #[derive(Clone, Copy)]
-pub(super) struct Counted {
+pub struct Counted {
     place: usize,
     begun: u64,
 }

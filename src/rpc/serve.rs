@@ -3,14 +3,14 @@
 //! ready at once is answered in place, and what a batch of requests produced
 //! leaves in one write.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
-use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf as _, BytesMut};
+use bytes::BytesMut;
 use futures::stream::{FuturesUnordered, Stream, StreamExt as _};
 use futures::{FutureExt as _, future};
 use tokio::io::{AsyncWrite as _, AsyncWriteExt as _};
@@ -20,12 +20,11 @@ use tokio_util::io::poll_read_buf;
 use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
 
 use super::buffers::{Buffers, Share};
-use super::codec::{Codec, Malformed, Request, write_response};
-use super::meter::{Counted, Meter, Tally};
-use super::{Answer, Connecting, Connection, Rarely, Service};
+use super::meter::{Meter, Tally};
+use super::protocol::{MessagePackRpc, Protocol};
+use super::{Connecting, Connection, Rarely, Service};
 use crate::cluster::Limits;
 use crate::error::{Error, Kind};
-use crate::methods::AMONG_NODES;
 
 /// Requests in flight on one connection; the next one waits in the socket.
 const MAX_IN_FLIGHT: usize = 1024;
@@ -37,14 +36,8 @@ const UNKNOWN_ANSWER: usize = 64 << 10;
 /// their turns. A message is not divided: a connection that used more than its turn skips as many
 /// turns (deficit round robin; Shreedhar, Varghese 1995).
 const TURN: usize = 96 << 10;
-/// What a request counts for in a turn beside its bytes.
-const REQUEST: usize = 64;
-/// What a value in it counts for beside its bytes: it is walked over from two to five times.
-const VALUE: usize = 8;
 /// What a request in flight takes beside its bytes: its future, and its questions to other nodes.
 const FUTURE: usize = 2 << 10;
-/// A message longer than this takes its buffer along, so that none of its size stays behind.
-const LARGE: usize = 32 << 10;
 /// An unfinished message must bring [`PROGRESS`] bytes in each such time, or its end: as much as a
 /// link of 50 kbit/s brings in a third of it, and more than a client sends that only holds on.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -72,7 +65,7 @@ pub async fn serve<L, S>(
 
 /// The same, where `meter` counts what is answered.
 pub async fn serve_counted<L, S>(
-    mut incoming: L,
+    incoming: L,
     service: &S,
     limits: impl Fn() -> Limits,
     meter: &Meter,
@@ -81,11 +74,27 @@ pub async fn serve_counted<L, S>(
     L: Stream<Item = io::Result<Connecting>> + Unpin,
     S: Service,
 {
-    let (buffers, mut connections) = (Buffers::new(limits().buffers), FuturesUnordered::new());
-    let (shared, refused) = ((&buffers, meter), Rarely::every(Duration::from_secs(1)));
+    serve_protocol(incoming, &MessagePackRpc(service, meter), limits, stop).await;
+}
+
+/// The same in another protocol.
+pub async fn serve_protocol<L, P>(
+    mut incoming: L,
+    protocol: &P,
+    limits: impl Fn() -> Limits,
+    stop: CancellationToken,
+) where
+    L: Stream<Item = io::Result<Connecting>> + Unpin,
+    P: Protocol,
+{
+    let buffers = Buffers::new(limits().buffers);
+    let mut connections = FuturesUnordered::new();
+    let refused = Rarely::every(Duration::from_secs(1));
     let mut stopped = pin!(stop.cancelled());
     loop {
-        meter.open(connections.len());
+        if let Some(meter) = protocol.meter() {
+            meter.open(connections.len());
+        }
         tokio::select! {
             biased;
             () = &mut stopped => break,
@@ -98,7 +107,7 @@ pub async fn serve_counted<L, S>(
                         refused.warn(&format!("connections are refused: {most} are open"));
                     }
                     if connections.len() < most + reserve {
-                        connections.push(connection(connecting, service, shared, full, stop.clone()));
+                        connections.push(connection(connecting, protocol, &buffers, full, stop.clone()));
                     }
                 }
                 Err(error) => refused.warn(&format!("a connection could not be accepted: {error}")),
@@ -112,10 +121,10 @@ pub async fn serve_counted<L, S>(
     }
 }
 
-async fn connection<S: Service>(
+async fn connection<P: Protocol>(
     connecting: Connecting,
-    service: &S,
-    (buffers, meter): (&Buffers, &Meter),
+    protocol: &P,
+    buffers: &Buffers,
     on_trial: bool,
     stop: CancellationToken,
 ) {
@@ -126,8 +135,8 @@ async fn connection<S: Service>(
     };
     let mut session = Session {
         stream,
-        service,
-        codec: Codec::default(),
+        protocol,
+        state: P::Stream::default(),
         input: BytesMut::new(),
         on_trial,
         ended: false,
@@ -137,7 +146,7 @@ async fn connection<S: Service>(
         timer: None,
         due: 0,
         share: buffers.join(),
-        tally: meter.tally(),
+        tally: protocol.meter().map(Meter::tally),
     };
     let (mut stopped, mut trial) = (pin!(stop.cancelled()), pin!(sleep(TRIAL)));
     let end = future::poll_fn(|context| {
@@ -161,23 +170,23 @@ pub(super) async fn close(mut stream: Box<dyn Connection>) {
 }
 
 /// One connection: what came in, what is being answered, what goes out.
-struct Session<'a, S> {
+struct Session<'a, P: Protocol> {
     stream: Box<dyn Connection>,
-    service: &'a S,
-    codec: Codec,
+    protocol: &'a P,
+    state: P::Stream,
     input: BytesMut,
     on_trial: bool, // only the first request shows whether this is another node
     ended: bool,    // nothing more is read
-    in_flight: InFlight<'a>,
+    in_flight: InFlight<'a, P>,
     output: Output,
     turn: usize, // what it has used of its turn, and what it owes from those before, in bytes
     timer: Option<Pin<Box<Sleep>>>, // runs while a message is unfinished
     due: usize,  // the bytes of the message that must be there when it ends
     share: Share<'a>,
-    tally: Tally<'a>,
+    tally: Option<Tally<'a>>, // where it is counted
 }
 
-impl<S: Service> Session<'_, S> {
+impl<P: Protocol> Session<'_, P> {
     /// Reads until the input runs dry, then writes all that it gave rise to in one go. Ready
     /// when nothing more will be read and everything is answered.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -187,13 +196,15 @@ impl<S: Service> Session<'_, S> {
             let mut was_full = self.is_full();
             // Also while the peer reads nothing: only here is an answer counted. What does not fit
             // into the output stays where it is, in a store or with another node.
-            while self.output.unsent() < MAX_PENDING {
+            let has_room = |session: &Self| session.output.unsent() < MAX_PENDING;
+            while has_room(self) {
                 let Some(reply) = self.in_flight.next(context) else {
                     break;
                 };
                 self.reply(reply);
             }
-            self.tally.take_time();
+            let more_may_wait = !has_room(self);
+            self.tally.as_mut().map(Tally::take_time);
             was_full |= self.is_full();
             let buffers = self.input.capacity() + self.output.bytes.capacity();
             self.share.hold(buffers + self.in_flight.bytes(), context)?;
@@ -206,10 +217,10 @@ impl<S: Service> Session<'_, S> {
                 // `yield_now` wakes this task only after the network was polled; `wake_by_ref` would not.
                 return pin!(yield_now()).poll(context).map(Ok);
             }
-            if was_full && !self.is_full() {
+            if more_may_wait || was_full && !self.is_full() {
                 continue; // there is room again, and no other event would wake this connection
             }
-            return match self.ended && self.in_flight.answers.is_empty() {
+            return match self.ended && self.in_flight.is_empty() {
                 true => Poll::Ready(Ok(())),
                 false => Poll::Pending,
             };
@@ -244,48 +255,44 @@ impl<S: Service> Session<'_, S> {
 
     /// Begins to answer the requests that have arrived.
     fn take_requests(&mut self, context: &mut Context<'_>) {
-        self.tally.meter.begin_batch();
+        if let Some(tally) = &self.tally {
+            tally.meter.begin_batch();
+        }
         while !self.is_full() && !self.turn_is_over() {
-            let message = match self.codec.next(&self.input) {
-                Ok(Some(end)) => take(&mut self.input, end),
-                Ok(None) => break,
-                Err(malformed) => return self.reply(malformed.into()),
+            let Some(found) = self.protocol.next(&mut self.state, &mut self.input) else {
+                break;
             };
             self.timer = None;
             if self.on_trial {
-                if let Err(refused) = of_a_node(&message) {
-                    return self.reply(refused.into());
+                if let Err(refused) = self.protocol.of_a_node(&found.request) {
+                    return self.reply(refused);
                 }
                 self.on_trial = false;
             }
-            // The message itself, and once more as it goes to other nodes.
-            let weight = 2 * message.len();
-            self.turn += weight + REQUEST + VALUE * self.codec.last_values;
-            let answer = answer(self.service, self.tally.meter, message, weight + FUTURE);
-            if let Some(reply) = self.in_flight.start(answer, weight + FUTURE, context) {
+            self.turn += found.bytes + found.work;
+            let (weight, answer) = (found.bytes + FUTURE, self.protocol.answer(found.request));
+            if let Some(reply) = self.in_flight.start(answer, weight, context) {
                 self.reply(reply);
             }
         }
     }
 
     /// Appends an answer to the output.
-    fn reply(&mut self, reply: Reply) {
-        if let Some(id) = reply.id {
-            let before = self.output.bytes.len();
-            write_response(&mut self.output.bytes, id, &reply.result);
-            let size = self.output.bytes.len() - before;
-            self.turn += size;
-            let estimate = &mut self.in_flight.estimate;
-            *estimate = size.max(*estimate - *estimate / 8);
+    fn reply(&mut self, reply: P::Reply) {
+        let counted = self.tally.as_mut().zip(P::counted(&reply));
+        if let Some((tally, (counted, failed))) = counted {
+            tally.count(counted, failed);
         }
-        if let Some(counted) = reply.counted {
-            self.tally.count(counted, reply.result.is_err());
-        }
-        if let (false, Err(error)) = (reply.recoverable, reply.result) {
-            // The stream cannot be trusted any more. What is in flight is still answered.
-            log::debug!("a connection is closed: {error}");
+        let before = self.output.bytes.len();
+        let out = &mut self.output.bytes;
+        if !self.protocol.write(&mut self.state, reply, out) {
             self.ended = true;
-            (self.input, self.codec) = Default::default();
+            (self.input, self.state) = Default::default();
+        }
+        let size = self.output.bytes.len() - before;
+        if size > 0 {
+            self.turn += size;
+            self.in_flight.expect(size);
         }
     }
 
@@ -308,94 +315,70 @@ impl<S: Service> Session<'_, S> {
                 let why =
                     format!("it came too slowly: below {PROGRESS} bytes in {MESSAGE_TIMEOUT:?}");
                 let error = Error::new(Kind::Unavailable, why);
-                return self.reply(Malformed::lost(&self.input, error).into());
+                return self.give_up(error);
             }
             self.due = self.input.len() + PROGRESS;
             timer.set(sleep(MESSAGE_TIMEOUT));
         }
     }
-}
 
-/// What is said to one request.
-struct Reply {
-    id: Option<u32>,
-    weight: usize,
-    recoverable: bool, // the next message in the stream can still be found
-    counted: Option<Counted>,
-    result: Result<Answer, Error>,
-}
-
-impl From<Malformed> for Reply {
-    fn from(malformed: Malformed) -> Self {
-        Reply {
-            id: malformed.id,
-            weight: 0, // it is refused at the first poll, before it is counted
-            recoverable: malformed.recoverable,
-            counted: None,
-            result: Err(malformed.error),
+    /// Answers what will have no end, and nothing after it.
+    fn give_up(&mut self, error: Error) {
+        let reply = self.protocol.give_up(&self.input, error);
+        self.ended = true;
+        self.input = BytesMut::new();
+        if let Some(reply) = self.in_flight.begin_and_end(reply) {
+            self.reply(reply);
         }
     }
 }
 
-/// Refuses what a client asks on a connection that is kept for the other nodes.
-fn of_a_node(message: &[u8]) -> Result<(), Malformed> {
-    let Request { id, method, .. } = Request::read(message)?;
-    if AMONG_NODES.contains(&method) {
-        return Ok(());
-    }
-    Err(Malformed {
-        id,
-        recoverable: false,
-        error: Error::new(Kind::Unavailable, "all connections for clients are taken"),
-    })
-}
-
-/// Answers the request in a message. A panic of the service becomes an error.
-async fn answer<S: Service>(service: &S, meter: &Meter, message: BytesMut, weight: usize) -> Reply {
-    let Request { id, method, params } = match Request::read(&message) {
-        Ok(request) => request,
-        Err(malformed) => return malformed.into(),
-    };
-    let counted = meter.begin(method);
-    let answering = AssertUnwindSafe(service.answer(method, &params)).catch_unwind();
-    let panicked = |_| {
-        let why = format!("{method} failed inside the node; its log says where");
-        Err(Error::new(Kind::UnknownOutcome, why))
-    };
-    Reply {
-        id,
-        weight,
-        recoverable: true,
-        counted,
-        result: answering.await.unwrap_or_else(panicked),
-    }
+/// An answer, and what was counted for its request.
+struct Done<R> {
+    number: u64, // of the request among those of the connection
+    weight: usize,
+    reply: R,
 }
 
 /// The requests of one connection that wait for their answers.
-#[derive(Default)]
-struct InFlight<'a> {
-    answers: FuturesUnordered<ReusableBoxFuture<'a, Reply>>,
-    spare: Option<ReusableBoxFuture<'a, Reply>>, // memory for the next: most are answered at once
-    weight: usize,                               // of the requests, in bytes
+struct InFlight<'a, P: Protocol> {
+    answers: FuturesUnordered<ReusableBoxFuture<'a, Done<P::Reply>>>,
+    spare: Option<ReusableBoxFuture<'a, Done<P::Reply>>>, // memory for the next: most are answered at once
+    weight: usize,                                        // of the requests, in bytes
     estimate: usize, // of one answer, in bytes: a decaying maximum of recent answers
+    begun: u64,      // requests
+    left: u64,       // answers, where they leave in order
+    early: BTreeMap<u64, P::Reply>, // answers that wait for those before them
+    early_bytes: usize,
 }
 
-impl<'a> InFlight<'a> {
+impl<'a, P: Protocol> InFlight<'a, P> {
     fn new() -> Self {
-        let estimate = UNKNOWN_ANSWER;
         InFlight {
-            estimate,
-            ..InFlight::default()
+            answers: FuturesUnordered::new(),
+            spare: None,
+            weight: 0,
+            estimate: UNKNOWN_ANSWER,
+            begun: 0,
+            left: 0,
+            early: BTreeMap::new(),
+            early_bytes: 0,
         }
     }
 
-    /// Polls an answer once. If it is not ready, it stays here.
+    /// Polls an answer once. If it is not ready, or others come before it, it stays here.
     fn start(
         &mut self,
-        answer: impl Future<Output = Reply> + Send + 'a,
+        answer: impl Future<Output = P::Reply> + Send + 'a,
         weight: usize,
         context: &mut Context<'_>,
-    ) -> Option<Reply> {
+    ) -> Option<P::Reply> {
+        let number = self.begun;
+        let answer = answer.map(move |reply| Done {
+            number,
+            weight,
+            reply,
+        });
         let mut answering = match self.spare.take() {
             None => ReusableBoxFuture::new(answer),
             Some(mut spare) => {
@@ -403,27 +386,65 @@ impl<'a> InFlight<'a> {
                 spare
             }
         };
-        let Poll::Ready(reply) = answering.poll(context) else {
+        let Poll::Ready(done) = answering.poll(context) else {
+            self.begun += 1;
             self.weight += weight;
             self.answers.push(answering);
             return None;
         };
         self.spare = Some(answering);
-        Some(reply)
+        self.begin_and_end(done.reply)
     }
 
-    /// The next answer that is ready.
-    fn next(&mut self, context: &mut Context<'_>) -> Option<Reply> {
-        let Poll::Ready(Some(reply)) = self.answers.poll_next_unpin(context) else {
+    /// An answer that was ready at once, if it may leave now.
+    fn begin_and_end(&mut self, reply: P::Reply) -> Option<P::Reply> {
+        self.begun += 1;
+        self.leave(self.begun - 1, reply)
+    }
+
+    /// An answer that is ready, if it may leave now. Else it is kept, and counted.
+    fn leave(&mut self, number: u64, reply: P::Reply) -> Option<P::Reply> {
+        if P::IN_ORDER && number != self.left {
+            self.early_bytes += P::size(&reply);
+            self.early.insert(number, reply);
             return None;
-        };
-        self.weight -= reply.weight;
+        }
+        self.left += 1;
         Some(reply)
     }
 
-    /// The requests, and their answers if those are like the latest ones.
+    /// The next answer that may leave.
+    fn next(&mut self, context: &mut Context<'_>) -> Option<P::Reply> {
+        loop {
+            if let Some(reply) = self.early.remove(&self.left) {
+                self.early_bytes -= P::size(&reply);
+                self.left += 1;
+                return Some(reply);
+            }
+            let Poll::Ready(Some(done)) = self.answers.poll_next_unpin(context) else {
+                return None;
+            };
+            self.weight -= done.weight;
+            if let Some(reply) = self.leave(done.number, done.reply) {
+                return Some(reply);
+            }
+        }
+    }
+
+    /// Notes how large an answer was. Those that wait for others must not have been taken for small.
+    fn expect(&mut self, size: usize) {
+        let least = if P::IN_ORDER { UNKNOWN_ANSWER } else { 0 };
+        let estimate = self.estimate - self.estimate / 8;
+        self.estimate = size.max(estimate).max(least);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.answers.is_empty() && self.early.is_empty()
+    }
+
+    /// The requests, their answers if those are like the latest ones, and those that wait for others.
     fn bytes(&self) -> usize {
-        self.weight + self.answers.len() * self.estimate
+        self.weight + self.answers.len() * self.estimate + self.early_bytes
     }
 }
 
@@ -461,19 +482,4 @@ impl Output {
         }
         Pin::new(stream).poll_flush(context)
     }
-}
-
-/// Takes a message off the front. A large one keeps the buffer, and what lies behind it gets a new
-/// one: two that shared a buffer would hold more than either is counted for.
-fn take(input: &mut BytesMut, end: usize) -> BytesMut {
-    let (message, rest) = input.split_at_checked(end).unwrap_or_default();
-    if end < LARGE.max(rest.len()) {
-        let message = message.into();
-        input.advance(end);
-        return message;
-    }
-    let rest = rest.into();
-    let mut message = std::mem::replace(input, rest);
-    message.truncate(end);
-    message
 }

@@ -33,7 +33,7 @@ pub mod tls;
 
 pub use meter::Meter;
 pub use peer::{Call, HEDGE, Peer};
-pub use protocol::{Found, Protocol, take};
+pub use protocol::{Found, Protocol, REQUEST, take};
 pub use serve::{serve, serve_counted, serve_protocol};
 
 /// A connection: TCP here, a simulated or an encrypted one elsewhere.

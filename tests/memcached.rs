@@ -214,6 +214,7 @@ fn wrong_lines_are_refused_and_the_stream_stays_in_step() {
             "ms tea 2 q\r\nabcd\r\n",
             "CLIENT_ERROR bad data chunk\r\nERROR\r\n",
         ),
+        ("mg tea noreply\r\n", "CLIENT_ERROR invalid flag\r\n"),
         ("incr tea\r\n", "ERROR\r\n"),
         (
             "incr tea -1\r\n",
@@ -266,6 +267,9 @@ fn wrong_lines_are_refused_and_the_stream_stays_in_step() {
     let mut stranger = gateway.client();
     stranger.sends(&"x".repeat(3000));
     assert_eq!(stranger.rest(), b"CLIENT_ERROR line too long\r\n");
+    let mut stranger = gateway.client();
+    stranger.sends(&format!("getx {}", "a ".repeat(2000))); // only a get may be as long as that
+    assert_eq!(stranger.rest(), b"CLIENT_ERROR line too long\r\n");
 }
 
 #[test]
@@ -291,6 +295,10 @@ fn values_up_to_a_mebibyte_are_taken_and_larger_ones_swallowed() {
         ("append tea 0 0 1\r\n!\r\n", too_large),
         ("get tea\r\n", &value),
     ]);
+    // A mark would make it too large: it is read without.
+    let ends = format!("ms tea {MIB} T100\r\n{full}\r\n");
+    let hit = format!("VA {MIB}\r\n{full}\r\n");
+    client.plays(&[(&ends, "HD\r\n"), ("mg tea v R200\r\n", &hit)]);
     // However it is cut on its way.
     for piece in set
         .as_bytes()
@@ -603,6 +611,12 @@ fn without_a_majority_nothing_is_a_miss() {
         &format!("set {dead} 0 0 1 noreply\r\nx\r\nget {alive}\r\n"),
         &format!("VALUE {alive} 0 1\r\n5\r\nEND\r\n"),
     )]);
+    // Requests that wait for others have no more time than these: one time-out is all that it takes.
+    let behind = format!("set {dead} 0 0 1 noreply\r\nx\r\n").repeat(100);
+    client.plays(&[(
+        &format!("{behind}get {alive}\r\n"),
+        &format!("VALUE {alive} 0 1\r\n5\r\nEND\r\n"),
+    )]);
     // What was read before the error is sent; nothing after it.
     client.plays(&[(
         &format!("get {alive} {dead} {alive}\r\n"),
@@ -628,7 +642,7 @@ fn flush_all_is_refused_unless_it_is_allowed() {
     let (cluster, gateway) = running(&[]);
     let refused = gateway.client().asks("flush_all\r\n");
     assert!(
-        refused.starts_with("SERVER_ERROR flush_all is refused: "),
+        refused.starts_with("CLIENT_ERROR flush_all is refused: "),
         "{refused}"
     );
     assert!(refused.contains("--allow-flush"), "{refused}");
@@ -770,6 +784,33 @@ fn strangers_hurt_nobody() {
     assert!(!gateway.node.log().join("\n").contains("panicked"));
     let tea = "VALUE tea 0 5\r\ngreen\r\nEND\r\n";
     gateway.client().plays(&[("get tea\r\n", tea)]);
+}
+
+/// Its nodes are silent: what came behind the first request is answered, and waits.
+#[test]
+fn quiet_lines_behind_a_frozen_replica_fill_no_memory() {
+    let cluster = Cluster::running(&THREE);
+    let gateway = Gateway::of(&cluster, &["--timeout", "1h"]);
+    let mut client = gateway.client();
+    client.plays(&[("set tea 0 0 5\r\ngreen\r\n", "STORED\r\n")]);
+    cluster.signal("bob", "STOP");
+    cluster.signal("carol", "STOP");
+    client.sends("incr tea 1\r\n");
+    let (writer, quiet) = (
+        client.stream.get_mut(),
+        "steep tea noreply\r\nset tea x 0 0 noreply\r\n\r\n".repeat(1000),
+    );
+    writer
+        .set_write_timeout(Some(Duration::from_secs(1)))
+        .unwrap();
+    let taken = (0..2000).take_while(|_| writer.write_all(quiet.as_bytes()).is_ok());
+    let taken = taken.count();
+    let peak = gateway.peak() >> 10;
+    assert!(taken < 2000, "all lines are taken, {peak} MiB");
+    assert!(peak < 80, "{peak} MiB");
+    cluster.signal("bob", "CONT");
+    cluster.signal("carol", "CONT");
+    assert!(client.line().starts_with("CLIENT_ERROR cannot increment"));
 }
 
 #[test]

@@ -1,46 +1,49 @@
 //! The text protocol of memcached, classic and meta commands, for any [`Cache`]: that of the ring is the
 //! [`Gateway`], which coordinates by itself as every client does. The nodes know nothing of it.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::process;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
-use futures::FutureExt as _;
-use tokio::sync::RwLock;
+use futures::{FutureExt as _, future::join};
+use tokio::sync::Semaphore;
 use tokio::task::unconstrained;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
+use self::queues::{ALONE, BESIDE, Place, Queues};
 use crate::error::{Error, Kind};
 use crate::replicas::now;
-use crate::rpc::{Found, Protocol};
+use crate::rpc::{Found, Protocol, REQUEST};
 
 mod answer;
 mod gateway;
 mod item;
 mod parser;
+mod queues;
 
 pub use answer::Said;
 pub use gateway::Gateway;
 pub use item::Item;
 pub use parser::{Request, Stream, Verb};
 
-/// What a request counts for in a turn beside its bytes.
-const REQUEST: usize = 64;
-
-/// How many keys of a connection may have had turns before those are forgotten that nobody waits for.
-const KEYS: usize = 64;
-
-/// What is said to be the version: clients read the level of the protocol from it.
-const VERSION: &str = concat!("1.6.18-kv54-", env!("CARGO_PKG_VERSION"));
+/// What says the version: clients read the level of the protocol from it.
+const VERSION: &str = concat!("VERSION 1.6.18-kv54-", env!("CARGO_PKG_VERSION"));
 
 /// What answers the commands about keys, and `flush_all`.
 pub trait Cache: Sync {
-    /// Answers one request. An error becomes a `SERVER_ERROR`, or where the request makes no sense, a
-    /// `CLIENT_ERROR`.
-    fn answer(&self, request: &Request) -> impl Future<Output = Result<Outcome, Error>> + Send;
+    /// How long a request may take, with the time that it waits for others.
+    fn timeout(&self) -> Duration;
+
+    /// Answers one request, until then, and notes in it how much it has moved. An error becomes a
+    /// `SERVER_ERROR`, or where the request makes no sense, a `CLIENT_ERROR`.
+    fn answer(
+        &self,
+        request: &mut Request,
+        until: Instant,
+    ) -> impl Future<Output = Result<Outcome, Error>> + Send;
 }
 
 /// What became of a request.
@@ -54,8 +57,6 @@ pub enum Outcome {
     NotStored,
     /// The item has another cas unique.
     Exists,
-    /// These lines.
-    Text(String),
 }
 
 /// The protocol, answered by a cache.
@@ -71,31 +72,29 @@ impl<C: Cache> Memcached<C> {
         Memcached { cache, started }
     }
 
-    async fn outcome(&self, request: &Request) -> Result<Outcome, Error> {
-        let text = match request.verb {
-            Verb::Stats => self.stats(&request.key),
-            Verb::Version => format!("VERSION {VERSION}"),
-            Verb::Verbosity => "OK".to_owned(),
-            Verb::Noop => "MN".to_owned(),
-            _ => {
-                let answering = AssertUnwindSafe(self.cache.answer(request)).catch_unwind();
-                let why = "it failed inside the gateway, whose log says where";
-                let panicked = |_| Err(Error::new(Kind::UnknownOutcome, why));
-                return answering.await.unwrap_or_else(panicked);
-            }
-        };
-        Ok(Outcome::Text(text))
+    /// Answers when no earlier request of the connection is in the way.
+    async fn in_turn(&self, request: &mut Request, turn: Turn) -> Result<Outcome, Error> {
+        let share = |is_alone| if is_alone { ALONE } else { BESIDE };
+        let all = turn.all.acquire_many(share(request.verb == Verb::Flush));
+        let key = turn.key.queue.acquire_many(share(!request.only_reads()));
+        // It enters both queues before any later request does. Unconstrained: who has used up a task's
+        // budget would stand in no queue, and be overtaken.
+        let turns = timeout_at(turn.until, unconstrained(join(all, key))).await;
+        let _turns = turns.map_err(|_| turn.key.late())?;
+        let answering = AssertUnwindSafe(self.cache.answer(request, turn.until)).catch_unwind();
+        let why = "it failed inside the gateway, whose log says where";
+        let panicked = |_| Err(Error::new(Kind::UnknownOutcome, why));
+        answering.await.unwrap_or_else(panicked)
     }
 
     fn stats(&self, of: &[u8]) -> String {
-        let (pid, uptime, time) = (
-            process::id(),
-            self.started.elapsed().as_secs(),
-            now() / 1000,
-        );
         match of {
             b"" => format!(
-                "STAT pid {pid}\r\nSTAT uptime {uptime}\r\nSTAT time {time}\r\nSTAT version {VERSION}\r\nEND"
+                "STAT pid {}\r\nSTAT uptime {}\r\nSTAT time {}\r\nSTAT version {}\r\nEND",
+                process::id(),
+                self.started.elapsed().as_secs(),
+                now() / 1000,
+                VERSION.trim_start_matches("VERSION "),
             ),
             b"reset" => "RESET".to_owned(),
             b"settings" | b"items" | b"slabs" | b"sizes" | b"conns" => "END".to_owned(),
@@ -106,40 +105,45 @@ impl<C: Cache> Memcached<C> {
 
 /// How far a connection is. Its commands about one key take effect one after the other, so that a client
 /// need not wait for an answer before it sends the next one; so do all that stand beside a `flush_all`.
-#[derive(Default)]
 pub struct Connection {
     stream: Stream,
-    all: Arc<RwLock<()>>,
-    keys: HashMap<Vec<u8>, Arc<RwLock<()>>>,
+    all: Arc<Semaphore>,
+    keys: Arc<Queues>,
     get_failed: bool, // its other keys are not answered
 }
 
-/// What a request waits for.
-pub struct Turn {
-    all: Arc<RwLock<()>>,
-    key: Arc<RwLock<()>>,
+impl Default for Connection {
+    fn default() -> Self {
+        Connection {
+            stream: Stream::default(),
+            all: queues::queue(),
+            keys: Arc::default(),
+            get_failed: false,
+        }
+    }
 }
 
-impl Connection {
-    fn turn(&mut self, key: &[u8]) -> Turn {
-        if self.keys.len() >= KEYS {
-            self.keys.retain(|_, turn| Arc::strong_count(turn) > 1);
-        }
-        let key = self.keys.entry(key.to_owned()).or_default().clone();
-        let all = self.all.clone();
-        Turn { all, key }
-    }
+/// What a request waits for, and until when.
+pub struct Turn {
+    all: Arc<Semaphore>,
+    key: Place,
+    until: Instant,
 }
 
 impl<C: Cache> Protocol for Memcached<C> {
     type Stream = Connection;
-    type Request = (Request, Turn);
+    type Request = (Request, Option<Turn>);
     type Reply = Said;
     const IN_ORDER: bool = true;
 
     fn next(&self, at: &mut Connection, input: &mut BytesMut) -> Option<Found<Self::Request>> {
         let request = at.stream.next(input)?;
-        let turn = at.turn(&request.key);
+        let turn = !matches!(request.verb, Verb::Said { .. } | Verb::Stats);
+        let turn = turn.then(|| Turn {
+            all: at.all.clone(),
+            key: at.keys.place(&request.key),
+            until: Instant::now() + self.cache.timeout(),
+        });
         let (bytes, work) = (2 * (request.key.len() + request.value.len()), REQUEST);
         Some(Found {
             request: (request, turn),
@@ -148,30 +152,20 @@ impl<C: Cache> Protocol for Memcached<C> {
         })
     }
 
-    async fn answer(&self, (request, turn): Self::Request) -> Said {
-        match request.verb {
-            Verb::Quit => Said::line("", true),
-            Verb::Lost => Said::line("CLIENT_ERROR line too long\r\n", true),
-            Verb::Wrong(_) if request.is_quiet => Said::line("", false),
-            Verb::Wrong(line) => Said::line(&format!("{line}\r\n"), false),
-            _ => {
-                // Unconstrained: who has used up a task's budget would stand in no queue, and be overtaken.
-                let (mut _alone, mut _beside, mut _reads, mut _writes) = (None, None, None, None);
-                match request.verb {
-                    Verb::Flush => _alone = Some(unconstrained(turn.all.write()).await),
-                    _ => _beside = Some(unconstrained(turn.all.read()).await),
-                }
-                match request.only_reads() {
-                    true => _reads = Some(unconstrained(turn.key.read()).await),
-                    false => _writes = Some(unconstrained(turn.key.write()).await),
-                }
-                Said::to(&request, self.outcome(&request).await, now())
+    async fn answer(&self, (mut request, turn): Self::Request) -> Said {
+        match (request.verb, turn) {
+            (Verb::Said { closes, .. }, _) if request.is_quiet => Said::line("", closes),
+            (Verb::Said { line, closes }, _) => Said::line(line, closes),
+            (_, None) => Said::line(&self.stats(&request.key), false),
+            (_, Some(turn)) => {
+                let outcome = self.in_turn(&mut request, turn).await;
+                Said::to(&request, outcome, now())
             }
         }
     }
 
     fn give_up(&self, _: &[u8], error: Error) -> Said {
-        Said::line(&format!("SERVER_ERROR {error}\r\n"), true)
+        Said::line(&format!("SERVER_ERROR {error}"), true)
     }
 
     fn write(&self, at: &mut Connection, said: Said, out: &mut Vec<u8>) -> bool {
@@ -183,6 +177,10 @@ impl<C: Cache> Protocol for Memcached<C> {
     }
 
     fn size(said: &Said) -> usize {
-        said.bytes.len()
+        said.bytes.capacity() + REQUEST
+    }
+
+    fn moved(said: &Said) -> usize {
+        said.moved
     }
 }

@@ -6,12 +6,14 @@ use std::sync::Arc;
 
 use clap::Args;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::serve::{fit, log_at};
+use super::serve::{fit, log_at, until_stopped};
 use super::{Failure, Options, Outcome, unless_empty};
 use crate::beyond::memcached::{Gateway, Memcached as Protocol};
+use crate::client::Client;
+use crate::cluster::{Cluster, Limits};
 use crate::rpc::{connected, incoming, serve_protocol};
 
 /// Run a gateway for memcached's clients: the keys of the ring in memcached's text protocol.
@@ -38,40 +40,27 @@ pub(super) struct Memcached {
 impl Memcached {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         log_at(self.log);
-        let (mut terminate, mut interrupt, mut hangup) = (
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::hangup())?,
-        );
         let client = Arc::new(options.client()?);
-        let mut limits = options.cluster()?.limits;
-        fit(&mut limits, 1)?;
-        limits.reserve = 0; // it is for nodes
+        let limits = watch::Sender::new(fitted(&*options.cluster()?)?);
+        let stopped = until_stopped(|| match again(options, &client) {
+            Ok(new) => drop(limits.send_replace(new)),
+            Err(failure) => log::error!("{}; nothing is changed", failure.why),
+        })?;
         let bound = self.bind().await?;
         let gateway = Protocol::of(Gateway::of(client.clone(), self.allow_flush));
         let (stop, listener) = (CancellationToken::new(), &*Box::leak(Box::new(bound)));
-        let stopped = stop.clone();
+        let (token, limits) = (stop.clone(), limits.subscribe());
         // Spawned for the same reason as a node's life.
-        let mut serving = tokio::spawn(async move {
+        let serving = tokio::spawn(async move {
             let incoming = incoming(listener, |stream, _| connected(stream));
-            serve_protocol(incoming, &gateway, || limits, stopped).await;
+            serve_protocol(incoming, &gateway, || *limits.borrow(), token).await;
         });
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => stop.cancel(),
-                _ = interrupt.recv() => stop.cancel(),
-                _ = hangup.recv() => match options.cluster() {
-                    Ok(file) => client.replicas.move_to(&file),
-                    Err(failure) => log::error!("{}; nothing is changed", failure.why),
-                },
-                ended = &mut serving => {
-                    ended.map_err(Failure::usage)?;
-                    client.replicas.settle().await;
-                    log::info!("stopped");
-                    return Ok(ExitCode::SUCCESS);
-                }
-            }
-        }
+        stopped.await;
+        stop.cancel();
+        serving.await.map_err(Failure::usage)?;
+        client.replicas.settle().await;
+        log::info!("stopped");
+        Ok(ExitCode::SUCCESS)
     }
 
     async fn bind(&self) -> io::Result<TcpListener> {
@@ -84,4 +73,20 @@ impl Memcached {
         }
         Ok(bound)
     }
+}
+
+/// Reads the file again.
+fn again(options: &Options, client: &Client) -> Result<Limits, Failure> {
+    let file = options.cluster()?;
+    let limits = fitted(&file)?;
+    client.replicas.move_to(&file);
+    Ok(limits)
+}
+
+/// The limits that a gateway keeps.
+fn fitted(file: &Cluster) -> io::Result<Limits> {
+    let mut limits = file.limits;
+    fit(&mut limits, 1)?;
+    limits.reserve = 0; // it is for nodes
+    Ok(limits)
 }

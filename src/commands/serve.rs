@@ -1,6 +1,7 @@
 //! `serve`: runs a node, or every node of the file, each in a thread of its own.
 
 use std::io::{self, IsTerminal as _, Write as _};
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
@@ -58,11 +59,8 @@ impl Serve {
 
     /// Runs each node in a thread of its own, until a signal ends them or a node ends.
     async fn run_all(&self, options: &Options, cluster: Arc<Cluster>, places: &[usize]) -> Outcome {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
-        let at_terminal = io::stdin().is_terminal();
         let file = watch::Sender::new(cluster);
+        let mut stopped = pin!(until_stopped(|| reload(options, places.len(), &file))?);
         let stop = CancellationToken::new();
         let mut ends = FuturesUnordered::new();
         for &place in places {
@@ -75,16 +73,9 @@ impl Serve {
             let panicked = |_| Err(Failure::usage("a node has panicked"));
             ends.push(ended.unwrap_or_else(panicked));
         }
-        let mut outcome = loop {
-            tokio::select! {
-                _ = terminate.recv() => break Ok(()),
-                _ = interrupt.recv() => break Ok(()),
-                _ = hangup.recv() => match at_terminal && !io::stdin().is_terminal() {
-                    true => break Ok(()), // the terminal was closed
-                    false => reload(options, places.len(), &file),
-                },
-                Some(end) = ends.next() => break end,
-            }
+        let mut outcome = tokio::select! {
+            () = &mut stopped => Ok(()),
+            Some(end) = ends.next() => end,
         };
         stop.cancel(); // where one node of --all has ended, the others end too
         while let Some(end) = ends.next().await {
@@ -114,6 +105,26 @@ impl Serve {
 fn found(cluster: &Cluster, name: &str) -> Option<usize> {
     let mut nodes = cluster.nodes().iter().chain(cluster.leaving());
     nodes.position(|node| node.name == name)
+}
+
+/// Waits for a signal that ends this process; a hangup is one if it says that the terminal was closed.
+pub(super) fn until_stopped(hung_up: impl Fn()) -> io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let at_terminal = io::stdin().is_terminal();
+    Ok(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return,
+                _ = interrupt.recv() => return,
+                _ = hangup.recv() => match at_terminal && !io::stdin().is_terminal() {
+                    true => return,
+                    false => hung_up(),
+                },
+            }
+        }
+    })
 }
 
 /// Reads the file again, for so many nodes. A wrong one changes nothing.

@@ -14,7 +14,7 @@ use crate::error::{Error, Kind};
 use crate::methods::AMONG_NODES;
 
 /// What a request counts for in a turn beside its bytes.
-const REQUEST: usize = 64;
+pub const REQUEST: usize = 64;
 /// What a value in it counts for beside its bytes: it is walked over from two to five times.
 const VALUE: usize = 8;
 /// A message longer than this takes its buffer along, so that none of its size stays behind.
@@ -52,6 +52,11 @@ pub trait Protocol: Sync {
 
     /// How many bytes a reply takes that waits for those before it.
     fn size(reply: &Self::Reply) -> usize;
+
+    /// How many bytes were moved for a reply, where it is smaller than that.
+    fn moved(_reply: &Self::Reply) -> usize {
+        0
+    }
 
     /// Where what is answered is counted, if it is.
     fn meter(&self) -> Option<&Meter> {

@@ -3,7 +3,7 @@
 //! ready at once is answered in place, and what a batch of requests produced
 //! leaves in one write.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
@@ -230,7 +230,7 @@ impl<P: Protocol> Session<'_, P> {
     /// Whether no more requests are taken until some are answered, and answers sent.
     fn is_full(&self) -> bool {
         let pending = self.in_flight.bytes() + self.output.unsent();
-        self.in_flight.answers.len() >= MAX_IN_FLIGHT || pending >= MAX_PENDING
+        self.in_flight.requests() >= MAX_IN_FLIGHT || pending >= MAX_PENDING
     }
 
     fn turn_is_over(&self) -> bool {
@@ -283,13 +283,13 @@ impl<P: Protocol> Session<'_, P> {
         if let Some((tally, (counted, failed))) = counted {
             tally.count(counted, failed);
         }
-        let before = self.output.bytes.len();
+        let (before, moved) = (self.output.bytes.len(), P::moved(&reply));
         let out = &mut self.output.bytes;
         if !self.protocol.write(&mut self.state, reply, out) {
             self.ended = true;
             (self.input, self.state) = Default::default();
         }
-        let size = self.output.bytes.len() - before;
+        let size = moved.max(self.output.bytes.len() - before);
         if size > 0 {
             self.turn += size;
             self.in_flight.expect(size);
@@ -327,7 +327,7 @@ impl<P: Protocol> Session<'_, P> {
         let reply = self.protocol.give_up(&self.input, error);
         self.ended = true;
         self.input = BytesMut::new();
-        if let Some(reply) = self.in_flight.begin_and_end(reply) {
+        if let Some(reply) = self.in_flight.end_at_once(reply) {
             self.reply(reply);
         }
     }
@@ -335,7 +335,7 @@ impl<P: Protocol> Session<'_, P> {
 
 /// An answer, and what was counted for its request.
 struct Done<R> {
-    number: u64, // of the request among those of the connection
+    number: usize, // of the request among those of the connection
     weight: usize,
     reply: R,
 }
@@ -346,10 +346,9 @@ struct InFlight<'a, P: Protocol> {
     spare: Option<ReusableBoxFuture<'a, Done<P::Reply>>>, // memory for the next: most are answered at once
     weight: usize,                                        // of the requests, in bytes
     estimate: usize, // of one answer, in bytes: a decaying maximum of recent answers
-    begun: u64,      // requests
-    left: u64,       // answers, where they leave in order
-    early: BTreeMap<u64, P::Reply>, // answers that wait for those before them
-    early_bytes: usize,
+    queue: VecDeque<Option<P::Reply>>, // where answers leave in order: one for each request, once it is there
+    left: usize,                       // answers that were in the queue
+    early: usize,                      // bytes of the answers in the queue
 }
 
 impl<'a, P: Protocol> InFlight<'a, P> {
@@ -359,10 +358,9 @@ impl<'a, P: Protocol> InFlight<'a, P> {
             spare: None,
             weight: 0,
             estimate: UNKNOWN_ANSWER,
-            begun: 0,
+            queue: VecDeque::new(),
             left: 0,
-            early: BTreeMap::new(),
-            early_bytes: 0,
+            early: 0,
         }
     }
 
@@ -373,7 +371,7 @@ impl<'a, P: Protocol> InFlight<'a, P> {
         weight: usize,
         context: &mut Context<'_>,
     ) -> Option<P::Reply> {
-        let number = self.begun;
+        let number = self.left + self.queue.len();
         let answer = answer.map(move |reply| Done {
             number,
             weight,
@@ -387,47 +385,48 @@ impl<'a, P: Protocol> InFlight<'a, P> {
             }
         };
         let Poll::Ready(done) = answering.poll(context) else {
-            self.begun += 1;
+            if P::IN_ORDER {
+                self.queue.push_back(None);
+            }
             self.weight += weight;
             self.answers.push(answering);
             return None;
         };
         self.spare = Some(answering);
-        self.begin_and_end(done.reply)
+        self.end_at_once(done.reply)
     }
 
-    /// An answer that was ready at once, if it may leave now.
-    fn begin_and_end(&mut self, reply: P::Reply) -> Option<P::Reply> {
-        self.begun += 1;
-        self.leave(self.begun - 1, reply)
-    }
-
-    /// An answer that is ready, if it may leave now. Else it is kept, and counted.
-    fn leave(&mut self, number: u64, reply: P::Reply) -> Option<P::Reply> {
-        if P::IN_ORDER && number != self.left {
-            self.early_bytes += P::size(&reply);
-            self.early.insert(number, reply);
-            return None;
+    /// An answer that was ready at once, if it may leave now. Else it is kept, and counted.
+    fn end_at_once(&mut self, reply: P::Reply) -> Option<P::Reply> {
+        if self.queue.is_empty() {
+            return Some(reply);
         }
-        self.left += 1;
-        Some(reply)
+        self.early += P::size(&reply);
+        self.queue.push_back(Some(reply));
+        None
     }
 
     /// The next answer that may leave.
     fn next(&mut self, context: &mut Context<'_>) -> Option<P::Reply> {
         loop {
-            if let Some(reply) = self.early.remove(&self.left) {
-                self.early_bytes -= P::size(&reply);
+            if let Some(reply) = self.queue.front_mut().and_then(Option::take) {
+                self.queue.pop_front();
+                if self.queue.is_empty() {
+                    self.queue.shrink_to(32); // most connections are idle for most of their time
+                }
                 self.left += 1;
+                self.early -= P::size(&reply);
                 return Some(reply);
             }
             let Poll::Ready(Some(done)) = self.answers.poll_next_unpin(context) else {
                 return None;
             };
             self.weight -= done.weight;
-            if let Some(reply) = self.leave(done.number, done.reply) {
-                return Some(reply);
-            }
+            let Some(place) = self.queue.get_mut(done.number - self.left) else {
+                return Some(done.reply);
+            };
+            self.early += P::size(&done.reply);
+            *place = Some(done.reply);
         }
     }
 
@@ -439,12 +438,17 @@ impl<'a, P: Protocol> InFlight<'a, P> {
     }
 
     fn is_empty(&self) -> bool {
-        self.answers.is_empty() && self.early.is_empty()
+        self.requests() == 0
+    }
+
+    /// Those that are not answered, and those of which the answer waits for others.
+    fn requests(&self) -> usize {
+        self.answers.len().max(self.queue.len())
     }
 
     /// The requests, their answers if those are like the latest ones, and those that wait for others.
     fn bytes(&self) -> usize {
-        self.weight + self.answers.len() * self.estimate + self.early_bytes
+        self.weight + self.answers.len() * self.estimate + self.early
     }
 }
 

@@ -10,16 +10,18 @@ use crate::error::{Error, Kind, plain};
 #[derive(Default)]
 pub struct Said {
     pub(super) bytes: Vec<u8>,
+    pub(super) moved: usize, // for it, in bytes
     pub(super) is_error: bool,
     pub(super) goes_on: bool, // it is of a get, of which other keys follow
     pub(super) closes: bool,  // the connection
 }
 
 impl Said {
-    /// What is said to what is no request.
+    /// A line, or nothing.
     pub(super) fn line(line: &str, closes: bool) -> Self {
+        let end = if line.is_empty() { "" } else { "\r\n" };
         Said {
-            bytes: line.into(),
+            bytes: [line, end].concat().into(),
             closes,
             ..Said::default()
         }
@@ -43,6 +45,7 @@ impl Said {
         };
         Said {
             bytes,
+            moved: request.moved,
             is_error,
             goes_on,
             closes: false,
@@ -84,11 +87,11 @@ fn classic(request: &Request, outcome: &Outcome) -> Vec<u8> {
         (Outcome::Done(item), Verb::Incr | Verb::Decr) => &item.data,
         (Outcome::Done(_), Verb::Touch) => b"TOUCHED",
         (Outcome::Done(_), Verb::Delete) => b"DELETED",
+        (Outcome::Done(_), Verb::Flush) => b"OK",
         (Outcome::Done(_), _) => b"STORED",
         (Outcome::Missing, _) => b"NOT_FOUND",
         (Outcome::NotStored, _) => b"NOT_STORED",
         (Outcome::Exists, _) => b"EXISTS",
-        (Outcome::Text(text), _) => text.as_bytes(),
     };
     [said, b"\r\n"].concat()
 }
@@ -96,7 +99,6 @@ fn classic(request: &Request, outcome: &Outcome) -> Vec<u8> {
 fn meta(request: &Request, flags: &[u8], outcome: &Outcome, now: u64) -> Vec<u8> {
     let key = key(request, flags);
     let (code, hit) = match outcome {
-        Outcome::Text(text) => (&**text, None),
         Outcome::Missing if matches!(request.verb, Verb::Get | Verb::Debug) => ("EN", None),
         Outcome::Missing => ("NF", None),
         Outcome::NotStored => ("NS", None),

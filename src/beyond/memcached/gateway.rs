@@ -1,55 +1,50 @@
 //! The ring as a cache. A command that looks at the item before it writes is a swap of one key, done once
 //! or not at all, by one function of the item: [`Request::made`].
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::try_join_all;
-use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
-use super::item::unique;
+use super::queues::{ALONE, Queues};
 use super::{Cache, Item, Outcome, Request, Verb};
 use crate::client::Client;
 use crate::cluster::Cluster;
-use crate::entry::{Packed, Stamp};
+use crate::entry::{Packed, Stamp, check_value};
 use crate::error::{Error, Kind};
 use crate::join::{Scan, entries};
+use crate::replicas::Operation;
 use crate::rpc::codec::NIL;
-use crate::rpc::lock;
 
 /// A time to live up to this, in seconds, begins now; a longer one is a time of day.
 const RELATIVE: i64 = 30 * 86_400;
-/// How many keys may have had swaps before those are forgotten that nobody waits for.
-const KEYS: usize = 1024;
-
 /// How many keys of one page are deleted at once.
 const AT_ONCE: usize = 64;
 
+const REFUSED: &str = "flush_all is refused: it would delete every key of the ring; kv54 memcached --allow-flush lets it";
 const NO_NUMBER: &str = "cannot increment or decrement non-numeric value";
 
 /// Answers by asking the nodes.
 pub struct Gateway {
     client: Arc<Client>,
     may_flush: bool,
-    swaps: Mutex<HashMap<Vec<u8>, Arc<Turn<()>>>>,
+    swaps: Arc<Queues>, // of one key they would only be in each other's way
 }
 
 impl Cache for Gateway {
-    async fn answer(&self, request: &Request) -> Result<Outcome, Error> {
+    fn timeout(&self) -> Duration {
+        self.client.replicas.timeout
+    }
+
+    async fn answer(&self, request: &mut Request, until: Instant) -> Result<Outcome, Error> {
         match request.verb {
-            Verb::Get | Verb::Touch | Verb::Debug => self.get(request).await,
+            Verb::Get | Verb::Touch | Verb::Debug => self.get(request, until).await,
             Verb::Flush => Box::pin(self.flush(request)).await,
             Verb::Set if request.compare.is_none() && !request.wants_cas => {
-                let now = self.client.replicas.now();
-                let item = request.item(request.ttl, now);
-                match item.kept(now) {
-                    gone if gone.is_nil() => self.client.delete(&request.key).await?,
-                    kept => self.client.set(&request.key, &kept).await?,
-                }
-                Ok(Outcome::Done(item))
+                self.set(request, until).await
             }
-            _ => Box::pin(self.swap(request)).await,
+            _ => Box::pin(self.swap(request, until)).await,
         }
     }
 }
@@ -60,65 +55,78 @@ impl Gateway {
         Gateway {
             client,
             may_flush,
-            swaps: Mutex::default(),
+            swaps: Arc::default(),
         }
     }
 
-    async fn get(&self, request: &Request) -> Result<Outcome, Error> {
-        let replicas = &self.client.replicas;
-        let newest = replicas.of(&request.key)?.get().await?.entry;
-        match request.made(Item::read(&newest.value, newest.stamp), replicas.now()) {
+    /// Begins an operation that has so much time.
+    fn operation<'a>(&'a self, key: &'a [u8], until: Instant) -> Result<Operation<'a>, Error> {
+        let left = until.saturating_duration_since(Instant::now());
+        self.client.replicas.of_within(key, left)
+    }
+
+    async fn get(&self, request: &mut Request, until: Instant) -> Result<Outcome, Error> {
+        let newest = self.operation(&request.key, until)?.get().await?.entry;
+        request.moved = newest.value.len();
+        let old = Item::read(&newest.value, newest.stamp);
+        match request.made(old, self.client.replicas.now()) {
             (None, outcome) => outcome,
-            _ => Box::pin(self.swap(request)).await,
+            _ => Box::pin(self.swap(request, until)).await,
         }
+    }
+
+    async fn set(&self, request: &Request, until: Instant) -> Result<Outcome, Error> {
+        let now = self.client.replicas.now();
+        let item = || request.item(request.ttl, now); // not held meanwhile: the request has its data
+        let (kept, operation) = (item().kept(now), self.operation(&request.key, until)?);
+        let stamp = operation.load_stamp(&kept).await?;
+        operation.store(stamp.newer(&kept)).await?;
+        Ok(Outcome::Done(item()))
     }
 
     /// Writes what the request makes of the item, and answers what it says of it.
-    async fn swap(&self, request: &Request) -> Result<Outcome, Error> {
-        let _turn = self.turn(&request.key).await?;
-        let (replicas, mut outcomes) = (&self.client.replicas, Vec::new());
+    async fn swap(&self, request: &mut Request, until: Instant) -> Result<Outcome, Error> {
+        let place = self.swaps.place(&request.key);
+        let turn = timeout_at(until, place.queue.acquire_many(ALONE)).await;
+        let _turn = turn.map_err(|_| place.late())?;
+        let (replicas, mut outcomes, mut moved) = (&self.client.replicas, Vec::new(), 0);
         let mut change = |old: &Packed, stamp: Stamp| {
-            let (new, outcome) = request.made(Item::read(old, stamp), replicas.now());
+            let (new, mut outcome) = request.made(Item::read(old, stamp), replicas.now());
+            moved = moved.max(old.len().max(new.as_ref().map_or(0, |new| new.len())));
+            if let (Ok(Outcome::Done(item)), false) =
+                (&mut outcome, new.as_ref().is_some_and(Packed::is_nil))
+            {
+                item.data = Vec::new(); // the swap brings it, once: there may be many attempts
+            }
             outcomes.push(outcome);
             new
         };
-        let operation = replicas.of(&request.key)?;
-        let ended = operation.swap(&mut change, true).await?;
+        let operation = self.operation(&request.key, until)?;
+        let swapped = operation.swap(&mut change, true).await;
+        request.moved = moved;
+        let ended = swapped?;
         let at = ended.change.unwrap_or(outcomes.len()).saturating_sub(1); // else the last one
         let odd = || Error::new(Kind::UnknownOutcome, "it has no outcome");
         let mut outcome = outcomes.into_iter().nth(at).ok_or_else(odd)?;
-        if let (Ok(Outcome::Done(item)), Some(_)) = (&mut outcome, ended.change) {
-            item.cas = unique(ended.stamp);
+        if let (Ok(Outcome::Done(item)), Some(kept)) =
+            (&mut outcome, Item::read(&ended.value, ended.stamp))
+        {
+            (item.data, item.cas) = (kept.data, kept.cas);
         }
         outcome
     }
 
-    /// Waits until no other swap of this gateway writes the key: they would only be in each other's way.
-    async fn turn(&self, key: &[u8]) -> Result<OwnedMutexGuard<()>, Error> {
-        let turn = {
-            let mut swaps = lock(&self.swaps);
-            if swaps.len() >= KEYS {
-                swaps.retain(|_, turn| Arc::strong_count(turn) > 1);
-            }
-            swaps.entry(key.to_owned()).or_default().clone()
-        };
-        let begun = timeout(self.client.replicas.timeout, turn.lock_owned()).await;
-        begun.map_err(|_| {
-            let why = format!("key {:?}: others write it", String::from_utf8_lossy(key));
-            Error::new(Kind::Unavailable, why)
-        })
-    }
-
     async fn flush(&self, request: &Request) -> Result<Outcome, Error> {
-        let said = match (self.may_flush, request.number) {
-            (true, 0) => self.delete_all().await.map(|()| "OK")?,
-            (true, _) => "SERVER_ERROR flush_all is refused: a delay is not taken",
-            _ => {
-                "SERVER_ERROR flush_all is refused: it would delete every key of the ring; \
-                 kv54 memcached --allow-flush lets it"
+        match (self.may_flush, request.number) {
+            (true, 0) => self.delete_all().await?,
+            (true, _) => {
+                return Err(Error::bad_request(
+                    "flush_all is refused: a delay is not taken",
+                ));
             }
-        };
-        Ok(Outcome::Text(said.to_owned()))
+            _ => return Err(Error::bad_request(REFUSED)),
+        }
+        Ok(Outcome::Done(Item::default()))
     }
 
     /// Deletes every key that was there before.
@@ -196,7 +204,7 @@ impl Request {
 
     fn changed(&self, old: Item, now: u64) -> Made {
         match self.verb {
-            Verb::Get | Verb::Touch | Verb::Debug => self.read(&old, now),
+            Verb::Get | Verb::Touch | Verb::Debug => self.read(old, now),
             Verb::Add => (None, Ok(Outcome::NotStored)),
             _ if self.compare.is_some() && !old.is_known => (None, Ok(Outcome::Exists)),
             Verb::Delete if self.makes_stale => {
@@ -204,7 +212,7 @@ impl Request {
                 (new.end, new.is_stale) = (self.end(&old, now), true);
                 stored(new, now)
             }
-            Verb::Delete => (Some(Packed::default()), Ok(Outcome::Done(old))),
+            Verb::Delete => (Some(Packed::default()), Ok(Outcome::Done(Item::default()))),
             Verb::Incr | Verb::Decr => match self.counted(&old, now) {
                 Some(new) => stored(new, now),
                 None => (None, Err(Error::bad_request(NO_NUMBER))),
@@ -235,18 +243,22 @@ impl Request {
     }
 
     /// What a read answers. It writes where it changes when the item ends, or who makes it anew.
-    fn read(&self, old: &Item, now: u64) -> Made {
+    fn read(&self, mut item: Item, now: u64) -> Made {
         let soon = self.recache.and_then(|recache| end(recache, now));
-        let is_due = old.is_stale || old.end.is_some_and(|end| Some(end) < soon);
-        let wins = is_due && !old.is_being_made && self.meta.is_some() && self.verb == Verb::Get;
-        let (is_being_made, end) = (old.is_being_made || wins, self.end(old, now));
-        let item = Item {
-            end,
-            is_being_made,
-            ..old.clone()
-        };
-        let kept = (item != *old).then(|| item.kept(now));
-        (kept, Ok(Outcome::Done(Item { wins, ..item })))
+        let is_due = item.is_stale || item.end.is_some_and(|end| Some(end) < soon);
+        let before = item.end;
+        item.end = self.end(&item, now);
+        if is_due && !item.is_being_made && self.meta.is_some() && self.verb == Verb::Get {
+            item.is_being_made = true;
+            let kept = item.kept(now);
+            item.wins = check_value(&kept).is_ok(); // a string may have no room for marks
+            item.is_being_made = item.wins;
+            if item.wins {
+                return (Some(kept), Ok(Outcome::Done(item)));
+            }
+        }
+        let kept = (item.end != before).then(|| item.kept(now));
+        (kept, Ok(Outcome::Done(item)))
     }
 
     /// A number after so much was added or taken away.

@@ -107,7 +107,7 @@ fn flagged(mut value: &[u8]) -> Option<(u32, u8, &[u8])> {
 
 /// A stamp in 63 bits: libmemcached has no room for a twentieth digit. It tells the writes of a key apart,
 /// through every gateway, and does not order them.
-pub(super) fn unique(stamp: Stamp) -> u64 {
+fn unique(stamp: Stamp) -> u64 {
     let mix = |hash: u64, part: u64| {
         let mixed = (hash ^ part).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         mixed ^ mixed >> 32

@@ -9,6 +9,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{Buf as _, BytesMut};
 use smallvec::SmallVec;
 
+use super::VERSION;
 use crate::cluster::MAX_VALUE;
 use crate::rpc::take;
 
@@ -47,14 +48,18 @@ pub enum Verb {
     Delete,
     Flush,
     Stats,
-    Version,
-    Verbosity,
-    Noop,
-    Quit,
-    /// No request: this line is the answer.
-    Wrong(&'static str),
-    /// No request, and the next one cannot be found.
-    Lost,
+    /// Nothing: this line is the answer, and perhaps the last one.
+    Said {
+        line: &'static str,
+        closes: bool,
+    },
+}
+
+impl Verb {
+    fn said(line: &'static str) -> Self {
+        let closes = false;
+        Verb::Said { line, closes }
+    }
 }
 
 /// One request.
@@ -93,6 +98,8 @@ pub struct Request {
     pub goes_on: bool,
     /// The flags of a meta command, as they came.
     pub meta: Option<Vec<u8>>,
+    /// How many bytes of values were moved for the answer.
+    pub moved: usize,
 }
 
 /// How far a connection is in its requests and answers.
@@ -129,8 +136,8 @@ impl Request {
 
     /// Makes it one that is refused. A meta command hears that also where it wants no answer.
     fn refuse(&mut self, why: &'static str) {
-        if !matches!(self.verb, Verb::Wrong(_)) {
-            self.verb = Verb::Wrong(why);
+        if !matches!(self.verb, Verb::Said { .. }) {
+            self.verb = Verb::said(why);
             self.is_quiet &= self.meta.is_none();
         }
     }
@@ -154,10 +161,11 @@ impl Stream {
         let unseen = input.get(self.seen..).unwrap_or_default();
         let end = unseen.iter().position(|byte| *byte == b'\n');
         let length = end.map_or(input.len(), |end| self.seen + end + 1);
-        let is_get = input.starts_with(b"get") || input.starts_with(b"gat");
-        if length > if is_get { MAX_GET } else { MAX_LINE } {
+        let line = input.get(..length).unwrap_or_default();
+        if length > if is_get(line) { MAX_GET } else { MAX_LINE } {
+            let (line, closes) = ("CLIENT_ERROR line too long", true);
             self.is_closed = true;
-            return Some(Request::of(Verb::Lost));
+            return Some(Request::of(Verb::Said { line, closes }));
         }
         if end.is_none() {
             self.seen = length;
@@ -185,14 +193,14 @@ impl Stream {
         }
         let Some(length) = data else {
             input.advance(line);
-            self.is_closed = request.verb == Verb::Quit;
+            self.is_closed = matches!(request.verb, Verb::Said { closes: true, .. });
             return Some(request);
         };
         let all = line + length + 2;
         if length > MAX_VALUE {
             request.refuse(TOO_LARGE);
         }
-        if matches!(request.verb, Verb::Wrong(_)) {
+        if matches!(request.verb, Verb::Said { .. }) {
             self.skipped = all;
             return Some(request);
         }
@@ -240,10 +248,10 @@ struct Line {
 
 impl Line {
     fn read(text: &[u8]) -> Self {
-        if let Some(name @ (b"get" | b"gets" | b"gat" | b"gats")) = words(text).next() {
-            let (request, keys) = match get(name, text) {
+        if is_get(text) {
+            let (request, keys) = match get(text) {
                 Ok((get, keys)) => (get, Some(keys)),
-                Err(why) => (Request::of(Verb::Wrong(why)), None),
+                Err(why) => (Request::of(Verb::said(why)), None),
             };
             let data = None;
             return Line {
@@ -254,7 +262,7 @@ impl Line {
         }
         let words: Words = words(text).collect();
         let (words, is_quiet) = without_noreply(&words);
-        let mut request = parsed(words).unwrap_or_else(|why| Request::of(Verb::Wrong(why)));
+        let mut request = parsed(words).unwrap_or_else(|why| Request::of(Verb::said(why)));
         request.is_quiet |= is_quiet;
         let (data, keys) = (length(words), None);
         Line {
@@ -279,6 +287,14 @@ fn words(mut line: &[u8]) -> impl Iterator<Item = &[u8]> {
     iter::from_fn(move || word(&mut line))
 }
 
+/// Whether it begins as a line that may name many keys.
+fn is_get(line: &[u8]) -> bool {
+    matches!(
+        words(line).next(),
+        Some(b"get" | b"gets" | b"gat" | b"gats")
+    )
+}
+
 fn number<N: FromStr>(word: &[u8]) -> Option<N> {
     std::str::from_utf8(word).ok()?.parse().ok()
 }
@@ -291,15 +307,15 @@ fn checked(key: &[u8]) -> Result<&[u8], &'static str> {
 }
 
 /// What is asked about each key of a get, and where in its line the keys begin.
-fn get(name: &[u8], text: &[u8]) -> Result<(Request, usize), &'static str> {
+fn get(text: &[u8]) -> Result<(Request, usize), &'static str> {
     let mut rest = text;
+    let name = word(&mut rest).ok_or("ERROR")?;
     let mut get = Request {
         wants_value: true,
         wants_cas: name.ends_with(b"s"),
         goes_on: true,
         ..Request::of(Verb::Get)
     };
-    word(&mut rest);
     if name.starts_with(b"gat") {
         let exptime = word(&mut rest).ok_or("ERROR")?;
         get.ttl = Some(number(exptime).ok_or(EXPTIME)?);
@@ -309,14 +325,14 @@ fn get(name: &[u8], text: &[u8]) -> Result<(Request, usize), &'static str> {
     Ok((get, text.len() - rest.len() + first))
 }
 
-/// The words before `noreply`, and whether that is the last one.
+/// The words before `noreply`, and whether that is the last one of a command that takes it.
 fn without_noreply<'w, 'a>(words: &'w [&'a [u8]]) -> (&'w [&'a [u8]], bool) {
     match words {
-        [before @ .., b"noreply"]
-            if before.len() > 1 || matches!(before, [b"flush_all" | b"verbosity"]) =>
-        {
-            (before, true)
-        }
+        [before @ .., b"noreply"] => match before {
+            [b"flush_all" | b"verbosity", ..] => (before, true),
+            [name, _, ..] if classic(name).is_some() => (before, true),
+            _ => (words, false),
+        },
         _ => (words, false),
     }
 }
@@ -334,10 +350,9 @@ fn length(words: &[&[u8]]) -> Option<usize> {
         .filter(|_| length < i32::MAX - 2)
 }
 
-/// Reads the words of a line.
-fn parsed(words: &[&[u8]]) -> Parsed {
-    let name = *words.first().ok_or("ERROR")?;
-    let verb = match name {
+/// What a classic command does with its key.
+fn classic(name: &[u8]) -> Option<Verb> {
+    Some(match name {
         b"set" | b"cas" => Verb::Set,
         b"add" => Verb::Add,
         b"replace" => Verb::Replace,
@@ -347,8 +362,18 @@ fn parsed(words: &[&[u8]]) -> Parsed {
         b"decr" => Verb::Decr,
         b"touch" => Verb::Touch,
         b"delete" => Verb::Delete,
-        b"mg" | b"ms" | b"md" | b"ma" | b"me" => return meta(name, words),
-        _ => return without_key(words),
+        _ => return None,
+    })
+}
+
+/// Reads the words of a line.
+fn parsed(words: &[&[u8]]) -> Parsed {
+    let name = *words.first().ok_or("ERROR")?;
+    let Some(verb) = classic(name) else {
+        return match name {
+            b"mg" | b"ms" | b"md" | b"ma" | b"me" => meta(name, words),
+            _ => without_key(words),
+        };
     };
     let [_, key, ref args @ ..] = *words else {
         return Err("ERROR");
@@ -380,11 +405,14 @@ fn without_key(words: &[&[u8]]) -> Parsed {
             request.number = delay.try_into().unwrap_or(0);
             Verb::Flush
         }
-        [b"verbosity", level, ..] if number::<u32>(level).is_some() => Verb::Verbosity,
+        [b"verbosity", level, ..] if number::<u32>(level).is_some() => Verb::said("OK"),
         [b"verbosity", _, ..] => return Err(FORMAT),
-        [b"version", ..] => Verb::Version,
-        [b"quit", ..] => Verb::Quit,
-        [b"mn", ..] => Verb::Noop,
+        [b"version", ..] => Verb::said(VERSION),
+        [b"mn", ..] => Verb::said("MN"),
+        [b"quit", ..] => {
+            let (line, closes) = ("", true);
+            Verb::Said { line, closes }
+        }
         [b"stats", ref of @ ..] => {
             request.key = of.concat();
             Verb::Stats

@@ -1,0 +1,59 @@
+//! Queues of requests, one for each key that somebody asks about. Requests take their turns in the order in
+//! which they came; those that only read, beside each other.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::Semaphore;
+
+use crate::error::{Error, Kind};
+use crate::rpc::lock;
+
+/// What a request takes of a queue that shares its turn with others, and what one takes that does not.
+pub(super) const BESIDE: u32 = 1;
+pub(super) const ALONE: u32 = 1 << 20;
+
+/// The queues, by their keys.
+#[derive(Default)]
+pub(super) struct Queues(Mutex<HashMap<Arc<[u8]>, Arc<Semaphore>>>);
+
+/// A queue, which is forgotten with the last of these.
+pub(super) struct Place {
+    pub(super) queue: Arc<Semaphore>,
+    key: Arc<[u8]>,
+    queues: Arc<Queues>,
+}
+
+pub(super) fn queue() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(ALONE as usize))
+}
+
+impl Queues {
+    /// The queue of a key.
+    pub(super) fn place(self: &Arc<Self>, key: &[u8]) -> Place {
+        let (key, mut queues) = (Arc::from(key), lock(&self.0));
+        Place {
+            queue: queues.entry(Arc::clone(&key)).or_insert_with(queue).clone(),
+            key,
+            queues: self.clone(),
+        }
+    }
+}
+
+impl Place {
+    /// What is said to a request whose time was over before its turn came.
+    pub(super) fn late(&self) -> Error {
+        let key = String::from_utf8_lossy(&self.key);
+        let why = format!("key {key:?}: others that came before are not answered");
+        Error::new(Kind::Unavailable, why)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut queues = lock(&self.queues.0);
+        if Arc::strong_count(&self.queue) == 2 {
+            queues.remove(&self.key); // only the table has it beside this place
+        }
+    }
+}

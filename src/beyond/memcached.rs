@@ -9,11 +9,10 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use futures::{FutureExt as _, future::join};
-use tokio::sync::Semaphore;
 use tokio::task::unconstrained;
 use tokio::time::{Instant, timeout_at};
 
-use self::queues::{ALONE, BESIDE, Place, Queues};
+use self::queues::{Place, Queue, Queues};
 use crate::error::{Error, Kind};
 use crate::replicas::now;
 use crate::rpc::{Found, Protocol, REQUEST};
@@ -74,9 +73,8 @@ impl<C: Cache> Memcached<C> {
 
     /// Answers when no earlier request of the connection is in the way.
     async fn in_turn(&self, request: &mut Request, turn: Turn) -> Result<Outcome, Error> {
-        let share = |is_alone| if is_alone { ALONE } else { BESIDE };
-        let all = turn.all.acquire_many(share(request.verb == Verb::Flush));
-        let key = turn.key.queue.acquire_many(share(!request.only_reads()));
+        let all = turn.all.turn(request.verb == Verb::Flush);
+        let key = turn.key.queue.turn(!request.only_reads());
         // It enters both queues before any later request does. Unconstrained: who has used up a task's
         // budget would stand in no queue, and be overtaken.
         let turns = timeout_at(turn.until, unconstrained(join(all, key))).await;
@@ -105,27 +103,17 @@ impl<C: Cache> Memcached<C> {
 
 /// How far a connection is. Its commands about one key take effect one after the other, so that a client
 /// need not wait for an answer before it sends the next one; so do all that stand beside a `flush_all`.
+#[derive(Default)]
 pub struct Connection {
     stream: Stream,
-    all: Arc<Semaphore>,
+    all: Arc<Queue>,
     keys: Arc<Queues>,
     get_failed: bool, // its other keys are not answered
 }
 
-impl Default for Connection {
-    fn default() -> Self {
-        Connection {
-            stream: Stream::default(),
-            all: queues::queue(),
-            keys: Arc::default(),
-            get_failed: false,
-        }
-    }
-}
-
 /// What a request waits for, and until when.
 pub struct Turn {
-    all: Arc<Semaphore>,
+    all: Arc<Queue>,
     key: Place,
     until: Instant,
 }

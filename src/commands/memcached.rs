@@ -12,7 +12,6 @@ use tokio_util::sync::CancellationToken;
 use super::serve::{fit, log_at, until_stopped};
 use super::{Failure, Options, Outcome, unless_empty};
 use crate::beyond::memcached::{Gateway, Memcached as Protocol};
-use crate::client::Client;
 use crate::cluster::{Cluster, Limits};
 use crate::rpc::{connected, incoming, serve_protocol};
 
@@ -41,9 +40,12 @@ impl Memcached {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         log_at(self.log);
         let client = Arc::new(options.client()?);
-        let limits = watch::Sender::new(fitted(&*options.cluster()?)?);
-        let stopped = until_stopped(|| match again(options, &client) {
-            Ok(new) => drop(limits.send_replace(new)),
+        let limits = watch::Sender::new(read(options)?.1);
+        let stopped = until_stopped(|| match read(options) {
+            Ok((file, new)) => {
+                client.replicas.move_to(&file);
+                limits.send_replace(new);
+            }
             Err(failure) => log::error!("{}; nothing is changed", failure.why),
         })?;
         let bound = self.bind().await?;
@@ -75,18 +77,11 @@ impl Memcached {
     }
 }
 
-/// Reads the file again.
-fn again(options: &Options, client: &Client) -> Result<Limits, Failure> {
+/// The file, and the limits that a gateway keeps.
+fn read(options: &Options) -> Result<(Arc<Cluster>, Limits), Failure> {
     let file = options.cluster()?;
-    let limits = fitted(&file)?;
-    client.replicas.move_to(&file);
-    Ok(limits)
-}
-
-/// The limits that a gateway keeps.
-fn fitted(file: &Cluster) -> io::Result<Limits> {
     let mut limits = file.limits;
     fit(&mut limits, 1)?;
     limits.reserve = 0; // it is for nodes
-    Ok(limits)
+    Ok((file, limits))
 }

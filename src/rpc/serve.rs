@@ -92,9 +92,8 @@ pub async fn serve_protocol<L, P>(
     let refused = Rarely::every(Duration::from_secs(1));
     let mut stopped = pin!(stop.cancelled());
     loop {
-        if let Some(meter) = protocol.meter() {
-            meter.open(connections.len());
-        }
+        let open = connections.len();
+        protocol.meter().inspect(|meter| meter.open(open));
         tokio::select! {
             biased;
             () = &mut stopped => break,
@@ -102,11 +101,11 @@ pub async fn serve_protocol<L, P>(
             Some(accepted) = incoming.next() => match accepted {
                 Ok(connecting) => {
                     let Limits { connections: most, reserve, .. } = limits();
-                    let full = connections.len() >= most;
+                    let full = open >= most;
                     if full {
                         refused.warn(&format!("connections are refused: {most} are open"));
                     }
-                    if connections.len() < most + reserve {
+                    if open < most + reserve {
                         connections.push(connection(connecting, protocol, &buffers, full, stop.clone()));
                     }
                 }
@@ -115,8 +114,7 @@ pub async fn serve_protocol<L, P>(
             else => break,
         }
     }
-    let finish = async { while connections.next().await.is_some() {} };
-    if timeout(STOP_GRACE, finish).await.is_err() {
+    if timeout(STOP_GRACE, connections.count()).await.is_err() {
         log::warn!("stopped with requests in flight");
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::future::try_join_all;
 use tokio::time::{Instant, timeout_at};
 
-use super::queues::{ALONE, Queues};
+use super::queues::Queues;
 use super::{Cache, Item, Outcome, Request, Verb};
 use crate::client::Client;
 use crate::cluster::Cluster;
@@ -23,6 +23,7 @@ const RELATIVE: i64 = 30 * 86_400;
 const AT_ONCE: usize = 64;
 
 const REFUSED: &str = "flush_all is refused: it would delete every key of the ring; kv54 memcached --allow-flush lets it";
+const DELAY: &str = "flush_all is refused: a delay is not taken";
 const NO_NUMBER: &str = "cannot increment or decrement non-numeric value";
 
 /// Answers by asking the nodes.
@@ -87,7 +88,7 @@ impl Gateway {
     /// Writes what the request makes of the item, and answers what it says of it.
     async fn swap(&self, request: &mut Request, until: Instant) -> Result<Outcome, Error> {
         let place = self.swaps.place(&request.key);
-        let turn = timeout_at(until, place.queue.acquire_many(ALONE)).await;
+        let turn = timeout_at(until, place.queue.turn(true)).await;
         let _turn = turn.map_err(|_| place.late())?;
         let (replicas, mut outcomes, mut moved) = (&self.client.replicas, Vec::new(), 0);
         let mut change = |old: &Packed, stamp: Stamp| {
@@ -118,15 +119,13 @@ impl Gateway {
 
     async fn flush(&self, request: &Request) -> Result<Outcome, Error> {
         match (self.may_flush, request.number) {
-            (true, 0) => self.delete_all().await?,
-            (true, _) => {
-                return Err(Error::bad_request(
-                    "flush_all is refused: a delay is not taken",
-                ));
-            }
-            _ => return Err(Error::bad_request(REFUSED)),
+            (true, 0) => self
+                .delete_all()
+                .await
+                .map(|()| Outcome::Done(Item::default())),
+            (true, _) => Err(Error::bad_request(DELAY)),
+            _ => Err(Error::bad_request(REFUSED)),
         }
-        Ok(Outcome::Done(Item::default()))
     }
 
     /// Deletes every key that was there before.

@@ -56,8 +56,7 @@ pub enum Verb {
 }
 
 impl Verb {
-    fn said(line: &'static str) -> Self {
-        let closes = false;
+    fn said(line: &'static str, closes: bool) -> Self {
         Verb::Said { line, closes }
     }
 }
@@ -137,7 +136,7 @@ impl Request {
     /// Makes it one that is refused. A meta command hears that also where it wants no answer.
     fn refuse(&mut self, why: &'static str) {
         if !matches!(self.verb, Verb::Said { .. }) {
-            self.verb = Verb::said(why);
+            self.verb = Verb::said(why, false);
             self.is_quiet &= self.meta.is_none();
         }
     }
@@ -163,9 +162,8 @@ impl Stream {
         let length = end.map_or(input.len(), |end| self.seen + end + 1);
         let line = input.get(..length).unwrap_or_default();
         if length > if is_get(line) { MAX_GET } else { MAX_LINE } {
-            let (line, closes) = ("CLIENT_ERROR line too long", true);
             self.is_closed = true;
-            return Some(Request::of(Verb::Said { line, closes }));
+            return Some(Request::of(Verb::said("CLIENT_ERROR line too long", true)));
         }
         if end.is_none() {
             self.seen = length;
@@ -181,11 +179,7 @@ impl Stream {
     /// Reads a request of which the line is there.
     fn read(&mut self, line: usize, input: &mut BytesMut) -> Option<Request> {
         let text = input.get(..line)?.strip_suffix(b"\n")?;
-        let Line {
-            mut request,
-            data,
-            keys,
-        } = Line::read(text.strip_suffix(b"\r").unwrap_or(text));
+        let (mut request, data, keys) = read(text.strip_suffix(b"\r").unwrap_or(text));
         if let Some(keys) = keys {
             input.advance(keys);
             self.get = Some(request);
@@ -239,38 +233,20 @@ impl Stream {
     }
 }
 
-/// What a line says.
-struct Line {
-    request: Request,
-    data: Option<usize>, // the bytes that follow it
-    keys: Option<usize>, // where those of a get begin in it
-}
-
-impl Line {
-    fn read(text: &[u8]) -> Self {
-        if is_get(text) {
-            let (request, keys) = match get(text) {
-                Ok((get, keys)) => (get, Some(keys)),
-                Err(why) => (Request::of(Verb::said(why)), None),
-            };
-            let data = None;
-            return Line {
-                request,
-                data,
-                keys,
-            };
-        }
-        let words: Words = words(text).collect();
-        let (words, is_quiet) = without_noreply(&words);
-        let mut request = parsed(words).unwrap_or_else(|why| Request::of(Verb::said(why)));
-        request.is_quiet |= is_quiet;
-        let (data, keys) = (length(words), None);
-        Line {
-            request,
-            data,
-            keys,
-        }
+/// What a line asks, how many bytes of data follow it, and where the keys of a get begin in it.
+fn read(text: &[u8]) -> (Request, Option<usize>, Option<usize>) {
+    let refused = |why| Request::of(Verb::said(why, false));
+    if is_get(text) {
+        return match get(text) {
+            Ok((get, keys)) => (get, None, Some(keys)),
+            Err(why) => (refused(why), None, None),
+        };
     }
+    let words: Words = words(text).collect();
+    let (words, is_quiet) = without_noreply(&words);
+    let mut request = parsed(words).unwrap_or_else(refused);
+    request.is_quiet |= is_quiet;
+    (request, length(words), None)
 }
 
 /// Takes the next word off a line.
@@ -289,10 +265,8 @@ fn words(mut line: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// Whether it begins as a line that may name many keys.
 fn is_get(line: &[u8]) -> bool {
-    matches!(
-        words(line).next(),
-        Some(b"get" | b"gets" | b"gat" | b"gats")
-    )
+    let name = words(line).next().unwrap_or_default();
+    matches!(name, b"get" | b"gets" | b"gat" | b"gats")
 }
 
 fn number<N: FromStr>(word: &[u8]) -> Option<N> {
@@ -405,14 +379,11 @@ fn without_key(words: &[&[u8]]) -> Parsed {
             request.number = delay.try_into().unwrap_or(0);
             Verb::Flush
         }
-        [b"verbosity", level, ..] if number::<u32>(level).is_some() => Verb::said("OK"),
+        [b"verbosity", level, ..] if number::<u32>(level).is_some() => Verb::said("OK", false),
         [b"verbosity", _, ..] => return Err(FORMAT),
-        [b"version", ..] => Verb::said(VERSION),
-        [b"mn", ..] => Verb::said("MN"),
-        [b"quit", ..] => {
-            let (line, closes) = ("", true);
-            Verb::Said { line, closes }
-        }
+        [b"version", ..] => Verb::said(VERSION, false),
+        [b"mn", ..] => Verb::said("MN", false),
+        [b"quit", ..] => Verb::said("", true),
         [b"stats", ref of @ ..] => {
             request.key = of.concat();
             Verb::Stats

@@ -9,23 +9,34 @@ use tokio::sync::Semaphore;
 use crate::error::{Error, Kind};
 use crate::rpc::lock;
 
-/// What a request takes of a queue that shares its turn with others, and what one takes that does not.
-pub(super) const BESIDE: u32 = 1;
-pub(super) const ALONE: u32 = 1 << 20;
+/// All of a queue's turn, of which those that only read take 1 each.
+const ALONE: u32 = 1 << 20;
+
+/// A queue.
+pub(super) struct Queue(Semaphore);
 
 /// The queues, by their keys.
 #[derive(Default)]
-pub(super) struct Queues(Mutex<HashMap<Arc<[u8]>, Arc<Semaphore>>>);
+pub(super) struct Queues(Mutex<HashMap<Arc<[u8]>, Arc<Queue>>>);
 
-/// A queue, which is forgotten with the last of these.
+/// A place at a queue, which is forgotten with the last one.
 pub(super) struct Place {
-    pub(super) queue: Arc<Semaphore>,
+    pub(super) queue: Arc<Queue>,
     key: Arc<[u8]>,
     queues: Arc<Queues>,
 }
 
-pub(super) fn queue() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(ALONE as usize))
+impl Default for Queue {
+    fn default() -> Self {
+        Queue(Semaphore::new(ALONE as usize))
+    }
+}
+
+impl Queue {
+    /// Waits for a turn from the first poll on, and has it until this is dropped.
+    pub(super) async fn turn(&self, is_alone: bool) -> impl Sized {
+        self.0.acquire_many(if is_alone { ALONE } else { 1 }).await
+    }
 }
 
 impl Queues {
@@ -33,7 +44,7 @@ impl Queues {
     pub(super) fn place(self: &Arc<Self>, key: &[u8]) -> Place {
         let (key, mut queues) = (Arc::from(key), lock(&self.0));
         Place {
-            queue: queues.entry(Arc::clone(&key)).or_insert_with(queue).clone(),
+            queue: queues.entry(Arc::clone(&key)).or_default().clone(),
             key,
             queues: self.clone(),
         }

@@ -642,7 +642,7 @@ fn flush_all_is_refused_unless_it_is_allowed() {
     let (cluster, gateway) = running(&[]);
     let refused = gateway.client().asks("flush_all\r\n");
     assert!(
-        refused.starts_with("CLIENT_ERROR flush_all is refused: "),
+        refused.starts_with("SERVER_ERROR flush_all is refused: "),
         "{refused}"
     );
     assert!(refused.contains("--allow-flush"), "{refused}");

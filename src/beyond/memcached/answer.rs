@@ -57,6 +57,7 @@ impl Said {
 fn line(error: &Error) -> Vec<u8> {
     let text = match error.kind {
         Kind::TooLarge => "SERVER_ERROR object too large for cache".to_owned(),
+        Kind::NoSuchMethod => format!("SERVER_ERROR {}", plain(&error.why)),
         Kind::BadRequest => format!("CLIENT_ERROR {}", plain(&error.why)),
         _ => format!("SERVER_ERROR {}", plain(error.to_string())),
     };

@@ -123,8 +123,8 @@ impl Gateway {
                 .delete_all()
                 .await
                 .map(|()| Outcome::Done(Item::default())),
-            (true, _) => Err(Error::bad_request(DELAY)),
-            _ => Err(Error::bad_request(REFUSED)),
+            (true, _) => Err(Error::new(Kind::NoSuchMethod, DELAY)),
+            _ => Err(Error::new(Kind::NoSuchMethod, REFUSED)),
         }
     }
 

@@ -26,6 +26,7 @@ fn story(bug: Bug) -> Option<fn() -> Result<(), String>> {
         Bug::NewTombstoneStaysBehind => stories::deleted_during_a_change,
         Bug::AnswersCountedAcrossWindows => stories::counted_before_a_restart,
         Bug::JoiningAnswersLoad => stories::answered_while_joining,
+        Bug::ReadyAfterOneNeighbour => stories::read_from_one_neighbour,
         Bug::SetAnsweredAfterChange => stories::answered_after_a_change,
         Bug::HiddenSetAnswered => stories::hidden_by_a_swap,
         Bug::JoiningNodePromises | Bug::PromisesNotCopied => stories::promised_before_a_restart,
@@ -45,7 +46,6 @@ fn story(bug: Bug) -> Option<fn() -> Result<(), String>> {
 fn limit(bug: Bug) -> u64 {
     match bug {
         Bug::NoWaitBeforeJoining
-        | Bug::ReadyAfterOneNeighbour
         | Bug::HandOverBeforeAllKnow
         | Bug::NewStampAfterChange
         | Bug::StartingNodeTakesNewRingAsRead => 3000, // it takes two accidents at the right moment

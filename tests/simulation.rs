@@ -276,6 +276,11 @@ fn what_a_joining_node_says_does_not_count() {
 }
 
 #[test]
+fn one_neighbour_is_not_enough_to_join() {
+    stories::read_from_one_neighbour().unwrap();
+}
+
+#[test]
 fn a_set_that_the_old_ring_alone_has_is_not_answered() {
     stories::answered_after_a_change().unwrap();
 }

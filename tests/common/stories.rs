@@ -351,6 +351,28 @@ pub fn answered_while_joining() -> Result<(), String> {
     play(story, nobody)
 }
 
+/// The same, and once bob has heard how the ring is he reaches carol alone: what she has is not enough.
+pub fn read_from_one_neighbour() -> Result<(), String> {
+    let story = |stage: Rc<Stage>| async move {
+        all_have("white").await?;
+        reach("story", &[ALICE, BOB]);
+        client().set(TEA, &Packed::of("green")).await?;
+        turmoil::partition(ALICE, CAROL);
+        restart(&stage, BOB).await;
+        sleep(WINDOW).await; // he reads nothing yet
+        turmoil::partition(ALICE, BOB);
+        let early = timeout(8 * WINDOW, read(&[BOB, CAROL])).await;
+        if let Ok(Ok(tea)) = early {
+            expect("alice has it", &tea, "green")?;
+        }
+        for name in [BOB, CAROL] {
+            turmoil::repair(ALICE, name);
+        }
+        expect("it was set", &read(&[BOB, CAROL]).await?, "green")
+    };
+    play(story, nobody)
+}
+
 /// The ring changes to other nodes. A late set reaches the old ring, after the hand-over; then the change
 /// ends. It must not be answered: the new ring has never heard of it.
 pub fn answered_after_a_change() -> Result<(), String> {

@@ -49,8 +49,10 @@ pub(super) struct Show {
 
 /// How long the nodes may take to say how they are, where that explains an error.
 const MOMENT: Duration = Duration::from_millis(300);
-/// How often it is asked again where a node seems to be of another ring.
+/// How often a node is asked again that seems to be of another ring.
 const LOOKS: u8 = 3;
+/// How long it has before that to hear how the ring is.
+const PAUSE: Duration = Duration::from_millis(20);
 
 impl Show {
     pub(super) async fn run(self, options: &Options) -> Outcome {
@@ -235,19 +237,25 @@ impl Asked {
 
     /// Asks each node how it is, in the state of the ring that is known then.
     pub(super) async fn hear(&self) -> (Arc<State>, Vec<Heard>) {
+        let answers = self.all("status").await.into_iter();
+        let heard = answers.map(|(node, answer)| self.heard(node, answer));
+        let heard = join_all(heard).await;
+        (self.replicas.state(), heard)
+    }
+
+    /// Reads how a node is. Who seems to be of another ring is asked again: a round may have begun or ended
+    /// at this moment.
+    async fn heard(&self, node: Node, mut answer: Result<Encoded, Error>) -> Heard {
         let mut looks = 0..LOOKS;
         loop {
-            let answers = self.all("status").await;
-            let state = self.replicas.state();
-            let heard = answers.into_iter().map(|(node, answer)| {
-                let ring = state.fingerprint(0, &node.name);
-                Heard::of(node, ring, answer)
-            });
-            let heard: Vec<Heard> = heard.collect();
-            let mut states = heard.iter().map(|heard| &*heard.state);
-            if looks.next().is_none() || states.all(|state| state != Kind::WrongRing.word()) {
-                return (state, heard); // else a round may have begun or ended at this moment
+            let ring = self.replicas.state().fingerprint(0, &node.name);
+            let heard = Heard::of(node.clone(), ring, answer);
+            if heard.state != Kind::WrongRing.word() || looks.next().is_none() {
+                return heard;
             }
+            sleep(PAUSE).await;
+            let _ = self.replicas.exchange(&node.name).await; // one of the two is behind
+            answer = self.replicas.ask_node(&node.name, "status").await;
         }
     }
 

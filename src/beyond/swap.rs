@@ -174,7 +174,7 @@ impl Client {
             };
             let swaps: Vec<Outcome> = waiting.iter_mut().map(each).collect();
             let is_done = swaps.iter().any(|swap| matches!(swap, Outcome::Done(_)));
-            made.push(swaps);
+            made.push((!is_done, swaps));
             is_done.then_some(value)
         };
         let ended = match self.replicas.of_within(key, self.patience(insists)) {
@@ -187,10 +187,7 @@ impl Client {
             }
             return;
         }
-        let mut outcomes = ended.map(|ended| {
-            let at = ended.change.unwrap_or(made.len()).saturating_sub(1); // else the last one
-            made.into_iter().nth(at).unwrap_or_default().into_iter()
-        });
+        let mut outcomes = ended.map(|ended| ended.noted(made).unwrap_or_default().into_iter());
         for swap in waiting {
             let outcome = match &mut outcomes {
                 Ok(outcomes) => outcomes.next().ok_or_else(odd),

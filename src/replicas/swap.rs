@@ -62,6 +62,17 @@ enum Fate {
     Unknown,
 }
 
+impl Ended {
+    /// Of what was noted each time when a change was asked for, and whether it left the value: what counts.
+    pub(crate) fn noted<T>(&self, notes: Vec<(bool, T)>) -> Option<T> {
+        let at = match self.change {
+            Some(change) => change.checked_sub(1),
+            None => notes.iter().rposition(|(leaves_it, _)| *leaves_it),
+        };
+        notes.into_iter().nth(at?).map(|(_, note)| note)
+    }
+}
+
 impl From<Ended> for Swapped {
     fn from(Ended { value, change, .. }: Ended) -> Self {
         match change {

@@ -99,16 +99,15 @@ impl Gateway {
             {
                 item.data = Vec::new(); // the swap brings it, once: there may be many attempts
             }
-            outcomes.push(outcome);
+            outcomes.push((new.is_none(), outcome));
             new
         };
         let operation = self.operation(&request.key, until)?;
         let swapped = operation.swap(&mut change, true).await;
         request.moved = moved;
         let ended = swapped?;
-        let at = ended.change.unwrap_or(outcomes.len()).saturating_sub(1); // else the last one
         let odd = || Error::new(Kind::UnknownOutcome, "it has no outcome");
-        let mut outcome = outcomes.into_iter().nth(at).ok_or_else(odd)?;
+        let mut outcome = ended.noted(outcomes).ok_or_else(odd)?;
         if let (Ok(Outcome::Done(item)), Some(kept)) =
             (&mut outcome, Item::read(&ended.value, ended.stamp))
         {
@@ -135,9 +134,12 @@ impl Gateway {
         loop {
             let state = replicas.state();
             let parts = 0..state.ring.nodes().len();
-            let deleted = try_join_all(parts.map(|part| self.delete_part(&state.ring, part))).await;
+            let mut deleted = Ok(());
+            for part in parts {
+                deleted = deleted.and(self.delete_part(&state.ring, part).await);
+            }
             if replicas.state().is(&state) {
-                return deleted.map(drop);
+                return deleted;
             }
         }
     }

@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::server::Node;
 use crate::status::Status;
 
-/// Between two looks at what can be forgotten, where memory is scarce, and else five times as long.
+/// Between two looks at what can be forgotten, where that is soon needed; else five times as long.
 const LOOK: Duration = Duration::from_millis(100);
 /// Of so many looks of a node that is not the first, one is made.
 const SELDOM: u32 = 20;
@@ -32,8 +32,9 @@ impl Node {
     pub(crate) async fn forget(&self) {
         let (mut looks, mut due) = (0_u32, (u64::MAX, Instant::now()));
         loop {
-            let is_scarce = is_nearly_full(&self.store.status());
-            sleep(LOOK * if is_scarce { 1 } else { 5 }).await;
+            let own = self.store.status();
+            let is_urgent = is_nearly_full(&own) && own.garbage > own.memory / 20;
+            sleep(LOOK * if is_urgent { 1 } else { 5 }).await;
             if self.store.forgets_from() == usize::MAX {
                 continue;
             }

@@ -28,6 +28,8 @@ const LOOKS: u8 = 5;
 const MOST_SEEN: usize = 64 << 20;
 /// What the note of a key takes beside the key, about.
 const NOTE: usize = 56;
+/// How long the nodes are left alone at most, after a batch that took long since one of them is slow.
+const MOST_REST: Duration = Duration::from_secs(1);
 /// How many keys are handed over at once.
 const AT_ONCE: usize = 64;
 
@@ -328,7 +330,7 @@ impl<P: Fn(Progress)> Driver<'_, P> {
                 }
                 seen.add(keys);
                 (self.progress)(Progress::Keys(seen.done));
-                sleep(asked.elapsed().saturating_mul(self.rest)).await;
+                sleep((asked.elapsed() * self.rest).min(MOST_REST)).await;
             }
         }
         Ok(())

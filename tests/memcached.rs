@@ -142,17 +142,18 @@ fn meta_commands_are_answered_as_memcached_does() {
         ("ms honey 1 MA\r\nx\r\n", "NS\r\n"),
         ("ms honey 1 MA N30\r\nb\r\n", "HD\r\n"),
         ("ms honey 1 MP s\r\na\r\n", "HD s2\r\n"),
-        ("mg honey v t\r\n", "VA 2 t30\r\nab\r\n"),
+        ("mg honey v\r\n", "VA 2\r\nab\r\n"),
         // Keys as base64 are the keys that they stand for.
         ("mg dGVh b v k\r\n", "VA 5 kdGVh b\r\nblack\r\n"),
         ("ms /wA= 1 b\r\nx\r\n", "HD\r\n"),
+        ("mg dGVhDQpIRA== bx k\r\n", "EN kdGVhDQpIRA== b\r\n"),
         ("mg /wA= v b k O1\r\n", "VA 1 k/wA= b O1\r\nx\r\n"),
         ("md /wA= b q\r\nmd /wA= q b\r\nmn\r\n", "NF\r\nMN\r\n"),
         ("ma cups\r\n", "NF\r\n"),
         ("ma cups N0 J13 v t\r\n", "VA 2 t-1\r\n13\r\n"),
         ("ma cups v\r\n", "VA 2\r\n14\r\n"),
         ("ma cups MD D20 v\r\n", "VA 1\r\n0\r\n"),
-        ("ma cups M+ D7 T60 v t k\r\n", "VA 1 t60 kcups\r\n7\r\n"),
+        ("ma cups M+ D7 T60 v k\r\n", "VA 1 kcups\r\n7\r\n"),
         ("ma cups C1 O5\r\n", "EX O5\r\n"),
         (
             "ma tea q\r\n",
@@ -167,12 +168,19 @@ fn meta_commands_are_answered_as_memcached_does() {
         ("mg rare v R200\r\n", "VA 1 W\r\nx\r\n"),
         ("mg rare v R200\r\n", "VA 1 Z\r\nx\r\n"),
         ("md rare I T30\r\n", "HD\r\n"),
-        ("mg rare v t\r\n", "VA 1 t30 X W\r\nx\r\n"),
+        ("mg rare v\r\n", "VA 1 X W\r\nx\r\n"),
         ("mg rare v\r\n", "VA 1 Z X\r\nx\r\n"),
         ("get rare\r\n", "VALUE rare 0 1\r\nx\r\nEND\r\n"),
         ("ms rare 1\r\ny\r\n", "HD\r\n"),
         ("mg rare v\r\n", "VA 1\r\ny\r\n"),
+        ("md rare I T40\r\n", "HD\r\n"),
     ]);
+    for (key, ttl) in [("honey", 30), ("cups", 60), ("rare", 40)] {
+        assert!(
+            (1..=ttl).contains(&left(&mut gateway.client(), key)),
+            "{key}"
+        );
+    }
 }
 
 /// Whatever is wrong, the next request is found where it begins.
@@ -393,7 +401,7 @@ fn others_read_what_memcached_clients_write_and_the_other_way_round() {
     cluster
         .kv54(["set", "milk", "white", "--ttl", "50s"])
         .exits(0);
-    client.plays(&[("mg milk t v\r\n", "VA 5 t50\r\nwhite\r\n")]);
+    assert!((1..=50).contains(&left(&mut client, "milk")));
     // A number stays a number, which both can count.
     cluster.kv54(["incr", "cups", "5"]).exits(0);
     client.plays(&[
@@ -441,10 +449,8 @@ fn items_end_when_they_should() {
     }
     let far = format!("set tea 7 {} 5\r\ngreen\r\n", now + 40 * 86_400);
     client.plays(&[(&far, "STORED\r\n"), ("get tea\r\n", hit)]);
-    client.plays(&[
-        ("set tea 7 2592000 5\r\ngreen\r\n", "STORED\r\n"),
-        ("mg tea t\r\n", "HD t2592000\r\n"),
-    ]);
+    client.plays(&[("set tea 7 2592000 5\r\ngreen\r\n", "STORED\r\n")]);
+    assert!((2_591_000..=2_592_000).contains(&left(&mut client, "tea")));
     client.plays(&[
         ("touch tea 0\r\n", "TOUCHED\r\n"),
         ("mg tea t f\r\n", "HD t-1 f7\r\n"),
@@ -454,9 +460,7 @@ fn items_end_when_they_should() {
         ("set cups 0 100 1\r\n1\r\n", "STORED\r\n"),
         ("incr cups 1\r\n", "2\r\n"),
     ]);
-    client.sends("mg cups t\r\n");
-    let left: u64 = client.line().strip_prefix("HD t").unwrap().parse().unwrap();
-    assert!((1..=100).contains(&left), "{left}");
+    assert!((1..=100).contains(&left(&mut client, "cups")));
     client.plays(&[("set tea 7 1 5\r\ngreen\r\n", "STORED\r\n")]);
     let start = Instant::now();
     while client.asks("get tea\r\n") != "END\r\n" {
@@ -474,12 +478,13 @@ fn each_count_counts_once_while_nodes_are_killed() {
         .client()
         .plays(&[("set cups 5 0 1\r\n0\r\n", "STORED\r\n")]);
     let victims = cluster.replicas("cups");
+    let is_over = &AtomicBool::new(false);
     let (sure, unknown) = thread::scope(|scope| {
         let writers = (0..4).map(|n| {
             let mut client = gateways[n % 2].client();
             scope.spawn(move || {
                 let (mut sure, mut unknown) = (0, 0);
-                for _ in 0..150 {
+                while !is_over.load(Relaxed) {
                     let said = client.asks("incr cups 1\r\n");
                     match said.trim_end().parse::<u64>() {
                         Ok(_) => sure += 1,
@@ -496,6 +501,7 @@ fn each_count_counts_once_while_nodes_are_killed() {
         for victim in &victims[..2] {
             cluster.restart(victim);
         }
+        is_over.store(true, Relaxed);
         let counts = writers.into_iter().map(|writer| writer.join().unwrap());
         counts.fold((0, 0), |(sure, unknown), (more, unsure)| {
             (sure + more, unknown + unsure)
@@ -507,7 +513,7 @@ fn each_count_counts_once_while_nodes_are_killed() {
         (sure..=sure + unknown).contains(&cups),
         "{cups} of {sure} and {unknown}"
     );
-    assert!(sure > 300, "{sure} of 600 are answered, {unknown} unknown");
+    assert!(sure > unknown, "{sure} are answered, {unknown} unknown");
 }
 
 /// A list grows by cas, as programs do it that know no other way.
@@ -611,7 +617,7 @@ fn without_a_majority_nothing_is_a_miss() {
         &format!("set {dead} 0 0 1 noreply\r\nx\r\nget {alive}\r\n"),
         &format!("VALUE {alive} 0 1\r\n5\r\nEND\r\n"),
     )]);
-    // Requests that wait for others have no more time than these: one time-out is all that it takes.
+    // Requests that wait for others have no more time than these: all that are under way end together.
     let behind = format!("set {dead} 0 0 1 noreply\r\nx\r\n").repeat(100);
     client.plays(&[(
         &format!("{behind}get {alive}\r\n"),
@@ -719,6 +725,8 @@ fn it_ends_in_order() {
     assert_eq!(cluster.kv54(["get", "tea"]).exits(0).text(), "green\n");
 }
 
+const LARGE: &str = "large answers that nobody reads";
+
 /// What `tests/hostile.rs` does to a node, as far as it has a meaning here.
 #[test]
 fn strangers_hurt_nobody() {
@@ -747,17 +755,12 @@ fn strangers_hurt_nobody() {
         ("empty lines", b"\n", 4 * MIB, 4),
         ("garbage", b"\xff\x00\xc1 \x80\n\xff", 4 * MIB, 4),
         (
-            "large answers that nobody reads",
-            b"get big big big big\r\n",
-            MIB,
-            10,
-        ),
-        (
             "counts that nobody reads",
             b"incr tea 1\r\nmg tea v\r\n",
             4 * MIB,
             20,
         ),
+        (LARGE, b"get big big big big\r\n", MIB, 10),
     ];
     thread::scope(|scope| {
         let healthy = scope.spawn(|| {
@@ -772,11 +775,13 @@ fn strangers_hurt_nobody() {
             let strangers: Vec<TcpStream> = (0..times)
                 .map(|_| stranger(&gateway, bytes, length))
                 .collect();
-            eprintln!("{what}: {} MiB at most", gateway.peak() >> 10);
+            let peak = gateway.peak() >> 10;
+            eprintln!("{what}: {peak} MiB at most");
+            assert!(peak < 100 || what == LARGE, "{what}: {peak} MiB");
             drop(strangers);
         }
         is_over.store(true, Relaxed);
-        assert!(healthy.join().unwrap() > 100);
+        assert!(healthy.join().unwrap() > 0);
     });
     // Before an answer tells how large they are, 31 gets of a connection are under way, with two copies each.
     let peak = gateway.peak() >> 10;
@@ -843,6 +848,16 @@ fn a_value_that_drips_is_cut_off_and_written_nowhere() {
     client.rest();
     dripping.join().unwrap();
     gateway.client().plays(&[("get tea\r\n", "END\r\n")]);
+}
+
+/// How many seconds an item still has.
+fn left(client: &mut Client, key: &str) -> u64 {
+    client.sends(&format!("mg {key} t\r\n"));
+    let line = client.line();
+    let seconds = line
+        .strip_prefix("HD t")
+        .unwrap_or_else(|| panic!("{line}"));
+    seconds.split(' ').next().unwrap().parse().unwrap()
 }
 
 /// A connection that has sent so many bytes, or as many as the gateway takes from it.

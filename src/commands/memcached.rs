@@ -17,7 +17,7 @@ use crate::rpc::{connected, incoming, serve_protocol};
 
 /// Run a gateway for memcached's clients: the keys of the ring in memcached's text protocol.
 ///
-/// It belongs beside the application, on the same host: its protocol is not encrypted, and closed to nobody. It
+/// It belongs beside the application, on the same host: its protocol is not encrypted, and open to every process that reaches it. It
 /// reads cluster.toml again after SIGHUP. docs/memcached.md has what differs from memcached.
 #[derive(Args)]
 #[command(after_help = "Examples:

@@ -165,7 +165,9 @@ fn left(item: &Item, now: u64) -> i64 {
 
 /// What stands behind a key that is in base64.
 fn base64(flags: &[u8]) -> &'static [u8] {
-    let is_base64 = flags.split(|byte| *byte == b' ').any(|flag| flag == b"b");
+    let is_base64 = flags
+        .split(|byte| *byte == b' ')
+        .any(|flag| flag.starts_with(b"b"));
     if is_base64 { b" b" } else { b"" }
 }
 

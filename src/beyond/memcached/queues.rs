@@ -64,7 +64,8 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut queues = lock(&self.queues.0);
         if Arc::strong_count(&self.queue) == 2 {
-            queues.remove(&self.key); // only the table has it beside this place
+            // Only the table has it beside this place. Places of one connection are dropped in one task.
+            queues.remove(&self.key);
         }
     }
 }

@@ -26,6 +26,7 @@ fn story(bug: Bug) -> Option<fn() -> Result<(), String>> {
         Bug::NewTombstoneStaysBehind => stories::deleted_during_a_change,
         Bug::AnswersCountedAcrossWindows => stories::counted_before_a_restart,
         Bug::JoiningAnswersLoad => stories::answered_while_joining,
+        Bug::NoWaitBeforeJoining => stories::set_before_a_restart,
         Bug::ReadyAfterOneNeighbour => stories::read_from_one_neighbour,
         Bug::SetAnsweredAfterChange => stories::answered_after_a_change,
         Bug::HiddenSetAnswered => stories::hidden_by_a_swap,
@@ -45,8 +46,7 @@ fn story(bug: Bug) -> Option<fn() -> Result<(), String>> {
 /// The seeds within which each bug must be caught.
 fn limit(bug: Bug) -> u64 {
     match bug {
-        Bug::NoWaitBeforeJoining
-        | Bug::HandOverBeforeAllKnow
+        Bug::HandOverBeforeAllKnow
         | Bug::NewStampAfterChange
         | Bug::StartingNodeTakesNewRingAsRead => 3000, // it takes two accidents at the right moment
         _ => 200,

@@ -276,6 +276,11 @@ fn what_a_joining_node_says_does_not_count() {
 }
 
 #[test]
+fn what_is_on_its_way_when_a_node_restarts_is_waited_for() {
+    stories::set_before_a_restart().unwrap();
+}
+
+#[test]
 fn one_neighbour_is_not_enough_to_join() {
     stories::read_from_one_neighbour().unwrap();
 }

@@ -20,7 +20,7 @@ use kv54::rpc::codec::{Encoded, encode};
 use kv54::store::Store;
 use msgpack_rpc::Value;
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use turmoil::Builder;
 
 use crate::world::{NAMES, PATIENCE, TICK, WINDOW, dial, file_of, serve};
@@ -57,6 +57,7 @@ where
     let mut sim = Builder::new()
         .rng_seed(54)
         .simulation_duration(2 * PATIENCE)
+        .max_message_latency(WINDOW / 30)
         .build();
     for (file, names) in [(file(), &ALL[..]), (new_file(), &NEW)] {
         for name in names {
@@ -369,6 +370,21 @@ pub fn read_from_one_neighbour() -> Result<(), String> {
             turmoil::repair(ALICE, name);
         }
         expect("it was set", &read(&[BOB, CAROL]).await?, "green")
+    };
+    play(story, nobody)
+}
+
+/// A set has reached bob when he restarts, and then alice, within its window: it is answered. What the others
+/// have when he starts is not enough; what they have two windows later is.
+pub fn set_before_a_restart() -> Result<(), String> {
+    let story = |stage: Rc<Stage>| async move {
+        let (black, begun) = (all_have("green").await?.newer(()).stamp, Instant::now());
+        store(node(&client(), 0, BOB)?, black, "black").await?;
+        restart(&stage, BOB).await;
+        let _ = timeout_at(begun + WINDOW * 3 / 4, until_ready(BOB)).await;
+        store(node(&client(), 0, ALICE)?, black, "black").await?;
+        assert!(begun.elapsed() < WINDOW, "it would not be answered");
+        expect("it was set", &read(&[BOB, CAROL]).await?, "black")
     };
     play(story, nobody)
 }

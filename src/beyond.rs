@@ -5,5 +5,6 @@ pub mod forget;
 pub mod large;
 pub mod memcached;
 pub mod programs;
+pub mod queue;
 pub mod rings;
 pub mod swap;

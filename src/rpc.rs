@@ -33,6 +33,7 @@ pub mod tls;
 
 pub use meter::Meter;
 pub use peer::{Call, HEDGE, Peer};
+use protocol::MessagePackRpc;
 pub use protocol::{Found, Protocol, REQUEST, take};
 pub use serve::{serve, serve_counted, serve_protocol};
 
@@ -126,10 +127,15 @@ where
 
 /// Answers on a TCP address for as long as the process lives.
 pub async fn listen(address: &str, service: &impl Service) -> io::Result<()> {
+    listen_in(&MessagePackRpc(service, &Meter::default()), address).await
+}
+
+/// The same in another protocol.
+pub async fn listen_in(protocol: &impl Protocol, address: &str) -> io::Result<()> {
     let listener = TcpListener::bind(address).await?;
     let never = CancellationToken::new();
     let incoming = incoming(&listener, |stream, _| connected(stream));
-    serve(incoming, service, Limits::default, never).await;
+    serve_protocol(incoming, protocol, Limits::default, never).await;
     Ok(())
 }
 

@@ -4,7 +4,8 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io::{Write as _, read_to_string};
+use std::io::{BufRead as _, BufReader, Write as _, read_to_string};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -396,6 +397,130 @@ fn agent(ring: &Cluster, host: &str, script: &str) -> Node {
     Node::spawn(agent.env("HOST", host))
 }
 
+/// So many tasks are put by each of so many producers.
+const TASKS: usize = 500;
+const PRODUCERS: usize = 4;
+
+#[test]
+fn each_task_is_given_once_while_nodes_are_killed() {
+    let mut ring = Cluster::five();
+    let queues = [Queue::of(&ring), Queue::of(&ring)];
+    let producers = (0..PRODUCERS).map(|producer| {
+        let mut client = queues[producer % 2].client();
+        spawn(move || (0..TASKS).for_each(|n| client.puts("tasks", &format!("{producer} {n}"))))
+    });
+    let producers: Vec<JoinHandle<()>> = producers.collect();
+    let (send, given) = channel();
+    for worker in 0..PRODUCERS {
+        let (mut client, send) = (queues[worker % 2].client(), send.clone());
+        spawn(move || while send.send((worker, client.gets("tasks"))).is_ok() {});
+    }
+    let mut tasks: Vec<(usize, String)> = Vec::new();
+    let mut more = |share: usize| {
+        let all = TASKS * PRODUCERS;
+        while tasks.len() < all * share / 4 {
+            tasks.push(given.recv_timeout(PATIENCE).unwrap());
+        }
+        tasks.clone()
+    };
+    more(1);
+    let ends = ["tasks:put", "tasks:got"].map(|end| ring.replicas(end).remove(0));
+    ring.kill(&ends[0]);
+    more(2);
+    ring.start(&ends[0]);
+    ring.wait_until_ready();
+    ring.kill(&ends[1]);
+    more(3);
+    let tasks = more(4);
+    for producer in producers {
+        producer.join().unwrap();
+    }
+    // All of them, once; and to each worker, those of each producer in its order.
+    for producer in 0..PRODUCERS {
+        let of = |task: &str| {
+            task.split_once(' ')
+                .map(|(of, n)| (of == producer.to_string(), n.parse().unwrap()))
+        };
+        let numbers = |worker: Option<usize>| -> Vec<usize> {
+            let given = tasks
+                .iter()
+                .filter(|(to, _)| worker.is_none_or(|worker| worker == *to));
+            let numbers = given.filter_map(|(_, task)| of(task));
+            numbers
+                .filter(|(is_its, _)| *is_its)
+                .map(|(_, n)| n)
+                .collect()
+        };
+        let mut all = numbers(None);
+        all.sort_unstable();
+        assert_eq!(all, (0..TASKS).collect::<Vec<_>>());
+        assert!((0..PRODUCERS).all(|worker| numbers(Some(worker)).is_sorted()));
+    }
+    // There is no other one.
+    queues[0].client().puts("tasks", "the last");
+    assert_eq!(given.recv_timeout(PATIENCE).unwrap().1, "the last");
+}
+
+/// A queue server.
+struct Queue {
+    address: String,
+    _ports: Ports,
+    _running: Running,
+}
+
+impl Queue {
+    fn of(ring: &Cluster) -> Queue {
+        let ports = Ports::block();
+        let address = format!("127.0.0.1:{}", ports.port(1));
+        let running = Running(example_in(&ring.dir, "queue", &[&address]).spawn().unwrap());
+        Queue {
+            address,
+            _ports: ports,
+            _running: running,
+        }
+    }
+
+    fn client(&self) -> Worker {
+        until(|| TcpStream::connect(&self.address).is_ok());
+        let stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Worker(BufReader::new(stream))
+    }
+}
+
+/// Any client of memcached.
+struct Worker(BufReader<TcpStream>);
+
+impl Worker {
+    fn sends(&mut self, request: &str) {
+        self.0.get_mut().write_all(request.as_bytes()).unwrap();
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    #[track_caller]
+    fn puts(&mut self, queue: &str, task: &str) {
+        self.sends(&format!("set {queue} 0 0 {}\r\n{task}\r\n", task.len()));
+        assert_eq!(self.line(), "STORED");
+    }
+
+    /// The next task, as soon as there is one.
+    #[track_caller]
+    fn gets(&mut self, queue: &str) -> String {
+        self.sends(&format!("get {queue}\r\n"));
+        let head = self.line();
+        assert!(head.starts_with(&format!("VALUE {queue} ")), "{head}");
+        let task = self.line();
+        assert_eq!(self.line(), "END");
+        task
+    }
+}
+
 /// What an example prints in this folder; `None` if it fails.
 fn said(folder: &Path, name: &str, words: &[&str]) -> Option<String> {
     let said = example_in(folder, name, words).output().unwrap();
@@ -427,6 +552,7 @@ fn the_first_step_is_twenty_lines_and_the_others_are_54() {
         (include_str!("../examples/essay.rs"), 54),
         (include_str!("../examples/logs.rs"), 54),
         (include_str!("../examples/deploy.rs"), 54),
+        (include_str!("../examples/queue.rs"), 54),
     ];
     for (source, most) in all {
         let code = |line: &&str| !line.trim().is_empty() && !line.trim().starts_with("//");

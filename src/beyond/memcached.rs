@@ -9,10 +9,13 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use futures::{FutureExt as _, future::join};
+use tokio::select;
 use tokio::task::unconstrained;
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
-use self::queues::{Place, Queue, Queues};
+use self::queues::{Place, Queue};
+use crate::entry::{Packed, Stamp};
 use crate::error::{Error, Kind};
 use crate::replicas::now;
 use crate::rpc::{Found, Protocol, REQUEST};
@@ -27,6 +30,7 @@ pub use answer::Said;
 pub use gateway::Gateway;
 pub use item::Item;
 pub use parser::{Request, Stream, Verb};
+pub use queues::Queues;
 
 /// What says the version: clients read the level of the protocol from it.
 const VERSION: &str = concat!("VERSION 1.6.18-kv54-", env!("CARGO_PKG_VERSION"));
@@ -34,14 +38,16 @@ const VERSION: &str = concat!("VERSION 1.6.18-kv54-", env!("CARGO_PKG_VERSION"))
 /// What answers the commands about keys, and `flush_all`.
 pub trait Cache: Sync {
     /// How long a request may take, with the time that it waits for others.
-    fn timeout(&self) -> Duration;
+    fn timeout(&self) -> Duration {
+        Duration::from_secs(5)
+    }
 
-    /// Answers one request, until then, and notes in it how much it has moved. An error becomes a
+    /// Answers one request, in its turn, and notes in it how much it has moved. An error becomes a
     /// `SERVER_ERROR`, or where the request makes no sense, a `CLIENT_ERROR`.
     fn answer(
         &self,
         request: &mut Request,
-        until: Instant,
+        turn: &Turn,
     ) -> impl Future<Output = Result<Outcome, Error>> + Send;
 }
 
@@ -56,6 +62,13 @@ pub enum Outcome {
     NotStored,
     /// The item has another cas unique.
     Exists,
+}
+
+impl Outcome {
+    /// The item that was kept as this, or none.
+    pub fn of(kept: &Packed) -> Self {
+        Item::read(kept, Stamp::default()).map_or(Outcome::Missing, Outcome::Done)
+    }
 }
 
 /// The protocol, answered by a cache.
@@ -73,13 +86,13 @@ impl<C: Cache> Memcached<C> {
 
     /// Answers when no earlier request of the connection is in the way.
     async fn in_turn(&self, request: &mut Request, turn: Turn) -> Result<Outcome, Error> {
-        let all = turn.all.turn(request.verb == Verb::Flush);
+        let all = turn.shared.all.turn(request.verb == Verb::Flush);
         let key = turn.key.queue.turn(!request.only_reads());
         // It enters both queues before any later request does. Unconstrained: who has used up a task's
         // budget would stand in no queue, and be overtaken.
         let turns = timeout_at(turn.until, unconstrained(join(all, key))).await;
         let _turns = turns.map_err(|_| turn.key.late())?;
-        let answering = AssertUnwindSafe(self.cache.answer(request, turn.until)).catch_unwind();
+        let answering = AssertUnwindSafe(self.cache.answer(request, &turn)).catch_unwind();
         let why = "it failed inside the gateway, whose log says where";
         let panicked = |_| Err(Error::new(Kind::UnknownOutcome, why));
         answering.await.unwrap_or_else(panicked)
@@ -106,16 +119,41 @@ impl<C: Cache> Memcached<C> {
 #[derive(Default)]
 pub struct Connection {
     stream: Stream,
-    all: Arc<Queue>,
+    shared: Arc<Shared>,
     keys: Arc<Queues>,
     get_failed: bool, // its other keys are not answered
 }
 
+/// What the requests of a connection share.
+#[derive(Default)]
+struct Shared {
+    all: Queue,
+    left: CancellationToken,
+}
+
 /// What a request waits for, and until when.
 pub struct Turn {
-    all: Arc<Queue>,
+    shared: Arc<Shared>,
     key: Place,
-    until: Instant,
+    /// When it should be answered.
+    pub until: Instant,
+}
+
+impl Turn {
+    /// Awaits an answer that may take long. It is dropped as soon as nothing more can be read from the client: most
+    /// likely that has gone.
+    pub async fn unless_left<T>(
+        &self,
+        answer: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        select! {
+            biased;
+            answer = answer => answer,
+            () = self.shared.left.cancelled() => {
+                Err(Error::new(Kind::Unavailable, "nothing more was read from its client"))
+            }
+        }
+    }
 }
 
 impl<C: Cache> Protocol for Memcached<C> {
@@ -128,7 +166,7 @@ impl<C: Cache> Protocol for Memcached<C> {
         let request = at.stream.next(input)?;
         let turn = !matches!(request.verb, Verb::Said { .. } | Verb::Stats);
         let turn = turn.then(|| Turn {
-            all: at.all.clone(),
+            shared: at.shared.clone(),
             key: at.keys.place(&request.key),
             until: Instant::now() + self.cache.timeout(),
         });
@@ -154,6 +192,10 @@ impl<C: Cache> Protocol for Memcached<C> {
 
     fn give_up(&self, _: &[u8], error: Error) -> Said {
         Said::line(&format!("SERVER_ERROR {error}"), true)
+    }
+
+    fn ended(&self, at: &mut Connection) {
+        at.shared.left.cancel();
     }
 
     fn write(&self, at: &mut Connection, said: Said, out: &mut Vec<u8>) -> bool {

@@ -1,5 +1,5 @@
 //! What a program of one's own needs beside a client: the ring's file, patience, and errors that people can read.
-//! `examples/logs.rs` and `examples/deploy.rs` are two such programs.
+//! `examples/logs.rs`, `examples/queue.rs` and `examples/deploy.rs` are such programs.
 
 use std::error::Error as AnyError;
 use std::io::{self, Write as _};

@@ -47,6 +47,9 @@ pub trait Protocol: Sync {
     /// What is said to an unfinished request that is given up for this reason.
     fn give_up(&self, input: &[u8], error: Error) -> Self::Reply;
 
+    /// Nothing more is read: most likely the client has gone, but it may still read. Told more than once.
+    fn ended(&self, _stream: &mut Self::Stream) {}
+
     /// Appends a reply to the output. If this is false, it was the last one of the connection.
     fn write(&self, stream: &mut Self::Stream, reply: Self::Reply, out: &mut Vec<u8>) -> bool;
 

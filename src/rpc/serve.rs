@@ -209,6 +209,9 @@ impl<P: Protocol> Session<'_, P> {
             if self.read(context)? {
                 continue;
             }
+            if self.ended {
+                self.protocol.ended(&mut self.state);
+            }
             self.check_timer(was_full, context);
             ready!(self.output.poll_write(&mut self.stream, context))?;
             if self.turn_is_over() {

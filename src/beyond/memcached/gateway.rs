@@ -8,7 +8,7 @@ use futures::future::try_join_all;
 use tokio::time::{Instant, timeout_at};
 
 use super::queues::Queues;
-use super::{Cache, Item, Outcome, Request, Verb};
+use super::{Cache, Item, Outcome, Request, Turn, Verb};
 use crate::client::Client;
 use crate::cluster::Cluster;
 use crate::entry::{Packed, Stamp, check_value};
@@ -38,7 +38,8 @@ impl Cache for Gateway {
         self.client.replicas.timeout
     }
 
-    async fn answer(&self, request: &mut Request, until: Instant) -> Result<Outcome, Error> {
+    async fn answer(&self, request: &mut Request, turn: &Turn) -> Result<Outcome, Error> {
+        let until = turn.until;
         match request.verb {
             Verb::Get | Verb::Touch | Verb::Debug => self.get(request, until).await,
             Verb::Flush => Box::pin(self.flush(request)).await,
@@ -180,6 +181,18 @@ impl Request {
     pub(super) fn only_reads(&self) -> bool {
         matches!(self.verb, Verb::Get | Verb::Debug)
             && [self.ttl, self.vivify, self.recache] == [None; 3]
+    }
+
+    /// Whether it is a set or a get of the data alone, without times and conditions.
+    pub fn is_plain(&self) -> bool {
+        let times = [self.ttl, self.vivify, self.recache];
+        let is_known = self.verb == Verb::Set || self.verb == Verb::Get && self.wants_value;
+        is_known && self.compare.is_none() && times.iter().all(|time| time.unwrap_or(0) == 0)
+    }
+
+    /// The value that is kept of the data and flags of a set.
+    pub fn kept(&self) -> Packed {
+        self.item(None, 0).kept(0)
     }
 
     /// The item that it stores.

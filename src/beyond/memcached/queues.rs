@@ -13,15 +13,16 @@ use crate::rpc::lock;
 const ALONE: u32 = 1 << 20;
 
 /// A queue.
-pub(super) struct Queue(Semaphore);
+pub struct Queue(Semaphore);
 
 /// The queues, by their keys.
 #[derive(Default)]
-pub(super) struct Queues(Mutex<HashMap<Arc<[u8]>, Arc<Queue>>>);
+pub struct Queues(Mutex<HashMap<Arc<[u8]>, Arc<Queue>>>);
 
 /// A place at a queue, which is forgotten with the last one.
-pub(super) struct Place {
-    pub(super) queue: Arc<Queue>,
+pub struct Place {
+    /// Where it is.
+    pub queue: Arc<Queue>,
     key: Arc<[u8]>,
     queues: Arc<Queues>,
 }
@@ -34,14 +35,14 @@ impl Default for Queue {
 
 impl Queue {
     /// Waits for a turn from the first poll on, and has it until this is dropped.
-    pub(super) async fn turn(&self, is_alone: bool) -> impl Sized {
+    pub async fn turn(&self, is_alone: bool) -> impl Sized {
         self.0.acquire_many(if is_alone { ALONE } else { 1 }).await
     }
 }
 
 impl Queues {
     /// The queue of a key.
-    pub(super) fn place(self: &Arc<Self>, key: &[u8]) -> Place {
+    pub fn place(self: &Arc<Self>, key: &[u8]) -> Place {
         let (key, mut queues) = (Arc::from(key), lock(&self.0));
         Place {
             queue: queues.entry(Arc::clone(&key)).or_default().clone(),

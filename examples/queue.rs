@@ -1,0 +1,70 @@
+//! A queue of tasks for any client of memcached: `set tasks …` puts a task in, and `get tasks` waits for one.
+//! `docs/programs.md` has more.
+//!
+//! The tasks are in the ring (`src/beyond/queue.rs`). A server knows only who waits, and many may serve the same
+//! queues. What is taken from the ring is given to a worker, or put in again: also if its connection ends meanwhile.
+
+use kv54::beyond::memcached::{Cache, Item, Memcached, Outcome, Queues, Request, Turn, Verb};
+use kv54::beyond::programs::{Failed, client, words};
+use kv54::{client::Client, entry::Packed, error::Error, rpc::listen_in};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::{Notify, oneshot::Sender, oneshot::channel};
+use tokio::time::{sleep, timeout};
+
+/// How soon a task is seen that came through another server, and how soon is tried again what has failed.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Asks the ring, has those that put and those that take stand in lines, and tells of a new task.
+#[derive(Clone)]
+struct Server(Arc<Client>, Arc<Queues>, Arc<Notify>);
+
+impl Server {
+    async fn put(&self, queue: &[u8], task: &Packed) -> Result<Outcome, Error> {
+        let line = self.1.place(&[queue, b" put"].concat());
+        let _turn = line.queue.turn(true).await; // or all of them would want the same slot
+        self.0.put_task(queue, task).await?;
+        self.2.notify_one();
+        Ok(Outcome::Done(Item::default()))
+    }
+
+    /// Waits for a task. This may be dropped at any time.
+    async fn take(&self, queue: &[u8]) -> Result<Outcome, Error> {
+        let line = self.1.place(queue);
+        let _turn = line.queue.turn(true).await;
+        loop {
+            let (worker, taken) = channel();
+            tokio::spawn(self.clone().give(queue.to_owned(), worker));
+            match taken.await.unwrap_or(Ok(None)) {
+                Ok(Some(task)) => return Ok(Outcome::of(&task)),
+                Err(error) if error.kind.is_refusal() => return Err(error),
+                _ => drop(timeout(POLL, self.2.notified()).await),
+            }
+        }
+    }
+
+    /// Gives a task to a worker, if there is one, or puts it in again where the worker has gone meanwhile.
+    async fn give(self, queue: Vec<u8>, worker: Sender<Result<Option<Packed>, Error>>) {
+        if let Err(Ok(Some(task))) = worker.send(self.0.take_task(&queue).await) {
+            while self.put(&queue, &task).await.is_err() {
+                sleep(POLL).await;
+            }
+        }
+    }
+}
+
+impl Cache for Server {
+    async fn answer(&self, request: &mut Request, turn: &Turn) -> Result<Outcome, Error> {
+        match request.verb {
+            Verb::Set if request.is_plain() => self.put(&request.key, &request.kept()).await,
+            Verb::Get if request.is_plain() => turn.unless_left(self.take(&request.key)).await,
+            _ => Err(Error::bad_request("a queue knows plain set and get")),
+        }
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Failed> {
+    let address = words().pop().unwrap_or("127.0.0.1:11300".into());
+    let server = Server(Arc::new(client()?), Arc::default(), Arc::default());
+    Ok(listen_in(&Memcached::of(server), &address).await?)
+}

@@ -5,7 +5,7 @@ mod common;
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _, read_to_string};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -459,6 +459,139 @@ fn each_task_is_given_once_while_nodes_are_killed() {
     // There is no other one.
     queues[0].client().puts("tasks", "the last");
     assert_eq!(given.recv_timeout(PATIENCE).unwrap().1, "the last");
+}
+
+#[test]
+fn a_worker_that_leaves_while_it_waits_gets_no_task() {
+    let ring = Cluster::running(&["alice", "bob", "carol"]);
+    let queue = Queue::of(&ring);
+    let mut producer = queue.client();
+    for half_closed in [false, true] {
+        let mut worker = queue.client();
+        worker.sends("mn\r\nget tasks\r\n");
+        assert_eq!(worker.line(), "MN"); // both were read at once
+        if half_closed {
+            worker.0.get_ref().shutdown(Shutdown::Write).unwrap();
+            let told = worker.line();
+            assert!(told.starts_with("SERVER_ERROR unavailable: "), "{told}");
+        }
+        drop(worker);
+        producer.puts("tasks", "steep");
+        assert_eq!(queue.client().gets("tasks"), "steep");
+    }
+    // Nor does one behind which others wait.
+    let [first, mut second] = [queue.client(), queue.client()].map(|mut worker| {
+        worker.sends("mn\r\nget tasks\r\n");
+        assert_eq!(worker.line(), "MN");
+        worker
+    });
+    drop(first);
+    producer.puts("tasks", "pour");
+    assert_eq!(second.line(), "VALUE tasks 0 4");
+}
+
+#[test]
+fn a_task_that_was_taken_for_a_worker_that_has_left_is_put_in_again() {
+    let ring = Cluster::running(&["alice", "bob", "carol"]);
+    let queue = Queue::of(&ring);
+    queue.client().puts("tasks", "steep");
+    for name in ["alice", "bob"] {
+        ring.signal(name, "STOP");
+    }
+    let mut worker = queue.client();
+    worker.sends("mn\r\nget tasks\r\n");
+    assert_eq!(worker.line(), "MN");
+    drop(worker); // and its task is still being taken
+    for name in ["alice", "bob"] {
+        ring.signal(name, "CONT");
+    }
+    until(|| ring.kv54(["get", "tasks:1"]).code == 0);
+    assert_eq!(queue.client().gets("tasks"), "steep");
+}
+
+#[test]
+fn tasks_outlive_the_servers_of_their_queue() {
+    let ring = Cluster::running(&["alice", "bob", "carol"]);
+    let (first, second) = (Queue::of(&ring), Queue::of(&ring));
+    let large = "x".repeat(1_000_000);
+    first.client().puts("tasks", "steep");
+    first.client().puts("tasks", &large);
+    first.client().puts("orders", "two cups");
+    drop(first);
+    let mut worker = second.client();
+    assert_eq!(worker.gets("tasks"), "steep");
+    drop(second);
+    let third = Queue::of(&ring);
+    let mut worker = third.client();
+    assert_eq!(worker.gets("tasks"), large);
+    assert_eq!(worker.gets("orders"), "two cups");
+    // One waits at a server, and the task comes through another one.
+    worker.sends("get tasks\r\n");
+    Queue::of(&ring).client().puts("tasks", "pour");
+    assert_eq!(worker.line(), "VALUE tasks 0 4");
+}
+
+#[test]
+fn a_queue_keeps_flags_and_refuses_what_a_queue_cannot() {
+    let ring = Cluster::running(&["alice", "bob", "carol"]);
+    let queue = Queue::of(&ring);
+    let mut client = queue.client();
+    let refused = "CLIENT_ERROR a queue knows plain set and get";
+    for (request, answer) in [
+        ("set tasks 54 0 2\r\n\r\n\r\n", "STORED"),
+        ("set tasks 0 60 1\r\nx\r\n", refused),
+        ("add tasks 0 0 1\r\nx\r\n", refused),
+        ("cas tasks 0 0 1 1\r\nx\r\n", refused),
+        ("gat 60 tasks\r\n", refused),
+        ("incr tasks 1\r\n", refused),
+        ("delete tasks\r\n", refused),
+        ("flush_all\r\n", refused),
+        ("mg tasks\r\n", refused), // it would be taken, and not told
+        ("ms tasks 1\r\ny\r\n", "HD"),
+        ("set tasks 0 0 1 noreply\r\nz\r\nmn\r\n", "MN"),
+        ("get tasks\r\n", "VALUE tasks 54 2"),
+    ] {
+        client.sends(request);
+        assert_eq!(client.line(), answer, "{request}");
+    }
+    let rest = [(); 2].map(|()| client.line());
+    assert_eq!(rest, ["", ""], "two line ends, as they were put");
+    assert_eq!(client.line(), "END");
+    assert_eq!(
+        ["tasks", "tasks"].map(|queue| client.gets(queue)),
+        ["y", "z"]
+    );
+}
+
+#[test]
+fn the_slots_of_a_queue_go_round() {
+    let ring = Cluster::running(&["alice", "bob", "carol"]);
+    let queue = Queue::of(&ring);
+    let mut client = queue.client();
+    let begin_at = |end: &str, number: &str| {
+        ring.kv54(["set", &format!("tasks:{end}"), "--value-json", number])
+            .exits(0);
+    };
+    client.puts("tasks", "an old one");
+    assert_eq!(client.gets("tasks"), "an old one");
+    client.puts("tasks", "a waiting one"); // in slot 1
+    begin_at("put", "99999");
+    begin_at("got", "99999");
+    client.puts("tasks", "one");
+    client.puts("tasks", "two"); // over the old one
+    client.sends("set tasks 0 0 5\r\nthree\r\n");
+    let full = client.line();
+    assert!(
+        full.starts_with("SERVER_ERROR full: queue \"tasks\" has 100000 tasks"),
+        "{full}"
+    );
+    assert_eq!(client.gets("tasks"), "one");
+    assert_eq!(client.gets("tasks"), "two");
+    begin_at("got", "1");
+    assert_eq!(client.gets("tasks"), "a waiting one");
+    client.puts("tasks", "three");
+    begin_at("got", "100001");
+    assert_eq!(client.gets("tasks"), "three");
 }
 
 /// A queue server.

@@ -8,9 +8,9 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use common::Cluster;
+use common::{Cluster, Node, Ports, examples};
 
 /// A node that says nothing for so long has forgotten somebody.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -172,6 +172,27 @@ fn every_client_of_memcached_outlives_a_node() {
         cluster.restart("alice");
         println!("{name} says what it should, and hears what it should");
     }
+}
+
+/// 10,000 tasks through `examples/queue`, by pymemcache in eight processes, one of the nodes killed.
+#[test]
+#[ignore = "tests/foreign/run installs the clients and runs this"]
+fn producers_and_workers_with_a_client_of_memcached_outlive_a_node() {
+    let (cluster, ports) = (Cluster::five(), Ports::block());
+    let port = ports.port(1).to_string();
+    let mut queue = Command::new(examples().join("queue"));
+    queue
+        .arg(format!("127.0.0.1:{port}"))
+        .current_dir(&cluster.dir);
+    let _queue = Node::spawn(queue.env_remove("KV54_CONFIG"));
+    let begun = Instant::now();
+    while TcpStream::connect(("127.0.0.1", ports.port(1))).is_err() {
+        assert!(begun.elapsed() < PATIENCE);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let pid = cluster.node("alice").pid().to_string();
+    run("memcached", &["queue", &port, &pid]);
+    println!("pymemcache puts and takes each task once");
 }
 
 /// Runs a client's script to its end.

@@ -142,9 +142,56 @@ def meta_memcache():
     assert client.delete("tea") and client.get("tea") is None
 
 
-with socket.create_connection(("127.0.0.1", port)) as connection:
-    connection.sendall(b"flush_all\r\n")
-    assert connection.makefile().readline() == "OK\n", "every story begins with no keys"
+def queue():
+    """A queue of tasks instead of the gateway, with producers and workers in processes of their own."""
+    from multiprocessing import Process, SimpleQueue
+
+    from pymemcache.client.base import Client
+
+    def client():
+        return Client(("127.0.0.1", port), timeout=60, default_noreply=False)
+
+    def produce(producer, tasks):
+        mine = client()
+        for task in range(tasks):
+            assert mine.set("tasks", f"{producer} {task}")
+
+    def work(worker, given):
+        mine, task = client(), b""
+        while task != b"stop":
+            task = mine.get("tasks")
+            given.put((worker, task))
+
+    tasks, several, given = 2500, range(4), SimpleQueue()
+    producers = [Process(target=produce, args=(n, tasks)) for n in several]
+    workers = [Process(target=work, args=(n, given), daemon=True) for n in several]
+    for process in producers + workers:
+        process.start()
+    lists = {worker: [] for worker in several}
+    for count in range(tasks * len(several)):
+        if count == tasks:
+            kill()
+        worker, task = given.get()
+        lists[worker].append(tuple(int(number) for number in task.split()))
+    for process in producers:
+        process.join()
+        assert process.exitcode == 0
+    assert sorted(sum(lists.values(), [])) == [(n, task) for n in several for task in range(tasks)]
+    for worker, mine in lists.items():
+        for n in several:
+            of_one = [task for producer, task in mine if producer == n]
+            assert of_one == sorted(of_one), f"worker {worker}, producer {n}"
+    for worker in workers:
+        client().set("tasks", "stop")
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+
+
+if name != "queue":
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"flush_all\r\n")
+        assert connection.makefile().readline() == "OK\n", "every story begins with no keys"
 story = globals()[name]()
 if name == "emcache":
     asyncio.run(story)

@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::codec::{Encoded, NIL};
+use self::protocol::MessagePackRpc;
 use crate::cluster::{Limits, Node};
 use crate::error::Error;
 
@@ -33,7 +34,6 @@ pub mod tls;
 
 pub use meter::Meter;
 pub use peer::{Call, HEDGE, Peer};
-use protocol::MessagePackRpc;
 pub use protocol::{Found, Protocol, REQUEST, take};
 pub use serve::{serve, serve_counted, serve_protocol};
 

@@ -398,7 +398,7 @@ fn agent(ring: &Cluster, host: &str, script: &str) -> Node {
 }
 
 /// So many tasks are put by each of so many producers.
-const TASKS: usize = 500;
+const TASKS: usize = 1_000;
 const PRODUCERS: usize = 4;
 
 #[test]

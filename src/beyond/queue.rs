@@ -46,8 +46,8 @@ struct Step<'a> {
 }
 
 impl Client {
-    /// Puts a task, which is not nil, at the end of a queue: once. An error means that it is not in the queue. While
-    /// the outcome is unknown, this looks for it: better give this up than drop it and ask again.
+    /// Puts a task, which is not nil, at the end of a queue, once. An error means that it is not there. While the
+    /// outcome is unknown, this goes on until it is known: if it is dropped in the middle, the task may be there.
     pub async fn put_task(&self, queue: &[u8], task: &Packed) -> Result<(), Error> {
         let task = task.value()?;
         let full = || format!("queue {:?} has {SLOTS} tasks that wait", plain(queue));
@@ -57,7 +57,8 @@ impl Client {
         }
     }
 
-    /// Takes the first task of a queue, if there is one. No other take gets it: what has begun must not be dropped.
+    /// Takes the first task of a queue, if there is one. No other take gets it: if this is dropped in the middle, the
+    /// task may be lost.
     pub async fn take_task(&self, queue: &[u8]) -> Result<Option<Packed>, Error> {
         Ok(self.step(queue, None).await?.map(Packed::of))
     }

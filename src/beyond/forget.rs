@@ -91,17 +91,19 @@ impl Node {
     async fn turn(&self) {
         let (known, begun) = (self.store.rings.known(), Instant::now());
         let ring = known.ring();
+        // Where memory is scarce, sets are refused until it ends.
+        let rest = if is_nearly_full(&self.store.status()) {
+            1
+        } else {
+            4
+        };
         let driver = Driver {
             client: &Client {
                 replicas: self.client.replicas.of_a_client(ring.clone()),
             },
             file: &ring,
             again: true,
-            rest: if is_nearly_full(&self.store.status()) {
-                1
-            } else {
-                4
-            }, // until it ends, sets are refused
+            rest,
             progress: |_| (),
         };
         let round = async { driver.carry_out(&driver.plan().await?).await };

@@ -293,7 +293,7 @@ impl<P: Protocol> Session<'_, P> {
         let size = moved.max(self.output.bytes.len() - before);
         if size > 0 {
             self.turn += size;
-            self.in_flight.expect(size);
+            self.in_flight.learn(size);
         }
     }
 
@@ -432,7 +432,7 @@ impl<'a, P: Protocol> InFlight<'a, P> {
     }
 
     /// Notes how large an answer was. Those that wait for others must not have been taken for small.
-    fn expect(&mut self, size: usize) {
+    fn learn(&mut self, size: usize) {
         let least = if P::IN_ORDER { UNKNOWN_ANSWER } else { 0 };
         let estimate = self.estimate - self.estimate / 8;
         self.estimate = size.max(estimate).max(least);

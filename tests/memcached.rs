@@ -3,20 +3,19 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::io::{BufRead as _, Write as _};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Cluster, Node};
+use common::gateway::{Client, Gateway, PATIENCE};
+use common::{Cluster, FIVE};
 
 const THREE: [&str; 3] = ["alice", "bob", "carol"];
 const MIB: usize = 1 << 20;
-/// A gateway that says nothing for so long has forgotten somebody.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 #[test]
 fn classic_commands_are_answered_as_memcached_does() {
@@ -516,49 +515,159 @@ fn each_count_counts_once_while_nodes_are_killed() {
     assert!(sure > unknown, "{sure} are answered, {unknown} unknown");
 }
 
-/// A list grows by cas, as programs do it that know no other way.
+/// A list grows by cas, as programs do it that know no other way. Two of its nodes die, one after the other.
 #[test]
-fn no_cas_is_lost() {
-    let (cluster, gateway) = running(&[]);
-    let other = Gateway::of(&cluster, &[]);
-    gateway
+fn each_cas_counts_once_or_not_at_all_while_nodes_are_killed() {
+    let mut cluster = Cluster::running(&THREE);
+    let gateways = [Gateway::of(&cluster, &[]), Gateway::of(&cluster, &[])];
+    gateways[0]
         .client()
         .plays(&[("set list 0 0 0\r\n\r\n", "STORED\r\n")]);
+    let victims = cluster.replicas("list");
+    let is_over = &AtomicBool::new(false);
+    let told = thread::scope(|scope| {
+        let _over = Over(is_over);
+        let programs = ["a", "b", "c", "d"].map(|name| {
+            let mut client = gateways[usize::from(name > "b")].client();
+            scope.spawn(move || appended(&mut client, name, is_over))
+        });
+        for victim in &victims[..2] {
+            cluster.restart(victim);
+        }
+        is_over.store(true, Relaxed);
+        programs.map(|program| program.join().unwrap()).concat()
+    });
+    let list = gateways[1].client().asks("get list\r\n");
+    let list: Vec<&str> = list.lines().nth(1).unwrap().split(' ').collect();
+    let mut answers = BTreeMap::<&str, usize>::new();
+    for (entry, said) in &told {
+        let times = list.iter().filter(|other| *other == entry).count();
+        let (answer, is_right) = match &**said {
+            "STORED\r\n" => ("stored", times == 1),
+            said if said.starts_with("SERVER_ERROR unknown-outcome: ") => ("unknown", times <= 1),
+            said if said.starts_with("SERVER_ERROR unavailable: ") => ("unavailable", times == 0),
+            said => (said, said == "EXISTS\r\n" && times == 0),
+        };
+        assert!(is_right, "{entry} is there {times} times: {said}");
+        *answers.entry(answer).or_default() += 1;
+    }
+    println!("{answers:?}");
+    assert!(answers.contains_key("stored") && answers.contains_key("EXISTS\r\n"));
+}
+
+/// What a program tries to append to a list, each entry once, and what is said to it.
+fn appended(client: &mut Client, name: &str, is_over: &AtomicBool) -> Vec<(String, String)> {
+    let mut told = Vec::new();
+    while !is_over.load(Relaxed) {
+        let said = client.asks("gets list\r\n");
+        if said.starts_with("SERVER_ERROR unavailable: ") {
+            continue;
+        }
+        assert!(said.starts_with("VALUE list 0 "), "{said}");
+        let mut lines = said.split("\r\n");
+        let unique = lines.next().unwrap().rsplit(' ').next().unwrap();
+        let entry = format!("{name}{}", told.len());
+        let new = format!("{} {entry}", lines.next().unwrap());
+        let asked = format!("cas list 0 0 {} {unique}\r\n{new}\r\n", new.len());
+        told.push((entry, client.asks(&asked)));
+    }
+    told
+}
+
+/// Ends what runs beside a story, also where the story fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+/// Three nodes become five, and two of the first three leave, under a gateway whose file names those three.
+#[test]
+fn a_gateway_goes_on_while_the_ring_grows_and_shrinks() {
+    let mut cluster = Cluster::with_limits(&FIVE, "window = \"500ms\"");
+    cluster.ring_file("cluster.toml", &FIVE[..3], &[]);
+    cluster.ring_file("five.toml", &FIVE, &[]);
+    cluster.ring_file("last.toml", &FIVE[2..], &FIVE[..2]);
+    for name in &FIVE[..3] {
+        cluster.start(name);
+    }
+    cluster.wait_until_ready();
+    let gateway = Gateway::of(&cluster, &[]);
+    let lasting: String = (0..100)
+        .map(|n| format!("set k{n} 0 0 2\r\n{n:02}\r\n"))
+        .collect();
+    let stored = "STORED\r\n".repeat(100);
+    gateway.client().plays(&[
+        (&lasting, &stored),
+        ("set all 0 0 1\r\n0\r\n", "STORED\r\n"),
+    ]);
+    let (is_over, rounds) = (&AtomicBool::new(false), &[const { AtomicUsize::new(0) }; 4]);
     thread::scope(|scope| {
-        for name in ["a", "b", "c", "d"] {
-            let mut client = if name < "c" {
-                gateway.client()
-            } else {
-                other.client()
-            };
+        let _over = Over(is_over);
+        for (program, rounds) in rounds.iter().enumerate() {
+            let mut client = gateway.client();
             scope.spawn(move || {
-                let mut done = 0;
-                while done < 25 {
-                    let said = client.asks("gets list\r\n");
-                    let mut lines = said.split("\r\n");
-                    let unique = lines.next().unwrap().rsplit(' ').next().unwrap().to_owned();
-                    let new = format!("{}{name}", lines.next().unwrap());
-                    let said =
-                        client.asks(&format!("cas list 0 0 {} {unique}\r\n{new}\r\n", new.len()));
-                    match &*said {
-                        "STORED\r\n" => done += 1,
-                        "EXISTS\r\n" => {}
-                        said => assert!(said.starts_with("SERVER_ERROR unavailable: "), "{said}"),
-                    }
+                while !is_over.load(Relaxed) {
+                    counts_and_reads(&mut client, program, rounds);
                 }
             });
         }
+        let more = || {
+            let before = rounds.each_ref().map(|rounds| rounds.load(Relaxed));
+            let is_more = |(rounds, before): (&AtomicUsize, _)| rounds.load(Relaxed) > before + 20;
+            until(|| rounds.iter().zip(before).all(is_more));
+        };
+        more();
+        for name in &FIVE[3..] {
+            cluster.start_with(name, "five.toml");
+        }
+        for name in &FIVE[3..] {
+            cluster.node(name).wait_for("waiting: not yet in the ring");
+        }
+        for file in ["five.toml", "last.toml"] {
+            cluster.kv54(["resize", "--config", file]).exits(0);
+            more();
+        }
+        for name in &FIVE[..2] {
+            cluster.node(name).wait_for("left: not in the ring");
+            cluster.stop(name);
+        }
+        more();
     });
-    let list = cluster.kv54(["get", "list"]).exits(0);
-    let mut list: Vec<char> = list.text().trim().chars().collect();
-    list.sort_unstable();
-    assert_eq!(
-        list,
-        "abcd"
-            .chars()
-            .flat_map(|name| vec![name; 25])
-            .collect::<Vec<_>>()
+    let all: usize = rounds.iter().map(|rounds| rounds.load(Relaxed)).sum();
+    let (said, known) = (
+        gateway.client().asks("get all\r\n"),
+        cluster.kv54(["get", "all", "--config", "last.toml"]),
     );
+    assert_eq!(said.lines().nth(1), Some(&*all.to_string()));
+    assert_eq!(known.exits(0).text(), format!("{all}\n"));
+}
+
+/// One more for a counter of its own and for one of all, and what it has set and what nobody sets is there.
+fn counts_and_reads(client: &mut Client, program: usize, rounds: &AtomicUsize) {
+    let n = rounds.load(Relaxed);
+    if n == 0 {
+        client.plays(&[(&format!("set c{program} 0 0 1\r\n0\r\n"), "STORED\r\n")]);
+    }
+    let (next, lasting) = (n + 1, n % 100);
+    let length = next.to_string().len();
+    client.plays(&[
+        (&format!("incr c{program} 1\r\n"), &format!("{next}\r\n")),
+        (
+            &format!("get k{lasting} c{program}\r\n"),
+            &format!("VALUE k{lasting} 0 2\r\n{lasting:02}\r\nVALUE c{program} 0 {length}\r\n{next}\r\nEND\r\n"),
+        ),
+        (&format!("set s{program} 7 0 {length}\r\n{next}\r\n"), "STORED\r\n"),
+        (
+            &format!("get s{program}\r\n"),
+            &format!("VALUE s{program} 7 {length}\r\n{next}\r\nEND\r\n"),
+        ),
+    ]);
+    let all = client.asks("incr all 1\r\n");
+    assert!(all.trim_end().parse::<usize>().is_ok(), "{all}");
+    rounds.store(next, Relaxed);
 }
 
 #[test]
@@ -680,6 +789,25 @@ fn flush_all_is_refused_unless_it_is_allowed() {
     ]);
 }
 
+/// What stands before a `flush_all` is deleted by it, and what stands behind it is not.
+#[test]
+fn a_connection_sees_its_own_order_around_a_flush() {
+    let (_cluster, gateway) = running(&["--allow-flush"]);
+    let (mut asked, mut answers) = (String::new(), String::new());
+    for n in 10..30 {
+        let _ = write!(
+            asked,
+            "set a 0 0 1\r\nx\r\nflush_all\r\nget a\r\nset b 0 0 2\r\n{n}\r\nget b\r\nincr b 1\r\nget b a\r\n"
+        );
+        let next = n + 1;
+        let _ = write!(
+            answers,
+            "STORED\r\nOK\r\nEND\r\nSTORED\r\nVALUE b 0 2\r\n{n}\r\nEND\r\n{next}\r\nVALUE b 0 2\r\n{next}\r\nEND\r\n"
+        );
+    }
+    gateway.client().plays(&[(&asked, &answers)]);
+}
+
 /// A get may name a thousand large values: they come one after the other.
 #[test]
 fn a_get_of_many_large_values_is_bounded() {
@@ -723,6 +851,46 @@ fn it_ends_in_order() {
     assert_eq!(gateway.node.wait(), 0);
     cluster.restart("alice");
     assert_eq!(cluster.kv54(["get", "tea"]).exits(0).text(), "green\n");
+}
+
+#[test]
+fn a_hangup_makes_a_gateway_take_fewer_connections_or_more() {
+    let (cluster, gateway) = running(&[]);
+    let limit = |old: &str, new: &str| {
+        cluster.edit(&format!("[limits]\n{old}"), &format!("[limits]\n{new}"));
+        gateway.node.signal("HUP");
+    };
+    let tea = [("get tea\r\n", "VALUE tea 0 5\r\ngreen\r\nEND\r\n")];
+    let mut clients: Vec<Client> = (0..3).map(|_| let_in(&gateway).unwrap()).collect();
+    clients[0].plays(&[("set tea 0 0 5\r\ngreen\r\n", "STORED\r\n")]);
+    limit("", "connections = 2\n");
+    until(|| let_in(&gateway).is_none());
+    // Those that are there stay. Another one comes in when there are fewer than two.
+    clients.iter_mut().for_each(|client| client.plays(&tea));
+    clients.pop();
+    for _ in 0..20 {
+        assert!(let_in(&gateway).is_none(), "two are there");
+    }
+    clients.pop();
+    until(|| let_in(&gateway).is_some());
+    // A file that is wrong changes nothing.
+    limit("connections = 2\n", "connections = 0\n");
+    gateway.node.wait_for("nothing is changed");
+    until(|| let_in(&gateway).is_some());
+    limit("connections = 0\n", "connections = 3\n");
+    until(|| {
+        let two = [(); 2].map(|()| let_in(&gateway));
+        two.iter().all(Option::is_some)
+    });
+    clients[0].plays(&tea);
+}
+
+/// A connection, if the gateway answers on it.
+fn let_in(gateway: &Gateway) -> Option<Client> {
+    let (mut client, mut line) = (gateway.client(), String::new());
+    client.stream.get_mut().write_all(b"mn\r\n").ok()?;
+    client.stream.read_line(&mut line).ok()?;
+    (line == "MN\r\n").then_some(client)
 }
 
 const LARGE: &str = "large answers that nobody reads";
@@ -850,6 +1018,16 @@ fn a_value_that_drips_is_cut_off_and_written_nowhere() {
     gateway.client().plays(&[("get tea\r\n", "END\r\n")]);
 }
 
+/// Waits until it is so.
+#[track_caller]
+fn until(is_so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE);
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// How many seconds an item still has.
 fn left(client: &mut Client, key: &str) -> u64 {
     client.sends(&format!("mg {key} t\r\n"));
@@ -874,120 +1052,8 @@ fn stranger(gateway: &Gateway, bytes: &[u8], length: usize) -> TcpStream {
     stream
 }
 
-/// A gateway, and where it listens.
-struct Gateway {
-    node: Node,
-    address: String,
-}
-
-/// A connection to it.
-struct Client {
-    stream: BufReader<TcpStream>,
-}
-
 fn running(args: &[&str]) -> (Cluster, Gateway) {
     let cluster = Cluster::running(&THREE);
     let gateway = Gateway::of(&cluster, args);
     (cluster, gateway)
-}
-
-impl Gateway {
-    fn of(cluster: &Cluster, args: &[&str]) -> Gateway {
-        let node = cluster.spawn([&["memcached", "--listen", "127.0.0.1:0"], args].concat());
-        let line = node.wait_for("listening on ");
-        let address = line.rsplit(' ').next().unwrap().to_owned();
-        Gateway { node, address }
-    }
-
-    /// The most memory that it has had, in KiB.
-    fn peak(&self) -> usize {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.node.pid())).unwrap();
-        let mut lines = status.lines();
-        let peak = lines.find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        peak.trim().trim_end_matches(" kB").parse().unwrap()
-    }
-
-    fn client(&self) -> Client {
-        let stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        let stream = BufReader::new(stream);
-        Client { stream }
-    }
-}
-
-impl Client {
-    /// Sends each request, and hears its answer.
-    #[track_caller]
-    fn plays(&mut self, story: &[(&str, &str)]) {
-        for (request, answer) in story {
-            self.sends(request);
-            self.hears(answer);
-        }
-    }
-
-    fn sends(&mut self, request: &str) {
-        self.stream.get_mut().write_all(request.as_bytes()).unwrap();
-    }
-
-    #[track_caller]
-    fn hears(&mut self, answer: &str) {
-        let mut heard = vec![0; answer.len()];
-        let mut length = 0;
-        while length < heard.len() {
-            match self.stream.read(&mut heard[length..]) {
-                Ok(count @ 1..) => length += count,
-                end => panic!("{end:?} after {:?}", text(&heard[..length])),
-            }
-            let same = answer.as_bytes().starts_with(&heard[..length]);
-            assert!(
-                same,
-                "{:?} came, not {:?}",
-                text(&heard[..length]),
-                text(answer.as_bytes())
-            );
-        }
-    }
-
-    /// A line, without its end.
-    #[track_caller]
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.stream.read_line(&mut line).unwrap();
-        line.strip_suffix("\r\n").unwrap().to_owned()
-    }
-
-    /// Sends a request, and hears all of its answer.
-    #[track_caller]
-    fn asks(&mut self, request: &str) -> String {
-        self.sends(&format!("{request}mn\r\n"));
-        let mut said = String::new();
-        loop {
-            match self.line() {
-                end if end == "MN" => return said,
-                line => said += &(line + "\r\n"),
-            }
-        }
-    }
-
-    #[track_caller]
-    fn unique(&mut self, key: &str) -> u64 {
-        let said = self.asks(&format!("gets {key}\r\n"));
-        let line = said.lines().next().unwrap();
-        line.rsplit(' ').next().unwrap().parse().unwrap()
-    }
-
-    /// All that comes until the gateway closes the connection.
-    fn rest(&mut self) -> Vec<u8> {
-        let mut rest = Vec::new();
-        self.stream.read_to_end(&mut rest).unwrap();
-        self.stream.get_ref().shutdown(Shutdown::Both).ok();
-        rest
-    }
-}
-
-/// As much of this as one can read.
-fn text(bytes: &[u8]) -> String {
-    let end = bytes.len().min(300);
-    String::from_utf8_lossy(&bytes[bytes.len() - end..]).into_owned()
 }

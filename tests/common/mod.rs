@@ -24,6 +24,7 @@ use kv54::store::Store;
 
 pub const FIVE: [&str; 5] = ["alice", "bob", "carol", "dave", "erin"];
 
+pub mod gateway;
 pub mod history;
 pub mod wire;
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Sender, channel};
 use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
 
@@ -531,6 +531,98 @@ fn tasks_outlive_the_servers_of_their_queue() {
     assert_eq!(worker.line(), "VALUE tasks 0 4");
 }
 
+/// What was said to a producer that put a task; nothing if its server had gone.
+type Put = (String, Option<String>);
+
+#[test]
+fn a_queue_server_that_is_killed_takes_along_one_task_of_each_worker_at_most() {
+    let ring = Cluster::running(&["alice", "bob", "carol"]);
+    let [killed, other] = [(); 2].map(|()| Queue::of(&ring));
+    let producers = [(0, &killed), (1, &killed), (2, &other)].map(|(name, queue)| {
+        let clients = [queue.client(), other.client()];
+        let is_cut = name < 2;
+        spawn(move || produce(clients, name, is_cut))
+    });
+    let (send, given) = channel();
+    let workers = [&killed, &killed, &other, &other].map(|queue| {
+        let (clients, send) = ([queue.client(), other.client()], send.clone());
+        spawn(move || work(clients, &send))
+    });
+    let mut tasks = Vec::new();
+    while tasks.len() < 300 {
+        tasks.push(given.recv_timeout(PATIENCE).unwrap());
+    }
+    drop(killed);
+    let put: Vec<Put> = producers
+        .into_iter()
+        .flat_map(|producer| producer.join().unwrap())
+        .collect();
+    for _ in &workers {
+        other.client().puts("tasks", "the end"); // behind all others
+    }
+    drop(send);
+    tasks.extend(given);
+    let given: Vec<Vec<String>> = workers.map(|worker| worker.join().unwrap()).into();
+    assert_eq!(given.concat().len(), tasks.len());
+    // None twice; of those that were put, none is lost but in the hand of a worker of the dead server.
+    let times = |task: &String| tasks.iter().filter(|given| *given == task).count();
+    let (mut lost, mut unknown) = (0, 0);
+    for (task, said) in &put {
+        match (said.as_deref(), times(task)) {
+            (Some("STORED"), 1) => {}
+            (Some("STORED"), 0) => lost += 1,
+            (None, 0 | 1) => unknown += 1,
+            (said, times) => panic!("{task}: {said:?}, and given {times} times"),
+        }
+    }
+    println!("{} tasks, {lost} lost, {unknown} unknown", put.len());
+    assert!(lost <= 2 && unknown <= 2, "{lost} lost, {unknown} unknown");
+    assert!(
+        tasks
+            .iter()
+            .all(|task| put.iter().any(|(put, _)| put == task))
+    );
+    for (worker, producer) in (0..4).flat_map(|worker| (0..3).map(move |of| (worker, of))) {
+        let of = |task: &String| task.strip_prefix(&format!("{producer} "))?.parse().ok();
+        let numbers: Vec<u32> = given[worker].iter().filter_map(of).collect();
+        assert!(numbers.is_sorted(), "{numbers:?}");
+    }
+}
+
+/// Puts tasks until its server has gone, if that will be, and then some more at the other one.
+fn produce([mut first, mut other]: [Worker; 2], name: usize, is_cut: bool) -> Vec<Put> {
+    let mut put = Vec::new();
+    let mut puts = |client: &mut Worker| {
+        let task = format!("{name} {}", put.len());
+        let said = client.told(&format!("set tasks 0 0 {}\r\n{task}\r\n", task.len()));
+        put.push((task, said.clone()));
+        said.is_some()
+    };
+    while is_cut && puts(&mut first) {}
+    for _ in 0..200 {
+        assert!(puts(&mut other));
+    }
+    put
+}
+
+/// Takes tasks until there are no more, at the other server when its first one has gone.
+fn work(clients: [Worker; 2], given: &Sender<String>) -> Vec<String> {
+    let mut tasks = Vec::new();
+    for mut client in clients {
+        while let Some(head) = client.told("get tasks\r\n") {
+            assert!(head.starts_with("VALUE tasks 0 "), "{head}");
+            let Some(task) = client.told("") else { break };
+            if task == "the end" {
+                return tasks;
+            }
+            given.send(task.clone()).unwrap();
+            tasks.push(task);
+            assert!(client.told("").is_none_or(|end| end == "END"));
+        }
+    }
+    panic!("there is no server any more");
+}
+
 #[test]
 fn a_queue_keeps_flags_and_refuses_what_a_queue_cannot() {
     let ring = Cluster::running(&["alice", "bob", "carol"]);
@@ -634,6 +726,14 @@ impl Worker {
         let mut line = String::new();
         self.0.read_line(&mut line).unwrap();
         line.trim_end().to_owned()
+    }
+
+    /// The next line, after this was sent; none if the server has gone.
+    fn told(&mut self, request: &str) -> Option<String> {
+        let mut line = String::new();
+        self.0.get_mut().write_all(request.as_bytes()).ok()?;
+        self.0.read_line(&mut line).ok()?;
+        line.strip_suffix("\r\n").map(str::to_owned)
     }
 
     #[track_caller]

@@ -88,6 +88,10 @@ pub enum Bug {
     OldWriteIgnoresPromises,
     /// A set is answered that met a change of the ring and that a swap has hidden.
     HiddenSetAnswered,
+    /// A put or a take of a task whose outcome is unknown is taken for done.
+    UnknownTaskTakenForDone,
+    /// It is taken for not done.
+    UnknownTaskTakenForRefused,
     /// A node that sees two memories lost at once says nothing.
     DoubtsNeverNoted,
 }

@@ -39,6 +39,7 @@ fn story(bug: Bug) -> Option<fn() -> Result<(), String>> {
         Bug::FormerLifeFollowed => stories::before_all_memories_were_lost,
         Bug::ClientKeepsFormerRing => stories::all_memories_lost,
         Bug::OldWriteIgnoresPromises => stories::read_before_a_swap,
+        Bug::UnknownTaskTakenForDone | Bug::UnknownTaskTakenForRefused => stories::tasks_in_doubt,
         _ => return None,
     })
 }
@@ -97,6 +98,7 @@ fn is_caught(bug: Bug, seed: u64) -> bool {
         "answered before",
         "as read",
         "tea is ",
+        "tasks are taken",
         "a stamp of an epoch before",
     ];
     run.is_err_and(|why| wrong.iter().any(|wrong| why.contains(wrong)))

@@ -341,6 +341,11 @@ fn what_was_read_during_a_change_is_what_a_swap_finds() {
 }
 
 #[test]
+fn a_task_in_doubt_is_there_once() {
+    stories::tasks_in_doubt().unwrap();
+}
+
+#[test]
 fn a_client_outlives_the_memory_of_all_nodes() {
     stories::all_memories_lost().unwrap();
     stories::before_all_memories_were_lost().unwrap();

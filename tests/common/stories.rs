@@ -1,13 +1,14 @@
 //! Stories of accidents at just the wrong moments, which hardly a seed meets by chance. Real nodes and
 //! clients play them over a simulated network; what a swap sends that is slow or dies, the story sends
-//! itself. All nodes of a ring keep the one key, `tea`. `tests/sabotage.rs` knows the bug that each shows.
+//! itself. All nodes of a ring keep all keys, of which most stories know one, `tea`. `tests/sabotage.rs` knows the bug that each shows.
 
 #![allow(dead_code)]
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use kv54::beyond::rings::Driver;
 use kv54::beyond::swap::Swapped;
@@ -17,10 +18,12 @@ use kv54::entry::{Entry, Packed, Stamp, loaded};
 use kv54::error::Error;
 use kv54::replicas::{Replicas, Source};
 use kv54::rpc::codec::{Encoded, encode};
+use kv54::rpc::{Connection, Dial};
 use kv54::store::Store;
 use msgpack_rpc::Value;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::io::InspectWriter;
 use turmoil::Builder;
 
 use crate::world::{NAMES, PATIENCE, TICK, WINDOW, dial, file_of, serve};
@@ -34,6 +37,8 @@ const CAROL: &str = NAMES[2];
 const NEW: [&str; 2] = [NAMES[3], NAMES[4]];
 /// Above the ballots of the clients' swaps, which begin low.
 const HIGH: u64 = 1 << 32;
+/// So long a client tries before it says that an outcome is unknown.
+const DOUBT: Duration = Duration::from_secs(2);
 
 /// What the two who play a story share with the one who can restart a node.
 #[derive(Default)]
@@ -620,4 +625,85 @@ pub fn read_before_a_swap() -> Result<(), String> {
         expect("it was read before", &read(&ALL).await?, "green")
     };
     play(story, nobody)
+}
+
+/// A client of whose swaps the first one is kept by one node alone, and the name of that.
+fn unlucky() -> (Client, Arc<OnceLock<String>>) {
+    let keeper = Arc::<OnceLock<String>>::default();
+    let (told, dial) = (keeper.clone(), dial());
+    let dial: Dial = Arc::new(move |node| {
+        let (told, name, connecting) = (told.clone(), node.name.clone(), dial(node));
+        let sent = move |bytes: &[u8]| {
+            let is_store = bytes.windows(6).any(|bytes| bytes == b"\xa5store");
+            if is_store && told.set(name.clone()).is_ok() {
+                reach("story", &[&name]);
+            }
+        };
+        Box::pin(async move {
+            let stream = InspectWriter::new(connecting.await?, sent);
+            Ok(Box::new(stream) as Box<dyn Connection>)
+        })
+    });
+    let replicas = Replicas::new(file(), DOUBT, &dial);
+    (Client { replicas }, keeper)
+}
+
+/// A task is put or taken, and what is to be kept for it reaches one node alone until the outcome is unknown. Then
+/// this node and another one are reached, or both others. How often the task is taken, and how often it should be.
+async fn task_in_doubt(takes: bool, finds_it: bool) -> Result<[usize; 2], Error> {
+    let (queue, steep) = (b"tasks", Packed::of("steep"));
+    if takes {
+        // By a set: after another swap, the first one may be refused, and asks the key's owner.
+        let first = Value::from(vec![0.into(), 54.into(), Value::Nil, "steep".into()]);
+        client().set(b"tasks:0", &Packed::of(first)).await?;
+    }
+    let (unlucky, keeper) = unlucky();
+    let step = async {
+        match takes {
+            true => unlucky.take_task(queue).await,
+            false => unlucky.put_task(queue, &steep).await.map(|()| None),
+        }
+    };
+    let network = async {
+        let keeper = loop {
+            match keeper.get() {
+                Some(keeper) => break keeper,
+                None => sleep(TICK).await,
+            }
+        };
+        sleep(2 * DOUBT).await;
+        let others = ALL.into_iter().filter(|name| *name != keeper);
+        let met = match finds_it {
+            true => others.take(1).chain([&**keeper]).collect::<Vec<_>>(),
+            false => others.collect(),
+        };
+        reach("story", &met);
+    };
+    let (step, ()) = tokio::join!(step, network);
+    let expected = usize::from(takes || step.is_ok());
+    let mut taken = step.iter().flatten().count();
+    while client().take_task(queue).await?.is_some() {
+        taken += 1;
+    }
+    reach("story", &ALL);
+    Ok([taken, expected])
+}
+
+/// Who puts or takes a task finds out what became of it, whoever can tell.
+pub fn tasks_in_doubt() -> Result<(), String> {
+    for (takes, finds_it) in [(false, false), (false, true), (true, false), (true, true)] {
+        let story = move |_| async move {
+            match task_in_doubt(takes, finds_it).await? {
+                [taken, expected] if taken == expected => Ok(()),
+                [taken, expected] => {
+                    let what = if takes { "take" } else { "put" };
+                    let why =
+                        format!("{taken} tasks are taken, not {expected}: {what}, {finds_it}");
+                    Err(why.into())
+                }
+            }
+        };
+        play(story, nobody)?;
+    }
+    Ok(())
 }

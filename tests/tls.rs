@@ -8,6 +8,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use common::gateway::Gateway;
 use common::{Cluster, block_on};
 use futures::stream::{self, StreamExt as _};
 use kv54::cluster::Limits;
@@ -197,6 +198,69 @@ fn a_certificate_of_another_node_is_not_believed() {
     ca.writes(&cluster, "host", &["alice"], ever());
     let said = cluster.kv54(["serve", "bob"]).exits(2);
     said.says(&["host.pem", "not valid for name \"bob\"", "alice"]);
+}
+
+/// What memcached's clients ask, each about another key, so that no one waits for another.
+const ASKED: [&str; 9] = [
+    "get tea\r\n",
+    "gets milk honey lemon\r\n",
+    "set pot 0 0 5\r\nblack\r\n",
+    "add cup 0 0 5\r\nblack\r\n",
+    "cas jug 0 0 5 1\r\nblack\r\n",
+    "incr cups 1\r\n",
+    "touch mug 0\r\n",
+    "delete kettle\r\n",
+    "mg spoon v q\r\n",
+];
+
+#[test]
+fn a_gateway_without_the_right_certificates_is_turned_away_and_nothing_is_a_miss() {
+    let (cluster, ca) = three_hosts();
+    let gateway = Gateway::of(&cluster, &[]);
+    let megabyte = "x".repeat(1 << 20);
+    gateway.client().plays(&[
+        ("set tea 0 0 5\r\ngreen\r\n", "STORED\r\n"),
+        ("get tea honey\r\n", "VALUE tea 0 5\r\ngreen\r\nEND\r\n"),
+        ("set cups 7 0 1\r\n5\r\n", "STORED\r\n"),
+        ("incr cups 1\r\n", "6\r\n"),
+        (
+            &format!("set milk 0 0 1048576\r\n{megabyte}\r\n"),
+            "STORED\r\n",
+        ),
+        (
+            "get milk\r\n",
+            &format!("VALUE milk 0 1048576\r\n{megabyte}\r\nEND\r\n"),
+        ),
+    ]);
+    assert_eq!(cluster.kv54(["get", "tea"]).exits(0).text(), "green\n");
+    let refused = |args: &[&str], why: &str| {
+        let stranger = Gateway::of(&cluster, &[&["--timeout", "1s"], args].concat());
+        let mut client = stranger.client();
+        client.sends(&ASKED.concat());
+        for asked in ASKED {
+            let line = client.line();
+            assert!(
+                line.starts_with("SERVER_ERROR unavailable: "),
+                "{asked}: {line}"
+            );
+            assert!(line.contains(why), "{asked}: {line}");
+        }
+        client.plays(&[("mn\r\n", "MN\r\n")]);
+    };
+    refused(&["--config", "plain.toml"], "it speaks TLS");
+    Authority::named("another").writes(&cluster, "host", &["ops"], ever());
+    refused(&[], "it refused the TLS handshake: ");
+    ca.writes(&cluster, "host", &["ops"], ever());
+    cluster.file("ca.pem", &Authority::named("another").pem);
+    refused(&[], "not signed by the ca of [tls]");
+    // Nothing has changed, and the one that was let in goes on.
+    gateway.client().plays(&[
+        (
+            "get tea pot cup jug\r\n",
+            "VALUE tea 0 5\r\ngreen\r\nEND\r\n",
+        ),
+        ("get cups\r\n", "VALUE cups 7 1\r\n6\r\nEND\r\n"),
+    ]);
 }
 
 #[test]

@@ -595,9 +595,10 @@ fn a_gateway_goes_on_while_the_ring_grows_and_shrinks() {
     }
     cluster.wait_until_ready();
     let gateway = Gateway::of(&cluster, &[]);
-    let lasting: String = (0..100)
-        .map(|n| format!("set k{n} 0 0 2\r\n{n:02}\r\n"))
-        .collect();
+    let mut lasting = String::new();
+    for n in 0..100 {
+        let _ = write!(lasting, "set k{n} 0 0 2\r\n{n:02}\r\n");
+    }
     let stored = "STORED\r\n".repeat(100);
     gateway.client().plays(&[
         (&lasting, &stored),
@@ -866,7 +867,9 @@ fn a_hangup_makes_a_gateway_take_fewer_connections_or_more() {
     limit("", "connections = 2\n");
     until(|| let_in(&gateway).is_none());
     // Those that are there stay. Another one comes in when there are fewer than two.
-    clients.iter_mut().for_each(|client| client.plays(&tea));
+    for client in &mut clients {
+        client.plays(&tea);
+    }
     clients.pop();
     for _ in 0..20 {
         assert!(let_in(&gateway).is_none(), "two are there");

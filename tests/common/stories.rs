@@ -651,17 +651,17 @@ fn unlucky() -> (Client, Arc<OnceLock<String>>) {
 /// A task is put or taken, and what is to be kept for it reaches one node alone until the outcome is unknown. Then
 /// this node and another one are reached, or both others. How often the task is taken, and how often it should be.
 async fn task_in_doubt(takes: bool, finds_it: bool) -> Result<[usize; 2], Error> {
-    let (queue, steep) = (b"tasks", Packed::of("steep"));
+    let (queue, task) = (b"tasks", Packed::of("steep"));
     if takes {
         // By a set: after another swap, the first one may be refused, and asks the key's owner.
         let first = Value::from(vec![0.into(), 54.into(), Value::Nil, "steep".into()]);
         client().set(b"tasks:0", &Packed::of(first)).await?;
     }
     let (unlucky, keeper) = unlucky();
-    let step = async {
+    let ended = async {
         match takes {
             true => unlucky.take_task(queue).await,
-            false => unlucky.put_task(queue, &steep).await.map(|()| None),
+            false => unlucky.put_task(queue, &task).await.map(|()| None),
         }
     };
     let network = async {
@@ -679,14 +679,14 @@ async fn task_in_doubt(takes: bool, finds_it: bool) -> Result<[usize; 2], Error>
         };
         reach("story", &met);
     };
-    let (step, ()) = tokio::join!(step, network);
-    let expected = usize::from(takes || step.is_ok());
-    let mut taken = step.iter().flatten().count();
+    let (ended, ()) = tokio::join!(ended, network);
+    let expected = usize::from(takes || ended.is_ok());
+    let mut times = ended.iter().flatten().count();
     while client().take_task(queue).await?.is_some() {
-        taken += 1;
+        times += 1;
     }
     reach("story", &ALL);
-    Ok([taken, expected])
+    Ok([times, expected])
 }
 
 /// Who puts or takes a task finds out what became of it, whoever can tell.

@@ -1,6 +1,7 @@
 //! Stories of accidents at just the wrong moments, which hardly a seed meets by chance. Real nodes and
 //! clients play them over a simulated network; what a swap sends that is slow or dies, the story sends
-//! itself. All nodes of a ring keep all keys, of which most stories know one, `tea`. `tests/sabotage.rs` knows the bug that each shows.
+//! itself. All nodes of a ring keep all keys, of which most stories know one, `tea`. `tests/sabotage.rs` knows the
+//! bug that each shows.
 
 #![allow(dead_code)]
 

@@ -531,11 +531,23 @@ impl Said {
     }
 }
 
-/// Sends a signal to a process.
+/// Sends a signal to a process. After `STOP` it returns when the process stands still: one that runs on another
+/// core may answer once more until the signal reaches it.
 pub fn kill(signal: &str, pid: u32) {
     let kill = format!("kill -{signal} {pid}");
     let done = Command::new("sh").args(["-c", &kill]).status();
     assert!(done.unwrap().success(), "{kill}");
+    let runs = || {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
+        threads.into_iter().flatten().any(|thread| {
+            let state = std::fs::read_to_string(thread.unwrap().path().join("stat"));
+            state.is_ok_and(|state| !state.contains(") T "))
+        })
+    };
+    let start = Instant::now();
+    while signal == "STOP" && runs() {
+        assert!(start.elapsed() < PATIENCE, "{pid} does not stop");
+    }
 }
 
 /// The folder of the examples, which are built first where they must be.

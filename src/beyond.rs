@@ -3,6 +3,7 @@
 pub mod expire;
 pub mod forget;
 pub mod large;
+pub mod log;
 pub mod memcached;
 pub mod programs;
 pub mod queue;

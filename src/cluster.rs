@@ -2,6 +2,8 @@
 //! key, and the next two nodes have copies. `cluster.toml`, the same file on every host, lists
 //! the nodes; [`Cluster::read`] reads it.
 
+use std::path::PathBuf;
+
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +29,8 @@ pub struct Cluster {
     pub limits: Limits,
     /// Where the certificates are, if connections are encrypted.
     pub tls: Option<Files>,
+    /// Where each node has a folder of its own, if it keeps a log on disk.
+    pub disk: Option<PathBuf>,
 }
 
 /// One node of the ring.

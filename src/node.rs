@@ -45,7 +45,7 @@ impl Node {
         let node = self.clone();
         joining.spawn(async move { node.forget().await });
         let (limits, meter) = (|| self.store.limits(), &self.store.meter);
-        rpc::serve_counted(incoming, &**self, limits, meter, stop).await;
+        rpc::serve_counted(incoming, &self.gated(), limits, meter, stop).await;
     }
 
     /// Takes from each newer file what can change while it runs.
@@ -64,8 +64,15 @@ impl Node {
                 _ => log::info!("cluster.toml is read again: {}", changes.join(", ")),
             }
             known = newer.changeable();
-            if started.node(name) != newer.node(name) || started.tls != newer.tls {
-                log::warn!("its own address and [tls] are taken at its next start");
+            let of_a_start = |file: &Cluster| {
+                (
+                    file.node(name).cloned(),
+                    file.tls.clone(),
+                    file.disk.clone(),
+                )
+            };
+            if of_a_start(&started) != of_a_start(&newer) {
+                log::warn!("its own address, [tls] and [disk] are taken at its next start");
             }
         }
     }
@@ -90,7 +97,9 @@ pub async fn run(
     let listener: &TcpListener = Box::leak(Box::new(bound?));
     let address = listener.local_addr()?;
     let hidden = listen.is_none() && address.ip().is_loopback();
-    let node = Node::new(Arc::new(Store::new(cluster.clone(), place)), TIMEOUT, &dial);
+    let (store, disk) = Store::open(cluster.clone(), place)?;
+    let node = Node::new(Arc::new(store), TIMEOUT, &dial);
+    let writing = node.clone();
     let life = async {
         log::info!("listening on {address}");
         if cluster.tls.is_none() && !address.ip().is_loopback() {
@@ -109,6 +118,7 @@ pub async fn run(
     tokio::select! {
         biased; // addresses that are no names are looked at before anybody is answered
         Some(error) = out_of_reach(&cluster, place), if hidden => Err(error),
+        error = writing.write_down(disk) => Err(error),
         ended = life => ended,
     }
 }

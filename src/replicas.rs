@@ -294,7 +294,7 @@ impl Operation<'_> {
         let (around, at) = entry.stamp.around();
         let (begin, end) = around.split_at(at);
         let ask = |at| match self.own_store_at(phase.view, at) {
-            Some(store) => Sent::Answered(store.keep(self.key, entry)),
+            Some(store) => Sent::own(store.keep(self.key, entry), store.settling(self.key)),
             None => self.send(phase.view, at, "store", [begin, entry.value, end]),
         };
         let stored = self.majority(phase, |_| Ok(()), ask, taken).await;
@@ -312,8 +312,11 @@ impl Operation<'_> {
             let ask = |at| {
                 if let Some(store) = self.own_store_at(&view, at) {
                     let own = store.load(self.key, known);
-                    told = told.max(own.as_ref().ok().map(|own| own.stamp));
-                    return Sent::Answered(own);
+                    let settling = store.settling(self.key);
+                    if settling.is_none() {
+                        told = told.max(own.as_ref().ok().map(|own| own.stamp));
+                    }
+                    return Sent::own(own, settling);
                 }
                 let told = told.map(|told| told.begin(2)).unwrap_or_default();
                 self.send(&view, at, "load", [&told, &[], &[]])
@@ -420,6 +423,7 @@ impl Operation<'_> {
                 },
                 to_ask: to_ask.into_iter(),
                 calls: Few::new(),
+                settling: Vec::new(),
                 answers,
                 errors: Vec::new(),
             }

@@ -5,12 +5,14 @@
 
 mod hearing;
 mod held;
+pub mod journal;
 mod memory;
 mod promise;
+mod replay;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytesize::ByteSize;
 use smallvec::SmallVec;
@@ -24,9 +26,12 @@ use crate::rpc::{Answer, Meter, lock};
 use crate::sabotage::{Bug, planted};
 use crate::status::{Status, micros};
 use held::{Found, Held, Part, Unsettled, promised};
+use journal::Journal;
 use memory::{Memory, Refusal, Usage};
 
+pub use journal::Settling;
 pub use promise::{Prepare, Promise};
+pub use replay::At;
 
 /// What an entry takes beside its key and value, in bytes: its place in the map, and two allocations.
 pub(crate) const OVERHEAD: usize = 100;
@@ -54,6 +59,7 @@ pub struct Store {
     start_id: u64,
     forgets_from: AtomicUsize,
     limits: Mutex<Limits>,
+    journal: OnceLock<Arc<Journal>>, // where it has a disk
     kept: Mutex<Kept>,
 }
 
@@ -68,6 +74,7 @@ struct Kept {
     epoch: u64,
     held: Vec<Held>,            // for each ring that is asked
     starting: bool,             // some part was not ready yet since the node started
+    is_noted: bool,             // it is written down that it is ready
     unheard: bool, // it does not know yet whether the ring has changed: it answers nothing
     heard: BTreeSet<String>, // who has said how the ring is
     member: bool,  // it has been in a ring that was asked
@@ -92,6 +99,7 @@ impl Store {
             epoch: 0,
             held: Vec::new(),
             starting: true,
+            is_noted: false,
             unheard: true,
             heard: BTreeSet::new(),
             member: false,
@@ -109,6 +117,7 @@ impl Store {
             start_id: fastrand::u64(..),
             forgets_from: AtomicUsize::new(FORGETS_FROM),
             limits: Mutex::new(limits),
+            journal: OnceLock::new(),
             kept: Mutex::new(kept),
         }
     }
@@ -180,6 +189,7 @@ impl Replica<'_> {
             _ => Some(entry.map_or(Packed::default(), |entry| entry.value.clone())),
         };
         if let Some(bytes) = known.and_then(Stamp::bytes_to_set) {
+            self.store.has_room(bytes > 0)?;
             let added = match entry {
                 Some(old) => bytes.saturating_sub(size(old.value)),
                 None => bytes + key.len() + OVERHEAD,
@@ -248,6 +258,7 @@ impl Replica<'_> {
         entry: Entry<&[u8]>,
         is_vote: bool,
     ) -> Result<(), Error> {
+        self.store.has_room(false)?;
         let ballot = entry.stamp.ballot;
         let (memory, held, other) = self.held(kept)?;
         let (number, part) = held.part(key, &self.store.name)?;
@@ -258,7 +269,7 @@ impl Replica<'_> {
         let (place, old) = found.map(|found| (found.place, found.entry)).unzip();
         if old.is_some_and(|old| old.stamp >= entry.stamp) && !planted(Bug::OldEntryReplacesNew) {
             if is_vote && ballot > 0 {
-                memory.own.bytes += held.promise(number, place, key, ballot, None);
+                self.note_promise((memory, held), key, ballot, None)?;
             }
             return Ok(());
         }
@@ -276,6 +287,7 @@ impl Replica<'_> {
         if let Some(part) = held.parts.get_mut(&number) {
             part.put(place, key, entry, shared);
         }
+        self.note(held.born, key, entry);
         Ok(())
     }
 
@@ -291,7 +303,7 @@ impl Replica<'_> {
         } = prepare;
         let mut kept = lock(&self.store.kept);
         let (memory, held, _) = self.held(&mut kept)?;
-        let (number, part) = held.part(key, &self.store.name)?;
+        let (_, part) = held.part(key, &self.store.name)?;
         if !planted(Bug::JoiningNodePromises) {
             held.is_ready(part)?;
         }
@@ -309,7 +321,7 @@ impl Replica<'_> {
         if added > 0 && !is_read && !memory.own.has_room(added) {
             return Err(self.full(held, &Refusal::of(memory.own), added));
         }
-        let place = found.as_ref().map(|found| found.place);
+        self.store.has_room(!is_read)?;
         let found = found.map(|found| found.entry);
         let stamp = found.map(|entry| entry.stamp).unwrap_or_default();
         let promise = match known == Some(stamp) {
@@ -320,7 +332,7 @@ impl Replica<'_> {
             }),
         };
         let moment = (now, held.cluster.limits.window / 64);
-        memory.own.bytes += held.promise(number, place, key, ballot, Some(moment));
+        self.note_promise((memory, held), key, ballot, Some(moment))?;
         Ok(promise)
     }
 
@@ -349,10 +361,10 @@ impl Replica<'_> {
         check_value(entry.value)?;
         let mut kept = lock(&self.store.kept);
         let (memory, held, _) = self.held(&mut kept)?;
-        let (number, part) = held.part(key, &self.store.name)?;
+        self.store.has_room(false)?;
+        let number = held.part(key, &self.store.name)?.0;
         if promises > 0 && !planted(Bug::PromisesNotCopied) {
-            let place = part.find(key).map(|found| found.place);
-            memory.own.bytes += held.promise(number, place, key, promises, None);
+            self.note_promise((memory, held), key, promises, None)?;
         }
         if entry.stamp == Stamp::default() {
             return Ok(()); // there is only the promise
@@ -500,6 +512,7 @@ impl Replica<'_> {
         });
         let mut kept = lock(&self.store.kept);
         kept.starting &= kept.is_joining();
+        self.store.note_ready(&mut kept);
         marked != Some(false)
     }
 
@@ -656,7 +669,7 @@ impl Store {
             forgot_s: kept.collected.map(|ended| ended.elapsed().as_secs()),
             bytes: kept.memory.own.bytes,
             memory: kept.memory.own.limit,
-            full: kept.memory.is_full(),
+            full: kept.memory.is_full() || self.has_room(true).is_err(),
             worn: kept.held.iter().any(|held| held.worn),
             start_id: self.start_id,
             uptime_s: uptime.as_secs(),

@@ -23,6 +23,7 @@ struct File {
     #[serde(default)]
     limits: Limits,
     tls: Option<Spanned<Files>>,
+    disk: Option<Disk>,
 }
 
 /// Names and addresses.
@@ -101,6 +102,13 @@ pub struct Files {
     pub key: PathBuf,
 }
 
+/// The table `[disk]`: the same path on every host.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Disk {
+    path: PathBuf,
+}
+
 /// What is wrong with the text: where in it, and `field: why`.
 type Wrong = (usize, String);
 
@@ -156,7 +164,7 @@ fn lines_before(text: &str, at: usize) -> usize {
     text.get(..at).unwrap_or(text).matches('\n').count()
 }
 
-/// Checks what concerns more than one field. The files of `[tls]` lie beside this one.
+/// Checks what concerns more than one field. The files of `[tls]`, and the folder of `[disk]`, lie beside this one.
 fn ring(file: File, path: &Path) -> Result<Cluster, Wrong> {
     let start = file.nodes.span().start;
     let nodes = sorted("nodes", file.nodes.into_inner(), &[])?;
@@ -175,11 +183,13 @@ fn ring(file: File, path: &Path) -> Result<Cluster, Wrong> {
             *file = path.with_file_name(&*file);
         }
     }
+    let disk = file.disk.map(|disk| path.with_file_name(disk.path));
     Ok(Cluster {
         nodes,
         leaving,
         limits,
         tls,
+        disk,
     })
 }
 
@@ -192,12 +202,13 @@ impl Cluster {
             .find(|node| !is_name(&node.name) || check_address(&node.address).is_err());
         if let (true, false, None) = (sorted, nodes.is_empty(), odd) {
             let (nodes, leaving, tls) = (nodes.to_vec(), Vec::new(), self.tls.clone());
-            let limits = self.limits;
+            let (limits, disk) = (self.limits, self.disk.clone());
             return Ok(Cluster {
                 nodes,
                 leaving,
                 limits,
                 tls,
+                disk,
             });
         }
         Err("a ring is names in order, each with host:port".to_owned())

@@ -12,12 +12,24 @@ use crate::cluster::{COPIES, Cluster};
 use crate::entry::Loaded;
 use crate::error::{Error, Kind};
 use crate::rpc::{Call, HEDGE};
-use crate::store::Promise;
+use crate::store::{Promise, Settling};
 
 /// What became of a question to one replica.
 pub(super) enum Sent<T> {
     Answered(Result<T, Error>),
+    /// By the coordinator's own replica, once its disk has what the answer reveals.
+    Settling(T, Settling),
     Awaited(Call),
+}
+
+impl<T> Sent<T> {
+    /// What the coordinator's own replica answers.
+    pub(super) fn own(answer: Result<T, Error>, settling: Option<Settling>) -> Self {
+        match (answer, settling) {
+            (Ok(answer), Some(settling)) => Sent::Settling(answer, settling),
+            (answer, _) => Sent::Answered(answer),
+        }
+    }
 }
 
 pub(super) type Read<T> = fn(&[u8]) -> Result<T, Error>;
@@ -56,6 +68,7 @@ pub(super) struct Attempt<'a, T> {
     pub(super) due: usize, // how many replicas are to be asked now
     pub(super) to_ask: smallvec::IntoIter<[usize; COPIES]>, // the replicas that were not asked yet
     pub(super) calls: Few<(usize, Call)>,
+    pub(super) settling: Vec<(usize, Option<T>, Settling)>,
     pub(super) answers: Answers<T>,
     pub(super) errors: Errors,
 }
@@ -91,15 +104,15 @@ impl<T: Answered> Attempt<'_, T> {
             let now = Instant::now();
             self.collect(read, context);
             let is_refused = self.has_no_room(&[Kind::Full, Kind::Busy]);
-            let left = self.answers.len() + self.calls.len() + self.to_ask.len();
+            let left = self.answers.len() + self.open() + self.to_ask.len();
             let is_over = left < self.needed && self.is_outbid() || now > self.closes;
             if is_refused || self.has_majority() || is_over {
                 return Poll::Ready(());
             }
             if !self.needs_another(now) {
-                return match self.calls.is_empty() {
-                    true => Poll::Ready(()),
-                    false => Poll::Pending,
+                return match self.open() {
+                    0 => Poll::Ready(()),
+                    _ => Poll::Pending,
                 };
             }
             self.due = 1;
@@ -113,6 +126,9 @@ impl<T: Answered> Attempt<'_, T> {
             match next.map(|place| (place, ask((self.number, place)))) {
                 Some((place, Sent::Answered(answer))) => self.count(place, Instant::now(), answer),
                 Some((place, Sent::Awaited(call))) => self.calls.push((place, call)),
+                Some((place, Sent::Settling(answer, settling))) => {
+                    self.settling.push((place, Some(answer), settling));
+                }
                 None => {}
             }
         }
@@ -129,6 +145,20 @@ impl<T: Answered> Attempt<'_, T> {
             false
         });
         self.calls = calls;
+        let mut open = std::mem::take(&mut self.settling);
+        open.retain_mut(|(place, answer, settling)| {
+            let is_open = settling.as_mut().poll(context).is_pending();
+            if let Some(answer) = answer.take_if(|_| !is_open) {
+                self.count(*place, Instant::now(), Ok(answer));
+            }
+            is_open
+        });
+        self.settling = open;
+    }
+
+    /// How many answers are still to come.
+    fn open(&self) -> usize {
+        self.calls.len() + self.settling.len()
     }
 
     /// Counts one answer, if it came within the window.
@@ -197,14 +227,16 @@ impl<T: Answered> Attempt<'_, T> {
 
     /// Whether the next replica must be asked: one has failed, or an answer is late.
     fn needs_another(&self, now: Instant) -> bool {
-        let too_few = self.answers.len() + self.calls.len() < self.needed;
-        let too_few = too_few && (self.calls.is_empty() || !self.one_by_one);
+        let too_few = self.answers.len() + self.open() < self.needed;
+        let too_few = too_few && (self.open() == 0 || !self.one_by_one);
         self.to_ask.len() > 0 && (too_few || now - self.opened >= HEDGE)
     }
 
     /// A call that is still open was not answered in time.
     pub(super) fn give_up(&mut self) {
-        let open = self.calls.drain(..).map(|(place, _)| (place, late()));
+        let calls = self.calls.drain(..).map(|(place, _)| place);
+        let settling = self.settling.drain(..).map(|(place, ..)| place);
+        let open = calls.chain(settling).map(|place| (place, late()));
         self.errors.extend(open);
     }
 }

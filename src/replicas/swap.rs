@@ -263,11 +263,12 @@ impl<'a> Swap<'a> {
         let ask = |at| match self.of.own_store_at(phase.view, at) {
             Some(store) => {
                 let own = store.promise(self.of.key, prepare);
-                if let (Ok(Promise::Given(own)), None) = (&own, prepare.known) {
+                let settling = store.settling(self.of.key);
+                if let (Ok(Promise::Given(own)), None, None) = (&own, prepare.known, &settling) {
                     // The others leave out what we hold; a counter is no longer than its stamp.
                     prepare.known = Some(own.stamp).filter(|_| own.value.len() > COUNTER);
                 }
-                Sent::Answered(own)
+                Sent::own(own, settling)
             }
             None => (self.of).send(phase.view, at, "promise", [&prepare.encoded(), &[], &[]]),
         };

@@ -134,7 +134,10 @@ pub fn frame(segment: u64, at: usize, body: &[u8]) -> Vec<u8> {
         }
         frame.extend_from_slice(piece);
         frame.resize(start + SECTOR, 0);
-        if let Some((sum, rest)) = frame.get_mut(start..).and_then(<[u8]>::split_first_chunk_mut) {
+        if let Some((sum, rest)) = frame
+            .get_mut(start..)
+            .and_then(<[u8]>::split_first_chunk_mut)
+        {
             *sum = checksum(segment, at + nth, rest).to_le_bytes();
         }
     }

@@ -1,0 +1,434 @@
+//! The files of a log, and their order. `1.base` begins a log: from the newest `base` on, each segment's closing frame
+//! names the next one, until the last, which has none. A `log` has what was committed; a `more` goes on with a
+//! base. What is in none of these places is left over from something that a crash ended, or is damage.
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+
+use futures::future::BoxFuture;
+
+use super::segment::{Body, Header, SECTOR, Segment, Verdict, frame, read, sectors};
+
+/// What a log asks of the folder in which it lies. Names are names of files in it.
+pub trait Files: Send + 'static {
+    /// The names that are there.
+    fn list(&self) -> io::Result<Vec<String>>;
+    /// All bytes of a file.
+    fn read(&self, name: &str) -> io::Result<Vec<u8>>;
+    /// Writes from this byte on; the file is made if it is not there.
+    fn write(&mut self, name: &str, at: usize, bytes: &[u8]) -> io::Result<()>;
+    /// What was written to a file is on disk when this returns.
+    fn sync(&mut self, name: &str) -> io::Result<()>;
+    /// Which names there are is on disk when this returns.
+    fn sync_names(&mut self) -> io::Result<()>;
+    /// Gives a file another name.
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()>;
+    /// Removes a file.
+    fn remove(&mut self, name: &str) -> io::Result<()>;
+    /// Gives the folder another name, under which nothing looks for it; which one. It is on disk when this returns.
+    fn put_aside(&mut self) -> io::Result<String>;
+    /// How long a job waits that runs where it stands, in a simulation. Else it has a thread of its own.
+    fn pause(&self) -> Option<BoxFuture<'static, ()>> {
+        None
+    }
+}
+
+/// What a log was found to be.
+#[derive(Debug, PartialEq)]
+pub enum Found {
+    /// There is none.
+    Nothing,
+    /// All that was answered is there. Of the last commit some may be missing.
+    Whole,
+    /// Something is missing or wrong: why.
+    Damaged(String),
+}
+
+/// Segments that are written to.
+pub struct Segments<F> {
+    pub(super) files: F,
+    header: Header,
+    end: End,
+    newest: u64,         // the highest number that a segment has
+    spare: Option<u64>,  // the segment that goes on when the current one is full
+    before: Vec<String>, // the segments before the current one
+    based: usize,        // how many there were when all was last written anew
+    base: Option<Base>,
+}
+
+/// Where the next frame goes.
+struct End {
+    number: u64,
+    name: String,
+    at: usize, // in sectors
+}
+
+/// A base that is being written.
+struct Base {
+    instead_of: usize, // so many segments
+    next: u64,         // the one behind them
+    done: Vec<String>, // as they will be called
+    end: End,
+}
+
+/// Whether there is no room: then nothing was changed, and it may be tried again.
+pub fn is_full(error: &io::Error) -> bool {
+    use ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), FileTooLarge | QuotaExceeded | StorageFull)
+}
+
+/// The parts of a name: number and kind.
+fn parts(name: &str) -> Option<(u64, &str)> {
+    let (number, kind) = name.split_once('.')?;
+    Some((number.parse().ok()?, kind))
+}
+
+impl<F: Files> Segments<F> {
+    /// A log of this node in segments of this size, which may not be there yet: see [`Segments::open`].
+    pub fn new(files: F, node: &str, size: u32) -> Self {
+        let node = node.to_owned();
+        let header = Header {
+            size,
+            log: fastrand::u64(..),
+            node,
+        };
+        let (number, name, at) = (1, "1.base".to_owned(), 0);
+        Segments {
+            files,
+            header,
+            end: End { number, name, at },
+            newest: 1,
+            spare: None,
+            before: Vec::new(),
+            based: 0,
+            base: None,
+        }
+    }
+
+    /// Reads all records that are there, commit by commit. An error is one of reading, or what `take` says.
+    pub fn open(&mut self, take: &mut impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<Found> {
+        let mut names = BTreeMap::new();
+        for name in self.files.list()? {
+            match parts(&name) {
+                Some((number, "base" | "log" | "more")) => drop(names.insert(number, name)),
+                _ if name.ends_with(".new") => self.files.remove(&name)?,
+                _ => {}
+            }
+        }
+        if names.is_empty() {
+            return Ok(Found::Nothing);
+        }
+        let mut bases = names.iter().filter(|(_, name)| name.ends_with(".base"));
+        let Some(base) = bases.next_back().map(|(number, _)| *number) else {
+            return Ok(Found::Damaged("its first segment is missing".to_owned()));
+        };
+        self.newest = names.keys().next_back().copied().unwrap_or(base);
+        match self.follow(base, &mut names, take)? {
+            Ok(is_torn) => match self.take_over(is_torn, names) {
+                Ok(()) => Ok(Found::Whole),
+                Err(error) => Err(self.suspect(&error)),
+            },
+            Err(why) => Ok(Found::Damaged(why)),
+        }
+    }
+
+    /// Reads from this segment on to the last. Else why it is damaged; whether its last frame is torn. What is
+    /// left in `names` is not part of it.
+    fn follow(
+        &mut self,
+        base: u64,
+        names: &mut BTreeMap<u64, String>,
+        take: &mut impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> io::Result<Result<bool, String>> {
+        let (mut number, mut oldest) = (base, None);
+        let is_torn = loop {
+            let Some(name) = names.remove(&number) else {
+                return Ok(Err(format!("segment {number} is missing")));
+            };
+            if name.ends_with(".log") {
+                oldest = oldest.or(Some(number));
+            }
+            let segment = read(number, &self.files.read(&name)?);
+            let next = match self.checked(&segment, number == base)? {
+                Ok(next) => next,
+                Err(why) => return Ok(Err(format!("{name}: {why}"))),
+            };
+            for body in &segment.bodies {
+                if let Body::Records(records) = body {
+                    take(records)?;
+                }
+            }
+            let Some(next) = next else {
+                let (at, is_torn) = (segment.end, segment.verdict == Verdict::TornLast);
+                self.end = End { number, name, at };
+                break is_torn;
+            };
+            self.before.push(name);
+            number = next;
+        };
+        // Where the last one has lost its end, another one has what followed.
+        for (number, name) in names.range(oldest.unwrap_or(base)..) {
+            if name.ends_with(".log") && read(*number, &self.files.read(name)?).bodies.len() > 1 {
+                return Ok(Err(format!("nothing leads to {name}")));
+            }
+        }
+        Ok(Ok(is_torn))
+    }
+
+    /// Which segment goes on behind this one, if any; else why it is damaged. An error is a reason not to touch it.
+    fn checked(
+        &mut self,
+        segment: &Segment,
+        is_first: bool,
+    ) -> io::Result<Result<Option<u64>, String>> {
+        if let Verdict::Damaged(why) = &segment.verdict {
+            return Ok(Err(why.clone()));
+        }
+        if let Some(Body::Header(header)) = segment.bodies.first() {
+            if header.node != self.header.node {
+                let why = format!("this is the log of {}", header.node);
+                return Err(io::Error::other(why));
+            }
+            if is_first {
+                self.header = header.clone();
+            } else if *header != self.header {
+                return Ok(Err("it is of another log".to_owned()));
+            }
+        }
+        Ok(match segment.bodies.last() {
+            Some(Body::Closing(_)) if segment.verdict != Verdict::Whole => {
+                Err("it goes on behind its end".to_owned())
+            }
+            Some(Body::Closing(next)) => Ok(Some(*next)),
+            _ => Ok(None),
+        })
+    }
+
+    /// Takes a whole log over. After a crash it may be in memory alone, so that all of it is synced.
+    fn take_over(&mut self, is_torn: bool, left: BTreeMap<u64, String>) -> io::Result<()> {
+        if is_torn {
+            let start = self.end.at * SECTOR;
+            let zeros = vec![0; self.size().saturating_sub(start)];
+            self.files.write(&self.end.name, start, &zeros)?;
+        }
+        for name in self.before.iter().chain([&self.end.name]) {
+            self.files.sync(name)?;
+        }
+        self.files.sync_names()?;
+        let is_based = |name: &&String| !name.ends_with(".log");
+        self.based = self.before.iter().filter(is_based).count();
+        for name in left.into_values() {
+            self.files.remove(&name)?;
+        }
+        self.files.sync_names()
+    }
+
+    /// Puts the log aside, whose disk had this error: what is read from now on may not be on disk.
+    pub fn suspect(&mut self, error: &io::Error) -> io::Error {
+        let kept = match self.files.put_aside() {
+            Ok(name) => format!("the log is kept as {name}"),
+            Err(error) => format!("remove the log: it cannot be put aside ({error})"),
+        };
+        io::Error::other(format!("{error}; {kept}, and the next start joins"))
+    }
+
+    fn size(&self) -> usize {
+        self.header.size as usize
+    }
+
+    /// The longest frame: beside it are a header and a closing frame.
+    fn most(&self) -> usize {
+        (self.size() / SECTOR).saturating_sub(3)
+    }
+
+    /// Begins a log in a folder that has none.
+    pub fn begin(&mut self) -> io::Result<()> {
+        self.end.at = self.make("1.base", 1)?;
+        self.publish("1.base")
+    }
+
+    /// Makes a segment, which is not called by its name yet, and has no frame but a header; where the next one goes.
+    fn make(&mut self, name: &str, number: u64) -> io::Result<usize> {
+        let name = format!("{name}.new");
+        let mut bytes = frame(number, 0, &Body::Header(self.header.clone()).bytes());
+        let at = bytes.len() / SECTOR;
+        bytes.resize(self.size(), 0);
+        let made = self.files.write(&name, 0, &bytes);
+        let made = made.and_then(|()| self.files.sync(&name));
+        if made.is_err() {
+            let _ = self.files.remove(&name); // what is left is removed at the next start
+        }
+        made.map(|()| at)
+    }
+
+    /// Gives a segment that is on disk its name.
+    fn publish(&mut self, name: &str) -> io::Result<()> {
+        self.files.rename(&format!("{name}.new"), name)?;
+        self.files.sync_names()
+    }
+
+    fn next_number(&mut self) -> u64 {
+        self.newest += 1;
+        self.newest
+    }
+
+    /// Makes the segment that goes on when this one is full, unless it is there: so it shows early that a
+    /// disk is full.
+    pub fn prepare(&mut self) -> io::Result<()> {
+        if self.spare.is_none() {
+            let number = self.newest + 1;
+            let name = format!("{number}.log");
+            self.make(&name, number)?;
+            self.publish(&name)?;
+            self.spare = Some(self.next_number());
+        }
+        Ok(())
+    }
+
+    /// Whether it is not there.
+    pub fn needs_spare(&self) -> bool {
+        self.spare.is_none()
+    }
+
+    /// Writes records that belong together, and syncs them. If there is no room it may be tried again with the same
+    /// ones; after any other error nothing may be written any more.
+    pub fn commit(&mut self, records: Vec<u8>) -> io::Result<()> {
+        let body = Body::Records(records).bytes();
+        let count = sectors(body.len());
+        if count > self.most() {
+            return Err(io::Error::other(format!(
+                "a commit of {} bytes",
+                body.len()
+            )));
+        }
+        if self.end.at + count >= self.size() / SECTOR {
+            self.go_on()?;
+        }
+        let End { number, name, at } = &self.end;
+        self.files
+            .write(name, at * SECTOR, &frame(*number, *at, &body))?;
+        self.files.sync(name).map_err(of_sync)?;
+        self.end.at += count;
+        Ok(())
+    }
+
+    /// Goes on in the next segment.
+    fn go_on(&mut self) -> io::Result<()> {
+        self.prepare()?;
+        let Some(next) = self.spare else {
+            return Err(io::Error::other("no next segment"));
+        };
+        let End { number, name, at } = &self.end;
+        self.files.write(
+            name,
+            at * SECTOR,
+            &frame(*number, *at, &Body::Closing(next).bytes()),
+        )?;
+        self.files.sync(name).map_err(of_sync)?;
+        let at = sectors(Body::Header(self.header.clone()).bytes().len());
+        let (number, name) = (next, format!("{next}.log"));
+        let before = std::mem::replace(&mut self.end, End { number, name, at });
+        self.before.push(before.name);
+        self.spare = None;
+        Ok(())
+    }
+
+    /// How many bytes the files have.
+    pub fn bytes(&self) -> usize {
+        let base = self.base.as_ref().map_or(0, |base| base.done.len() + 1);
+        let current = 1 + usize::from(self.spare.is_some());
+        (self.before.len() + current + base) * self.size()
+    }
+
+    /// Whether half of it is old: then all that is kept should be written anew.
+    pub fn is_worn(&self) -> bool {
+        self.base.is_none() && self.before.len() > 2 * self.based + 2
+    }
+
+    /// Begins to write anew all that is kept from now on; what is committed meanwhile stands behind it.
+    pub fn rebase(&mut self) -> io::Result<()> {
+        self.go_on()?;
+        let number = self.next_number();
+        let name = format!("{number}.base");
+        let at = self.make(&name, number)?;
+        self.base = Some(Base {
+            instead_of: self.before.len(),
+            next: self.end.number,
+            done: Vec::new(),
+            end: End { number, name, at },
+        });
+        Ok(())
+    }
+
+    /// Writes records into the base.
+    pub fn add(&mut self, records: Vec<u8>) -> io::Result<()> {
+        let body = Body::Records(records).bytes();
+        let count = sectors(body.len());
+        if self
+            .base
+            .as_ref()
+            .is_some_and(|base| base.end.at + count >= self.size() / SECTOR)
+        {
+            let number = self.next_number();
+            let name = format!("{number}.more");
+            let at = self.make(&name, number)?;
+            self.close(number)?;
+            if let Some(base) = &mut self.base {
+                base.end = End { number, name, at };
+            }
+        }
+        let Some(Base { end, .. }) = &mut self.base else {
+            return Ok(());
+        };
+        let name = format!("{}.new", end.name);
+        self.files
+            .write(&name, end.at * SECTOR, &frame(end.number, end.at, &body))?;
+        end.at += count;
+        self.files.sync(&name)
+    }
+
+    /// Ends the current segment of the base, which this one follows.
+    fn close(&mut self, next: u64) -> io::Result<()> {
+        if let Some(Base { done, end, .. }) = &mut self.base {
+            let (name, closing) = (format!("{}.new", end.name), Body::Closing(next).bytes());
+            self.files
+                .write(&name, end.at * SECTOR, &frame(end.number, end.at, &closing))?;
+            self.files.sync(&name)?;
+            done.push(end.name.clone());
+        }
+        Ok(())
+    }
+
+    /// The base is complete. It counts once its first segment has its name, and what was before it goes.
+    pub fn based(&mut self) -> io::Result<()> {
+        self.close(self.base.as_ref().map_or(0, |base| base.next))?;
+        let Some(Base {
+            done, instead_of, ..
+        }) = self.base.take()
+        else {
+            return Ok(());
+        };
+        for name in done.iter().rev() {
+            self.publish(name)?;
+        }
+        self.based = done.len();
+        for name in self.before.splice(..instead_of, done).collect::<Vec<_>>() {
+            self.files.remove(&name)?;
+        }
+        self.files.sync_names()
+    }
+
+    /// Gives the base up: there is no room.
+    pub fn give_up(&mut self) {
+        if let Some(Base { done, end, .. }) = self.base.take() {
+            for name in done.iter().chain([&end.name]) {
+                let _ = self.files.remove(&format!("{name}.new"));
+            }
+        }
+    }
+}
+
+/// A sync that fails is never tried again: the system forgets what it could not write.
+fn of_sync(error: io::Error) -> io::Error {
+    io::Error::other(error)
+}

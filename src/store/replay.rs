@@ -1,0 +1,227 @@
+//! What a store writes down for the time after its node has stopped, and how it takes that back. A record is
+//! `[ring, [key, entry, promised]]`, where the ring is the step at which it was first asked, `[state]`, or `[]`:
+//! from there on the node's word has counted, until its state says otherwise.
+
+use std::sync::Arc;
+
+use super::journal::{Journal, Room, Settling};
+use super::{Held, Kept, Memory, Replica, Store};
+use crate::cluster::Told;
+use crate::entry::{Entry, Stamp, entry, key};
+use crate::error::{Error, Kind};
+use crate::rpc::codec::{self, NIL, encode_bytes, encode_numbers};
+use crate::rpc::lock;
+
+/// Where the pages of a store go on: the step at which a ring was first asked, a part and a cursor in it.
+pub type At = (u64, usize, usize);
+
+impl Store {
+    /// Writes down from now on what it keeps.
+    pub fn write_down(&self, journal: Arc<Journal>) {
+        let _ = self.journal.set(journal);
+        self.note_state();
+        self.note_ready(&mut lock(&self.kept));
+    }
+
+    /// What is written down and not on disk yet; none without `[disk]`.
+    pub fn journal(&self) -> Option<&Arc<Journal>> {
+        self.journal.get()
+    }
+
+    /// Writes down how the ring is.
+    pub(super) fn note_state(&self) {
+        if let Some(journal) = self.journal.get() {
+            journal.append(None, &[&[0x91], &self.told_to_all().packed()]);
+        }
+    }
+
+    /// Writes down that this node's word counts, once it does.
+    pub(super) fn note_ready(&self, kept: &mut Kept) {
+        let is_ready = !kept.unheard && !kept.is_joining();
+        if let (Some(journal), true, false) = (self.journal.get(), is_ready, kept.is_noted) {
+            journal.append(None, &[&[0x90]]);
+        }
+        kept.is_noted = is_ready;
+    }
+
+    /// Refuses where the disk has no room for what comes.
+    pub(super) fn has_room(&self, is_new: bool) -> Result<(), Error> {
+        let most = if is_new { Room::Little } else { Room::None };
+        match self.journal.get() {
+            Some(journal) if journal.room() >= most => Err(Error::new(
+                Kind::Full,
+                format!("the disk of {} is full", self.name),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is told of the ring, without a name: it goes by what it says.
+    fn told_to_all(&self) -> Told {
+        self.rings.told("", 0)
+    }
+
+    /// Takes records back, oldest first, into a store that has written nothing down.
+    pub fn replay(&self, records: &[u8]) -> Result<(), Error> {
+        let mut kept = lock(&self.kept);
+        kept.unheard = false; // else it takes nothing
+        for record in codec::items(records).ok_or_else(odd)? {
+            match codec::items(record).as_deref() {
+                Some([]) => self.replay_ready(&mut kept),
+                Some([state]) => self.replay_state(&mut kept, &Told::read(state)?)?,
+                Some([ring, item]) => {
+                    let item = codec::items(item).ok_or_else(odd)?;
+                    self.replay_entry(&mut kept, codec::number(ring).ok_or_else(odd)?, &item)?;
+                }
+                _ => return Err(odd()),
+            }
+        }
+        Ok(())
+    }
+
+    /// The end of it. Whether this node's word counts; refused if its ring is another than the file's.
+    pub fn replayed(&self) -> Result<bool, Error> {
+        let mut kept = lock(&self.kept);
+        kept.unheard = kept.starting;
+        kept.is_noted = !kept.unheard && !kept.is_joining();
+        let known = self.rings.known();
+        let mut nodes = known.state.rings().flat_map(|ring| ring.names());
+        match nodes.find(|name| known.file.node(name).is_none()) {
+            None => Ok(kept.is_noted),
+            Some(name) => {
+                let (ring, file) = (known.state.told(), "[nodes] nor in [leaving]");
+                let why = format!("{ring}, and {name} is neither in {file}");
+                Err(Error::new(Kind::WrongRing, why))
+            }
+        }
+    }
+
+    fn replay_ready(&self, kept: &mut Kept) {
+        for part in kept
+            .held
+            .iter_mut()
+            .flat_map(|held| held.parts.values_mut())
+        {
+            part.missing.clear();
+        }
+        (kept.starting, kept.member) = (false, self.rings.known().state.has(&self.name));
+        self.rings.is_certain();
+    }
+
+    fn replay_state(&self, kept: &mut Kept, told: &Told) -> Result<(), Error> {
+        if let Some(state) = self.rings.hear(told, false)? {
+            kept.move_to(&state, &self.name);
+        }
+        Ok(())
+    }
+
+    fn replay_entry(&self, kept: &mut Kept, born: u64, item: &[&[u8]]) -> Result<(), Error> {
+        let (name, found, promised) = match *item {
+            [name, found] => (key(name)?, entry(found)?, 0),
+            [name, found, promised] => {
+                let promised = codec::number(promised).ok_or_else(odd)?;
+                (key(name)?, entry(found)?, promised)
+            }
+            _ => return Err(odd()),
+        };
+        let Some(held) = kept.held.iter().find(|held| held.born == born) else {
+            return Ok(()); // its ring is not asked any more
+        };
+        let (store, ring) = (self, held.ring);
+        let replica = Replica { store, ring };
+        if promised > 0 {
+            let (memory, held, _) = replica.held(kept)?;
+            let (number, part) = held.part(name, &self.name)?;
+            let place = part.find(name).map(|found| found.place);
+            memory.own.bytes += held.promise(number, place, name, promised, None);
+        }
+        match found.stamp == Stamp::default() {
+            true => Ok(()),
+            false => replica.keep_in(kept, name, found, false),
+        }
+    }
+
+    /// A page of all that is kept, as an array of records, and where the next one begins. It begins with the state
+    /// and whether this node's word counts.
+    pub fn page(&self, (ring, part, cursor): At, most: usize) -> (Vec<u8>, Option<At>) {
+        let kept = lock(&self.kept);
+        let (mut page, mut count) = (Vec::new(), 0_u32);
+        if (ring, part, cursor) == (0, 0, 0) {
+            page.extend_from_slice(&[&[0x91], &*self.told_to_all().packed()].concat());
+            page.extend_from_slice(if kept.is_noted { &[0x90] } else { &[] });
+            count += 1 + u32::from(kept.is_noted);
+        }
+        // A ring that is not asked any more is left out; what is kept in a new one is written down anyway.
+        let held = kept.held.iter().find(|held| held.born >= ring);
+        let (part, cursor) = match held {
+            Some(held) if held.born == ring => (part, cursor),
+            _ => (0, 0),
+        };
+        let mut next = held.map(|held| (held.born + 1, 0, 0));
+        let found = held.and_then(|held| Some((held.born, held.parts.values().nth(part)?)));
+        if let Some((born, found)) = found {
+            next = Some((born, part + 1, 0));
+            let slots = found.entries.get_range(cursor..).into_iter().flatten();
+            for ((key, slot), place) in slots.zip(cursor..) {
+                if page.len() > most {
+                    next = Some((born, part, place));
+                    break;
+                }
+                page.push(0x92);
+                page.extend_from_slice(&encode_numbers([born]));
+                found.list(place, key, slot, &mut page);
+                count += 1;
+            }
+        }
+        ([&[0xdd], &count.to_be_bytes()[..], &page].concat(), next)
+    }
+}
+
+impl Replica<'_> {
+    /// Writes down an entry of a key in the ring that was first asked at this step.
+    pub(super) fn note(&self, born: u64, key: &[u8], Entry { stamp, value }: Entry<&[u8]>) {
+        if let Some(journal) = self.store.journal.get() {
+            let (around, at) = stamp.around();
+            let (begin, end) = around.split_at(at);
+            let (ring, name) = (encode_numbers([born]), encode_bytes(key));
+            journal.append(
+                Some(key),
+                &[&[0x92], &ring, &[0x92], &name, begin, value, end],
+            );
+        }
+    }
+
+    /// Ready when what is kept of a key now is on disk; `None` if it is, or need not be.
+    pub fn settling(&self, key: &[u8]) -> Option<Settling> {
+        self.store.journal.get()?.settling(key)
+    }
+
+    /// Keeps a promise, and writes it down.
+    pub(super) fn note_promise(
+        &self,
+        (memory, held): (&mut Memory, &mut Held),
+        key: &[u8],
+        ballot: u64,
+        hold: Option<(tokio::time::Instant, std::time::Duration)>,
+    ) -> Result<(), Error> {
+        let (number, part) = held.part(key, &self.store.name)?;
+        let place = part.find(key).map(|found| found.place);
+        memory.own.bytes += held.promise(number, place, key, ballot, hold);
+        if let Some(journal) = self.store.journal.get() {
+            let (ring, name) = (encode_numbers([held.born]), encode_bytes(key));
+            let nothing = [&*Stamp::default().begin(3), NIL].concat();
+            let ballot = encode_numbers([ballot]);
+            journal.append(
+                Some(key),
+                &[&[0x92], &ring, &[0x93], &name, &nothing, &ballot],
+            );
+        }
+        Ok(())
+    }
+}
+
+fn odd() -> Error {
+    Error::bad_request(
+        "a record is [ring, [key, entry, promised ballot or nothing]], [state] or []",
+    )
+}

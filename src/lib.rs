@@ -17,7 +17,7 @@
 //! | [`methods`] | what a node can be asked, in one table |
 //! | [`error`] | what can go wrong, as the wire says it |
 //! | [`sabotage`] | bugs that the proof must find, compiled in for its test only |
-//! | [`beyond`] | what the essay did not have: [a ring that changes](beyond::rings), [compare and set](beyond::swap), [values that end](beyond::expire), [memcached's protocol](beyond::memcached), [large ones](beyond::large), [queues](beyond::queue), [programs](beyond::programs) |
+//! | [`beyond`] | what the essay did not have: [a ring that changes](beyond::rings), [compare and set](beyond::swap), [values that end](beyond::expire), [memcached's protocol](beyond::memcached), [a log on disk](beyond::log), [large ones](beyond::large), [queues](beyond::queue), [programs](beyond::programs) |
 //! | [`commands`] | what a person types |
 //!
 //! Start with [`server`] and [`client`]: they are the heart, the 54 lines.

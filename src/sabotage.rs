@@ -94,6 +94,16 @@ pub enum Bug {
     UnknownTaskTakenForRefused,
     /// A node that sees two memories lost at once says nothing.
     DoubtsNeverNoted,
+    /// A node with a disk answers `load` with what the disk does not have.
+    LoadNotGated,
+    /// It answers `store` before the disk has the entry.
+    StoreNotGated,
+    /// It takes a log as complete that was written while it joined.
+    NoReadyMark,
+    /// It answers with what it has read of its log, which may be in the memory of its host alone.
+    NoSyncAtOpen,
+    /// It gives a file its name and does not sync the folder.
+    FolderNotSynced,
 }
 
 /// Whether this bug is planted: never, but in a build with the feature `sabotage`, in the process

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use msgpack_rpc::Value;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
@@ -53,6 +54,15 @@ pub struct Status {
     pub memory: usize,
     /// Whether the last set that was refused for that would be refused again.
     pub full: bool,
+    /// How many bytes its log on disk has, where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<usize>,
+    /// How long the slowest of its last 16 commits took there, in microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commit_us: Option<u64>,
+    /// Whether the disk is full: sets are refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_full: Option<bool>,
     /// Whether a key has used half of the stamps of its epoch.
     pub worn: bool,
     /// How many entries it holds of each part, by the part's owner: keys and tombstones.
@@ -126,8 +136,23 @@ impl Status {
         let worn = "a key has used half of its stamps: kv54 resize --again gives it new ones";
         let worn = self.worn.then(|| worn.to_owned());
         let remarks = waiting.into_iter().chain(place).chain(worn);
-        let remarks = remarks.chain(self.full.then_some(full));
+        let remarks = remarks
+            .chain(self.full.then_some(full))
+            .chain(self.on_disk());
         remarks.collect::<Vec<_>>().join("; ")
+    }
+
+    /// What there is to say about its disk: `on disk 8.4 MB, commits take 1.2 ms at most`.
+    fn on_disk(&self) -> Option<String> {
+        let (bytes, took) = (self.disk? as u64, Duration::from_micros(self.commit_us?));
+        let full = match self.disk_full {
+            Some(true) => ", which is full",
+            _ => "",
+        };
+        let size = ByteSize(bytes).display().si();
+        Some(format!(
+            "on disk {size}{full}, commits took {took:.1?} at most"
+        ))
     }
 
     /// Whether its word counts for the part of this owner. A node of an older version does not say

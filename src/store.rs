@@ -26,7 +26,7 @@ use crate::rpc::{Answer, Meter, lock};
 use crate::sabotage::{Bug, planted};
 use crate::status::{Status, micros};
 use held::{Found, Held, Part, Unsettled, promised};
-use journal::Journal;
+use journal::{Journal, Room};
 use memory::{Memory, Refusal, Usage};
 
 pub use journal::Settling;
@@ -669,7 +669,7 @@ impl Store {
             forgot_s: kept.collected.map(|ended| ended.elapsed().as_secs()),
             bytes: kept.memory.own.bytes,
             memory: kept.memory.own.limit,
-            full: kept.memory.is_full() || self.has_room(true).is_err(),
+            full: kept.memory.is_full(),
             worn: kept.held.iter().any(|held| held.worn),
             start_id: self.start_id,
             uptime_s: uptime.as_secs(),
@@ -677,6 +677,12 @@ impl Store {
             doubts: kept.doubts.iter().cloned().collect(),
             ..Status::counted(&self.meter)
         };
+        if let Some(journal) = self.journal.get() {
+            let told = journal.told();
+            status.disk = Some(told.bytes);
+            status.commit_us = told.commits_us.into_iter().max();
+            status.disk_full = Some(journal.room() > Room::Enough);
+        }
         // What it holds of the old ring counts, or of the new one where it was not in the old one.
         if let Some(held) = kept.held.first() {
             for (number, part) in &held.parts {

@@ -224,6 +224,50 @@ fn a_ring_changes_and_remembers_it() {
     assert_eq!(told["nodes"][0]["epoch"], 1);
 }
 
+#[test]
+#[ignore = "needs root and a file system of its own"]
+fn a_disk_that_is_full_to_the_brim_is_waited_for() {
+    let cluster = on_disk(&["alice"]);
+    let data = cluster.dir.join("data");
+    fs::create_dir_all(&data).unwrap();
+    let script = format!("mount -t tmpfs -o size=16m none {data:?} && exec \"$0\" serve alice");
+    let mut alice = Command::new("unshare");
+    alice
+        .args(["-m", "sh", "-c", &script])
+        .arg(cluster.command().get_program());
+    let alice = Node::spawn(alice.current_dir(&cluster.dir));
+    alice.wait_for("ready with");
+    let set = |n: u64| {
+        let value = Value::Array(vec![n.into(), "x".repeat(100_000).into()]);
+        block_on(cluster.client().set(b"tea", &Packed::of(value)))
+    };
+    set(0).unwrap();
+    // Its folder, as its own process sees it.
+    let seen = PathBuf::from(format!("/proc/{}/root", alice.pid()));
+    let filler = seen.join(data.strip_prefix("/").unwrap()).join("filler");
+    let mut file = fs::File::create(&filler).unwrap();
+    while std::io::Write::write(&mut file, &[1; 4096]).is_ok_and(|written| written > 0) {}
+    let refused = (1..).find_map(|n| Some((n, set(n).err()?))).unwrap();
+    let (n, error) = refused;
+    assert!(
+        error.to_string().contains("the disk of alice is full"),
+        "{error}"
+    );
+    let last = |n| {
+        let value = block_on(cluster.client().get(b"tea"))
+            .unwrap()
+            .value()
+            .unwrap();
+        assert_eq!(value.as_array().unwrap()[0].as_u64(), Some(n));
+    };
+    last(n - 1);
+    let table = cluster.kv54(["status"]).exits(0);
+    assert!(table.text().contains(", which is full"), "{table:?}");
+    fs::remove_file(&filler).unwrap();
+    wait_until(|| set(n).is_ok());
+    last(n);
+}
+
 /// Writes one key again and again, until alice has written all anew, and kills all nodes; the last write that was answered.
 fn write_until_it_is_based(cluster: &Cluster) -> u64 {
     let (ends, based) = (AtomicBool::new(false), newest_base(cluster));

@@ -1,7 +1,21 @@
 //! The log on disk: what can happen to its bytes is either harmless or seen.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "common/ram.rs"]
+mod ram;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use kv54::beyond::log::Disk;
+use kv54::beyond::log::files::{Files as _, Found, Segments};
 use kv54::beyond::log::segment::{Body, Header, SECTOR, Verdict, frame, read};
+use kv54::cluster::Cluster;
+use kv54::entry::{Entry, Stamp};
+use kv54::error::Kind;
+use kv54::store::Store;
 
 /// Sectors of the segment in these tests.
 const SECTORS: usize = 24;
@@ -103,6 +117,239 @@ fn another_version_of_the_format_is_not_read() {
     let mut bytes = frame(NUMBER, 0, &header);
     bytes.resize(SECTORS * SECTOR, 0);
     is_damaged(&bytes, "version 2");
+}
+
+/// Numbers under keys, as they are kept, and committed as text: `key number key number`.
+type Kept = BTreeMap<u64, u64>;
+
+/// Commits, in which all is written anew again and again, and what had been kept after each operation of the disk: at
+/// least this much, and at most that.
+fn history(seed: u64) -> (ram::Ram, Vec<(usize, Kept)>) {
+    let (disk, mut rng) = (ram::Ram::default(), Rng::with_seed(seed));
+    let mut segments = Segments::new(disk.clone(), "alice", 6 * 512);
+    let (mut kept, mut answered) = (Kept::new(), Vec::new());
+    segments.begin().unwrap();
+    answered.push((disk.ops(), kept.clone()));
+    let mut page = None;
+    for number in 1..120 {
+        let key = rng.u64(..8);
+        kept.insert(key, number);
+        let records = format!("{key} {number} {}", "0 0 ".repeat(rng.usize(..300)));
+        segments.commit(records.into_bytes()).unwrap();
+        answered.push((disk.ops(), kept.clone()));
+        if rng.bool() {
+            segments.prepare().unwrap();
+        }
+        match page {
+            None if segments.is_worn() => {
+                segments.rebase().unwrap();
+                page = Some(0);
+            }
+            None => {}
+            Some(8) => {
+                segments.based().unwrap();
+                page = None;
+            }
+            Some(key) => {
+                let number = kept.get(&key).copied().unwrap_or(0);
+                let records = format!("{key} {number} {}", "0 0 ".repeat(200));
+                segments.add(records.into_bytes()).unwrap();
+                page = Some(key + 1);
+            }
+        }
+    }
+    (disk, answered)
+}
+
+/// Reads a log; what it keeps is the largest number of each key.
+fn open(disk: &ram::Ram) -> (Found, Kept, Segments<ram::Ram>) {
+    let (mut kept, mut segments) = (Kept::new(), Segments::new(disk.clone(), "alice", 6 * 512));
+    let mut take = |records: &[u8]| {
+        let text = std::str::from_utf8(records).unwrap().split_whitespace();
+        let numbers: Vec<u64> = text.map(|number| number.parse().unwrap()).collect();
+        for pair in numbers.chunks(2).filter(|pair| pair[1] > 0) {
+            let kept = kept.entry(pair[0]).or_default();
+            *kept = pair[1].max(*kept);
+        }
+        Ok(())
+    };
+    let found = segments.open(&mut take).unwrap();
+    (found, kept, segments)
+}
+
+#[test]
+fn a_power_cut_after_any_operation_loses_nothing_that_was_answered() {
+    let mut bases = 0;
+    for seed in 0..3 {
+        let (disk, answered) = history(seed);
+        let mut rng = Rng::with_seed(seed);
+        for ops in (0..=disk.ops()).flat_map(|ops| [ops; 4]) {
+            let cut = disk.cut_after(ops, &mut rng);
+            let behind = answered.partition_point(|(at, _)| *at <= ops);
+            let (found, kept, mut segments) = open(&cut);
+            let Some((_, before)) = answered[..behind].last() else {
+                assert!(!matches!(found, Found::Damaged(_)), "{ops}: {found:?}");
+                continue; // it had not begun
+            };
+            assert_eq!(found, Found::Whole, "seed {seed}, {ops} operations");
+            let after = answered.get(behind).map_or(before, |(_, after)| after);
+            assert!(
+                kept == *before || kept == *after,
+                "seed {seed}, {ops}: {kept:?}, not {before:?}"
+            );
+            // What a reader has seen stays, and it goes on.
+            segments.commit(b"9 1000".to_vec()).unwrap();
+            let (found, more, _) = open(&cut.cut_after(cut.ops(), &mut rng));
+            let kept: Kept = kept.into_iter().chain([(9, 1000)]).collect();
+            assert_eq!(
+                (found, more),
+                (Found::Whole, kept),
+                "seed {seed}, {ops} operations"
+            );
+        }
+        bases += newest(&disk);
+    }
+    assert!(bases > 30, "all was written anew too seldom");
+}
+
+/// The number of the newest base, the larger the more often all was written anew.
+fn newest(disk: &ram::Ram) -> u64 {
+    let names = disk.list().unwrap();
+    let numbers = names.iter().filter_map(|name| name.strip_suffix(".base"));
+    numbers
+        .map(|number| number.parse::<u64>().unwrap())
+        .max()
+        .unwrap()
+}
+
+#[test]
+fn a_lost_segment_is_noticed_whichever_it_is() {
+    for seed in 0..6 {
+        let (disk, answered) = history(seed);
+        let whole = disk.cut_after(disk.ops(), &mut Rng::with_seed(seed));
+        for name in whole.list().unwrap() {
+            let mut lost = disk.cut_after(disk.ops(), &mut Rng::with_seed(seed));
+            let is_spare = lost
+                .read(&name)
+                .map(|bytes| bytes[SECTOR..].iter().all(|byte| *byte == 0));
+            if name.ends_with(".new") || is_spare.unwrap() {
+                continue;
+            }
+            lost.remove(&name).unwrap();
+            let (found, kept, _) = open(&lost);
+            let is_all = kept == answered.last().unwrap().1;
+            assert!(
+                is_all || matches!(found, Found::Damaged(_)),
+                "seed {seed}, {name}: {found:?}"
+            );
+        }
+    }
+}
+
+/// The store of a node that is alone and ready, and its log.
+fn alone(disk: &ram::Ram) -> (Store, Disk<ram::Ram>) {
+    let file = "[nodes]\nalice = \"127.0.0.1:5401\"";
+    let cluster = Arc::new(Cluster::parse("cluster.toml".as_ref(), file).unwrap());
+    let opened = Disk::open(cluster, 0, || Ok(disk.clone()), 64 << 10);
+    let (store, log) = opened.unwrap();
+    store.heard_all();
+    store.at(0).mark_read(0, 0);
+    (store, log)
+}
+
+fn block_on<T>(story: impl Future<Output = T>) -> T {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().build().unwrap().block_on(story)
+}
+
+#[test]
+fn an_error_of_the_disk_ends_the_node_and_puts_its_log_aside() {
+    let disk = ram::Ram::slow(1, Rng::with_seed(1));
+    let (store, mut log) = alone(&disk);
+    disk.break_down();
+    let settles = async {
+        let settling = store.journal().unwrap().settling(b"tea");
+        settling.unwrap().await;
+    };
+    let error = block_on(async {
+        tokio::select! {
+            ended = log.write(&store) => ended.unwrap_err().to_string(),
+            () = settles => panic!("it was answered"),
+        }
+    });
+    assert_eq!(
+        error,
+        "it cannot be written; the log is kept as aside, and the next start joins"
+    );
+    assert!(disk.list().unwrap().is_empty());
+}
+
+#[test]
+fn a_full_disk_refuses_sets_reads_on_and_goes_on_when_it_has_room() {
+    let disk = ram::Ram::slow(1, Rng::with_seed(1));
+    let (store, mut log) = alone(&disk);
+    let value = [&[0xda, 0x40, 0x00][..], &[b'x'; 0x4000]].concat();
+    let set = |counter| {
+        let (stamp, value) = (Stamp::new(counter, 1, 0), &*value);
+        store.at(0).store(b"tea", Entry { stamp, value })
+    };
+    let new = || store.at(0).load(b"tea", Some(Stamp::of_a_set(&value)));
+    let settles = async || {
+        if let Some(settling) = store.journal().unwrap().settling(b"tea") {
+            settling.await;
+        }
+    };
+    let story = async {
+        settles().await;
+        disk.fill(true);
+        let mut counter = 0;
+        while store.status().disk_full != Some(true) {
+            counter += 1;
+            set(counter).unwrap();
+            settles().await;
+            tokio::task::yield_now().await;
+        }
+        // What is under way is taken, what is new is not, and reads go on.
+        assert_eq!(new().unwrap_err().kind, Kind::Full);
+        set(counter + 1).unwrap();
+        while set(counter + 2).is_ok() {
+            counter += 1; // until what it has is full, too
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(set(counter + 3).unwrap_err().kind, Kind::Full);
+        assert_eq!(
+            store.at(0).load(b"tea", None).unwrap().stamp.counter,
+            counter + 1
+        );
+        assert!(
+            store.journal().unwrap().settling(b"tea").is_some(),
+            "not all of it is there"
+        );
+
+        disk.fill(false);
+        settles().await;
+        while store.status().disk_full == Some(true) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        new().unwrap();
+        set(counter + 3).unwrap();
+        settles().await;
+        counter + 3
+    };
+    let last = block_on(async {
+        tokio::select! {
+            ended = log.write(&store) => panic!("{ended:?}"),
+            last = tokio::time::timeout(Duration::from_secs(30), story) => last.unwrap(),
+        }
+    });
+    drop((store, log));
+    disk.cut(&mut Rng::with_seed(1));
+    let (store, _) = alone(&disk);
+    let loaded = store.at(0).load(b"tea", None).unwrap();
+    assert_eq!(
+        (loaded.stamp.counter, loaded.value.as_deref()),
+        (last, Some(&*value))
+    );
 }
 
 /// A segment with a header, three frames of records, of which one is full of zeros, and a long one.

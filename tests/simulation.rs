@@ -13,6 +13,8 @@
 
 #[path = "common/history.rs"]
 mod history;
+#[path = "common/ram.rs"]
+mod ram;
 #[path = "common/stories.rs"]
 mod stories;
 #[path = "common/world.rs"]
@@ -25,9 +27,26 @@ use std::time::Instant;
 #[test]
 fn every_answer_is_one_that_a_single_register_could_have_given() {
     if let Some(seed) = world::number("KV54_SEED") {
-        return world::print(seed);
+        return world::print(seed, false);
     }
-    let (seeds, start) = (world::number("KV54_SEEDS").unwrap_or(300), Instant::now());
+    let test = "every_answer_is_one_that_a_single_register_could_have_given";
+    let (seeds, sum) = run_all(test, 300);
+    assert!(seeds < 100 || sum("rounds") > 0 && sum("changes") > 0);
+}
+
+/// Nodes have disks, and all lose their power at once, again and again.
+#[test]
+fn so_is_it_where_all_power_is_lost() {
+    if let Some(seed) = world::number("KV54_SEED") {
+        return world::print(seed, true);
+    }
+    let (seeds, sum) = run_all("so_is_it_where_all_power_is_lost", 60);
+    assert!(sum("blackouts") > seeds, "too few blackouts");
+}
+
+/// Runs so many seeds, or as many as are asked for; how many they were, and the sum of what they counted.
+fn run_all(test: &str, usual: u64) -> (u64, impl Fn(&str) -> u64) {
+    let (seeds, start) = (world::number("KV54_SEEDS").unwrap_or(usual), Instant::now());
     let (next, runs) = (AtomicU64::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
@@ -37,16 +56,17 @@ fn every_answer_is_one_that_a_single_register_could_have_given() {
                     if seed >= seeds {
                         break;
                     }
-                    let run = alone(seed).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+                    let run = world::alone(test, seed, "");
+                    let run = run.unwrap_or_else(|why| panic!("seed {seed}: {why}"));
                     runs.lock().unwrap().push(run);
                 }
             });
         }
     });
     let runs = runs.into_inner().unwrap();
-    let sum = |field: &str| runs.iter().map(|run| world::field(run, field)).sum::<u64>();
+    let sum = move |field: &str| runs.iter().map(|run| world::field(run, field)).sum::<u64>();
     println!(
-        "{seeds} seeds in {:.0?}: {} operations done, {} refused, {} unknown; {} swaps done, {} unknown; {} values ended; {} for memory, {} changes of the ring, {} rounds of forgetting, {} crashes, {} cuts, {} slow links, {} dead clients; \
+        "{seeds} seeds in {:.0?}: {} operations done, {} refused, {} unknown; {} swaps done, {} unknown; {} values ended; {} for memory, {} changes of the ring, {} rounds of forgetting, {} crashes, {} blackouts, {} cuts, {} slow links, {} dead clients; \
          {} forgetful runs, {} of them with wrong answers that a node had warned of",
         start.elapsed(),
         sum("done"),
@@ -59,13 +79,14 @@ fn every_answer_is_one_that_a_single_register_could_have_given() {
         sum("changes"),
         sum("rounds"),
         sum("crashes"),
+        sum("blackouts"),
         sum("cuts"),
         sum("slow"),
         sum("dead"),
         sum("forgetful"),
         sum("wrong"),
     );
-    assert!(seeds < 100 || sum("rounds") > 0 && sum("changes") > 0);
+    (seeds, sum)
 }
 
 /// Whether a register could have done this.
@@ -354,14 +375,12 @@ fn a_client_outlives_the_memory_of_all_nodes() {
 #[test]
 fn a_seed_replays_exactly() {
     for seed in [1, 2, 3, 5, 8] {
-        assert_eq!(alone(seed).unwrap(), alone(seed).unwrap(), "seed {seed}");
+        for test in [
+            "every_answer_is_one_that_a_single_register_could_have_given",
+            "so_is_it_where_all_power_is_lost",
+        ] {
+            let run = || world::alone(test, seed, "").unwrap();
+            assert_eq!(run(), run(), "seed {seed}");
+        }
     }
-}
-
-fn alone(seed: u64) -> Result<String, String> {
-    world::alone(
-        "every_answer_is_one_that_a_single_register_could_have_given",
-        seed,
-        "",
-    )
 }

@@ -32,6 +32,16 @@ struct Kept {
     keys: Vec<u64>, // by their hashes: the last record of each
     all: u64,       // the last one that concerns all keys
     room: Room,
+    told: Told,
+}
+
+/// What there is to say about the disk.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Told {
+    /// How many bytes its files have.
+    pub bytes: usize,
+    /// How long the last commits took, each in microseconds.
+    pub commits_us: [u64; 16],
 }
 
 /// Records that are committed together.
@@ -71,6 +81,7 @@ impl Default for Journal {
                 keys: vec![0; PLACES],
                 all: 0,
                 room: Room::Enough,
+                told: Told::default(),
             }),
             grown: Notify::new(),
             settled: Notify::new(),
@@ -114,9 +125,14 @@ impl Journal {
         self.grown.notified().await;
     }
 
-    /// These are on disk.
-    pub fn note_settled(&self, batch: &Batch) {
-        lock(&self.kept).settled = batch.last;
+    /// These are on disk, which took so many microseconds and has so many bytes now.
+    pub fn note_settled(&self, batch: &Batch, commit_us: u64, bytes: usize) {
+        let mut kept = lock(&self.kept);
+        kept.settled = batch.last;
+        kept.told.bytes = bytes;
+        kept.told.commits_us.rotate_right(1);
+        kept.told.commits_us[0] = commit_us;
+        drop(kept);
         self.settled.notify_waiters();
     }
 
@@ -148,6 +164,11 @@ impl Journal {
             }
             settled.await;
         }
+    }
+
+    /// What there is to say about the disk.
+    pub fn told(&self) -> Told {
+        lock(&self.kept).told
     }
 
     /// How much the disk can still take.

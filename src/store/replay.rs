@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use super::journal::{Journal, Room, Settling};
 use super::{Held, Kept, Memory, Replica, Store};
-use crate::cluster::Told;
+use crate::cluster::{Cluster, Told};
 use crate::entry::{Entry, Stamp, entry, key};
 use crate::error::{Error, Kind};
 use crate::rpc::codec::{self, NIL, encode_bytes, encode_numbers};
 use crate::rpc::lock;
+use crate::sabotage::{Bug, planted};
 
 /// Where the pages of a store go on: the step at which a ring was first asked, a part and a cursor in it.
 pub type At = (u64, usize, usize);
@@ -82,17 +83,26 @@ impl Store {
     /// The end of it. Whether this node's word counts; refused if its ring is another than the file's.
     pub fn replayed(&self) -> Result<bool, Error> {
         let mut kept = lock(&self.kept);
+        if planted(Bug::NoReadyMark) {
+            self.replay_ready(&mut kept);
+        }
         kept.unheard = kept.starting;
         kept.is_noted = !kept.unheard && !kept.is_joining();
         let known = self.rings.known();
-        let mut nodes = known.state.rings().flat_map(|ring| ring.names());
-        match nodes.find(|name| known.file.node(name).is_none()) {
-            None => Ok(kept.is_noted),
-            Some(name) => {
+        let unnamed = |ring: &Arc<Cluster>| {
+            let mut names = ring.names().into_iter();
+            let unnamed = names.find(|name| known.file.node(name).is_none());
+            unnamed.map(str::to_owned)
+        };
+        // While it changes, the file may know one of the two.
+        let mut unnamed: Vec<_> = known.state.rings().map(unnamed).collect();
+        match (unnamed.pop().flatten(), unnamed.pop()) {
+            (Some(name), None | Some(Some(_))) => {
                 let (ring, file) = (known.state.told(), "[nodes] nor in [leaving]");
                 let why = format!("{ring}, and {name} is neither in {file}");
                 Err(Error::new(Kind::WrongRing, why))
             }
+            _ => Ok(kept.is_noted),
         }
     }
 

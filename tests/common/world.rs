@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use futures::stream;
+use kv54::beyond::log::Disk;
 use kv54::beyond::rings::{Driver, Progress};
 use kv54::beyond::swap::Swapped;
 use kv54::client::Client;
@@ -32,6 +33,7 @@ use turmoil::net::{TcpListener, TcpStream};
 use turmoil::{Builder, Sim};
 
 use crate::history::{Content, End, History, Operation};
+use crate::ram::Ram;
 
 /// Short enough for many windows in one run, long against the usual latency.
 pub const WINDOW: Duration = Duration::from_millis(300);
@@ -48,6 +50,8 @@ const REPAIR: Duration = Duration::from_secs(10);
 const CALM: Duration = Duration::from_millis(1500);
 /// How long a run and the check of its history may take, of real time: usually a second.
 const CHECKED: Duration = Duration::from_secs(60);
+/// The size of a segment of a log: each goes on in a few.
+const SEGMENT: u32 = 32 << 10;
 /// How many drive the same change at once, at most.
 const DRIVERS: usize = 2;
 /// Whose clock clients go by.
@@ -86,6 +90,7 @@ struct World {
     forgets_from: usize, // how many bytes of what was deleted a round frees at least
     clocks: Option<[u64; NAMES.len()]>, // how far each node's is ahead, and a client's, where values end
     ends: Ends,
+    disks: Option<Vec<Ram>>, // of each node, where the nodes have disks
 }
 
 /// Of values: from when on they may be nil.
@@ -132,14 +137,17 @@ pub fn alone(test: &str, seed: u64, sabotage: &str) -> Result<String, String> {
 }
 
 /// Runs a seed and prints what happened; panics if that is not what was promised.
-pub fn print(seed: u64) {
+pub fn print(seed: u64, on_disk: bool) {
     // Whether a history is linearizable may take for ever to find out, where many writes are unknown.
     std::thread::spawn(move || {
         std::thread::sleep(CHECKED);
         eprintln!("seed {seed}: after {CHECKED:?} it is still not clear whether it is right");
         std::process::exit(2);
     });
-    println!("{}", run(seed).unwrap_or_else(|why| panic!("{why}")));
+    println!(
+        "{}",
+        run(seed, on_disk).unwrap_or_else(|why| panic!("{why}"))
+    );
 }
 
 /// A number from the environment.
@@ -150,10 +158,14 @@ pub fn number(variable: &str) -> Option<u64> {
 }
 
 /// Runs one seed: a line that tells what happened, or what went wrong.
-pub fn run(seed: u64) -> Result<String, String> {
+pub fn run(seed: u64, on_disk: bool) -> Result<String, String> {
     fastrand::seed(seed);
     let mut rng = Rng::with_seed(seed);
-    let world = Rc::new(World::draw(seed, &mut rng));
+    let mut world = World::draw(seed, &mut rng);
+    if on_disk {
+        world.write_down(seed);
+    }
+    let world = Rc::new(world);
     let size = world.ring().nodes().len();
     let usual = if world.lonely || rng.bool() {
         rng.u64(4..12)
@@ -194,7 +206,7 @@ pub fn run(seed: u64) -> Result<String, String> {
             client(world.clone(), first, coordinates)
         });
     }
-    let (ill, [crashes, cuts, slow, dead]) = (BTreeMap::new(), [0; 4]);
+    let (ill, [crashes, cuts, slow, dead, blackouts]) = (BTreeMap::new(), [0; 5]);
     let mut trouble = Trouble {
         world: world.clone(),
         sim,
@@ -206,6 +218,7 @@ pub fn run(seed: u64) -> Result<String, String> {
         cuts,
         slow,
         dead,
+        blackouts,
         started: Vec::new(),
     };
     trouble
@@ -311,7 +324,16 @@ impl World {
             forgets_from,
             clocks,
             ends: Ends::default(),
+            disks: None,
         }
+    }
+
+    /// Every node has a disk. All may lose their power at once then; and more than one is ill at a time.
+    fn write_down(&mut self, seed: u64) {
+        let mut rng = Rng::with_seed(seed.wrapping_mul(2024));
+        let disk = |_| Ram::slow([2, 10, 60][rng.usize(..3)], rng.fork());
+        self.disks = Some(NAMES.iter().map(disk).collect());
+        (self.harsh, self.forgetful) = (true, false);
     }
 }
 
@@ -349,6 +371,7 @@ impl World {
         let (ring, former) = (self.ring(), self.former.borrow().clone());
         let lone = ring.nodes().len() == 1;
         let files = match self.target.borrow().clone() {
+            Some(target) if self.disks.is_some() && name.is_some() => vec![target], // it names all whom a log may know
             Some(target) if lone && name.is_some() => vec![target],
             Some(target) => vec![former, target],
             None => vec![ring],
@@ -356,6 +379,13 @@ impl World {
         let has = |file: &Arc<Cluster>| name.is_none_or(|name| file.node(name).is_some());
         let files: Vec<_> = files.into_iter().filter(has).collect();
         files[fastrand::usize(..files.len())].clone()
+    }
+
+    /// Looks at the store of this node from now on.
+    fn adopt(&self, number: usize, store: Arc<Store>) -> Arc<Store> {
+        store.forget_from(self.forgets_from);
+        self.stores.borrow_mut().insert(number, store.clone());
+        store
     }
 
     /// Only a set is refused for memory, or a swap, which needs it for promises; and then for sure.
@@ -630,7 +660,23 @@ async fn node(world: Rc<World>, number: usize) -> turmoil::Result {
     }
     let mut nodes = cluster.nodes().iter().chain(cluster.leaving());
     let place = nodes.position(|node| node.name == NAMES[number]).unwrap();
-    let store = Arc::new(Store::new(Arc::new(cluster), place));
+    let Some(disks) = &world.disks else {
+        let store = Arc::new(Store::new(Arc::new(cluster), place));
+        has_heard(&world, &store);
+        return serve_on(world.adopt(number, store), listener, world.clock(number)).await;
+    };
+    let disk = &disks[number];
+    let (store, mut log) = Disk::open(Arc::new(cluster), place, || Ok(disk.clone()), SEGMENT)?;
+    disk.settle();
+    let store = world.adopt(number, Arc::new(store));
+    tokio::select! {
+        served = serve_on(store.clone(), listener, world.clock(number)) => served,
+        failed = log.write(&store) => Ok(failed?),
+    }
+}
+
+/// A node that has forgotten everything may have answered before.
+fn has_heard(world: &World, store: &Store) {
     // It may have answered before, in a state that it does not know yet.
     let part = store.at(0).place() as u64;
     let [part, cursor] = [part, 0].map(|number| encode(&number.into()));
@@ -638,9 +684,6 @@ async fn node(world: Rc<World>, number: usize) -> turmoil::Result {
         let wrong = format!("{} answered before it had heard", store.name());
         world.wronged.borrow_mut().get_or_insert(wrong);
     }
-    store.forget_from(world.forgets_from);
-    world.stores.borrow_mut().insert(number, store.clone());
-    serve_on(store, listener, world.clock(number)).await
 }
 
 pub async fn serve(store: Arc<Store>) -> turmoil::Result {
@@ -929,6 +972,7 @@ struct Trouble<'a> {
     cuts: usize,
     slow: usize,
     dead: usize,
+    blackouts: usize,
     started: Vec<usize>,
 }
 
@@ -998,13 +1042,14 @@ impl Trouble<'_> {
             cuts,
             slow,
             dead,
+            blackouts,
             ..
         } = self;
         let (size, tally) = (world.ring().nodes().len(), world.history.tally());
         let (blameless, full) = (world.blameless.get(), world.full.get());
         let line = format!(
             "seed {seed}: ring of {size}{}, done {}, refused {}, unknown {}, ended {}, blameless {blameless}, \
-             swapped {}, unknown swaps {}, full {full}, changes {}, rounds {}, crashes {crashes}, cuts {cuts}, slow {slow}, dead {dead}, forgetful {}, doubts {}, \
+             swapped {}, unknown swaps {}, full {full}, changes {}, rounds {}, crashes {crashes}, cuts {cuts}, slow {slow}, dead {dead}, blackouts {blackouts}, forgetful {}, doubts {}, \
              wrong {}, fingerprint {}",
             if world.harsh { " in harsh times" } else { "" },
             tally.done,
@@ -1029,6 +1074,7 @@ impl Trouble<'_> {
         // During a change a small node holds keys of two rings: a few sets wait for memory to the end.
         let busy = world.busy.get().min(tally.done / 10);
         let wanted = match size {
+            _ if world.disks.is_some() => 10,
             _ if world.resizes && !world.harsh => fair.saturating_sub(busy) * 97 / 100,
             _ if world.resizes => 30,
             1 => fair,
@@ -1108,6 +1154,9 @@ impl Trouble<'_> {
         if self.world.resizes && self.rng.u8(..3) == 0 {
             return self.resize();
         }
+        if self.world.disks.is_some() && self.rng.u8(..3) == 0 {
+            return self.lose_power();
+        }
         match self.rng.u8(..16) {
             0..8 if self.world.forgetful => self.forget(node),
             4.. if self.world.lonely => self.desert(),
@@ -1158,6 +1207,9 @@ impl Trouble<'_> {
         *world.former.borrow_mut() = old.clone();
         *world.target.borrow_mut() = Some(file.clone());
         for node in std::mem::take(&mut self.started) {
+            if let Some(disks) = &world.disks {
+                disks[node].lose(); // it has left before, and comes as a new one
+            }
             self.sim.bounce(NAMES[node]);
         }
         for store in world.stores.borrow().values() {
@@ -1192,6 +1244,9 @@ impl Trouble<'_> {
                 }
             } else if !is_member && step.is_some_and(|step| step % 2 == 1 && step + 1 < latest) {
                 self.sim.crash(*name);
+                if let Some(disks) = &self.world.disks {
+                    disks[node].lose();
+                }
                 self.sim.bounce(*name);
             }
         }
@@ -1302,18 +1357,53 @@ impl Trouble<'_> {
 
     fn crash(&mut self, node: usize, longest: u64) {
         if self.may_suffer(node, Ill::Down) {
-            self.sim.crash(NAMES[node]);
             self.note_what_nobody_sees(node);
-            let store = self.world.stores.borrow_mut().remove(&node);
-            let doubts = store.map(|store| store.status().doubts);
-            self.world
-                .doubts
-                .borrow_mut()
-                .extend(doubts.unwrap_or_default());
+            self.stop(node);
+            if let Some(disks) = &self.world.disks {
+                disks[node].kill(&mut self.rng);
+            }
             let until = self.sim.elapsed() + self.milliseconds(0..longest);
             self.ill.insert(node, (Ill::Down, until));
             self.crashes += 1;
         }
+    }
+
+    /// Power is lost: that of all nodes, or of one, which may lose its disk as well if no other one has to catch up. Or
+    /// it is only a process that ends.
+    fn lose_power(&mut self) {
+        let world = self.world.clone();
+        let disks = world.disks.as_deref().unwrap_or_default();
+        let nodes = world.nodes();
+        let one = nodes[self.rng.usize(..nodes.len())];
+        let is_down = |node: &usize| matches!(self.ill.get(node), Some((Ill::Down, _)));
+        let (nodes, way) = match self.rng.u8(..6) {
+            0..3 => (nodes, 3),
+            way => (vec![one], way),
+        };
+        let nodes: Vec<usize> = nodes.into_iter().filter(|node| !is_down(node)).collect();
+        let may_forget = self.may_suffer(one, Ill::Down);
+        for node in nodes {
+            self.stop(node);
+            self.mend(node);
+            match way {
+                3 => disks[node].cut(&mut self.rng),
+                4 if may_forget && self.rng.bool() => disks[node].lose(),
+                4 if may_forget => disks[node].damage(&mut self.rng),
+                _ => disks[node].kill(&mut self.rng),
+            }
+            let until = self.sim.elapsed() + self.milliseconds(0..400);
+            self.ill.insert(node, (Ill::Down, until));
+        }
+        self.blackouts += usize::from(way == 3);
+    }
+
+    /// Ends a node's process.
+    fn stop(&mut self, node: usize) {
+        self.sim.crash(NAMES[node]);
+        let store = self.world.stores.borrow_mut().remove(&node);
+        let doubts = store.map(|store| store.status().doubts);
+        let mut all = self.world.doubts.borrow_mut();
+        all.extend(doubts.unwrap_or_default());
     }
 
     /// Cuts a node off from these for a while.
@@ -1369,18 +1459,23 @@ impl Trouble<'_> {
                 }
                 Ill::Joining if self.is_ready(node) => drop(self.ill.remove(&node)),
                 Ill::Cut if now >= until => {
-                    for other in self.everybody_else(node) {
-                        let (other, quick) = (&*other, Duration::from_millis(1));
-                        self.sim.repair(NAMES[node], other);
-                        self.sim.set_link_latency(NAMES[node], other, quick);
-                        self.sim
-                            .set_link_max_message_latency(NAMES[node], other, self.usual);
-                    }
+                    self.mend(node);
                     self.ill.insert(node, (Ill::Recovering, now + 2 * WINDOW));
                 }
                 Ill::Recovering if now >= until => drop(self.ill.remove(&node)),
                 _ => {}
             }
+        }
+    }
+
+    /// A node's links work again.
+    fn mend(&mut self, node: usize) {
+        for other in self.everybody_else(node) {
+            let (other, quick) = (&*other, Duration::from_millis(1));
+            self.sim.repair(NAMES[node], other);
+            self.sim.set_link_latency(NAMES[node], other, quick);
+            self.sim
+                .set_link_max_message_latency(NAMES[node], other, self.usual);
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::future::ready;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,11 +103,7 @@ pub async fn run(
     let writing = node.clone();
     let life = async {
         log::info!("listening on {address}");
-        if cluster.tls.is_none() && !address.ip().is_loopback() {
-            log::warn!(
-                "{address} is open to everybody who can reach it; [tls] in cluster.toml closes it"
-            );
-        }
+        warn_if_open(&cluster, address);
         let (following, incoming) = (node.clone(), rpc::incoming(listener, guard));
         tokio::spawn(async move { following.follow(file).await });
         // Spawned: the runtime polls a task in turn with those of the peers, but its main future
@@ -130,6 +127,14 @@ async fn bind(cluster: &Cluster, place: usize, listen: Option<&str>) -> io::Resu
     let on = listen.unwrap_or(address);
     let bound = TcpListener::bind(on).await;
     bound.map_err(|error| io::Error::other(format!("{name}: {on}: {error}")))
+}
+
+fn warn_if_open(cluster: &Cluster, address: SocketAddr) {
+    if cluster.tls.is_none() && !address.ip().is_loopback() {
+        log::warn!(
+            "{address} is open to everybody who can reach it; [tls] in cluster.toml closes it"
+        );
+    }
 }
 
 /// What is wrong with listening on loopback, once a node is found that is not there.

@@ -26,7 +26,7 @@ use crate::rpc::{Answer, Meter, lock};
 use crate::sabotage::{Bug, planted};
 use crate::status::{Status, micros};
 use held::{Found, Held, Part, Unsettled, promised};
-use journal::{Journal, Room};
+use journal::Journal;
 use memory::{Memory, Refusal, Usage};
 
 pub use journal::Settling;
@@ -69,6 +69,7 @@ pub struct Replica<'a> {
     ring: u64,
 }
 
+#[allow(clippy::struct_excessive_bools)] // each says something of its own
 struct Kept {
     memory: Memory,
     epoch: u64,
@@ -677,12 +678,7 @@ impl Store {
             doubts: kept.doubts.iter().cloned().collect(),
             ..Status::counted(&self.meter)
         };
-        if let Some(journal) = self.journal.get() {
-            let told = journal.told();
-            status.disk = Some(told.bytes);
-            status.commit_us = told.commits_us.into_iter().max();
-            status.disk_full = Some(journal.room() > Room::Enough);
-        }
+        self.tell_disk(&mut status);
         // What it holds of the old ring counts, or of the new one where it was not in the old one.
         if let Some(held) = kept.held.first() {
             for (number, part) in &held.parts {

@@ -232,7 +232,7 @@ fn a_lost_segment_is_noticed_whichever_it_is() {
             let is_spare = lost
                 .read(&name)
                 .map(|bytes| bytes[SECTOR..].iter().all(|byte| *byte == 0));
-            if name.ends_with(".new") || is_spare.unwrap() {
+            if name.strip_suffix(".new").is_some() || is_spare.unwrap() {
                 continue;
             }
             lost.remove(&name).unwrap();
@@ -299,7 +299,7 @@ fn a_full_disk_refuses_sets_reads_on_and_goes_on_when_it_has_room() {
             settling.await;
         }
     };
-    let story = async {
+    let told = async {
         settles().await;
         disk.fill(true);
         let mut counter = 0;
@@ -339,7 +339,7 @@ fn a_full_disk_refuses_sets_reads_on_and_goes_on_when_it_has_room() {
     let last = block_on(async {
         tokio::select! {
             ended = log.write(&store) => panic!("{ended:?}"),
-            last = tokio::time::timeout(Duration::from_secs(30), story) => last.unwrap(),
+            last = tokio::time::timeout(Duration::from_secs(30), told) => last.unwrap(),
         }
     });
     drop((store, log));

@@ -216,7 +216,11 @@ impl<F: Files> Disk<F> {
         match written {
             Err(error) if is_full(&error) => {
                 (self.page, self.rests) = (None, Instant::now() + 10 * RETRY);
-                self.on(|segments| Ok(segments.give_up())).await
+                let give_up = |segments: &mut Segments<F>| {
+                    segments.give_up();
+                    Ok(())
+                };
+                self.on(give_up).await
             }
             written => written,
         }

@@ -107,9 +107,9 @@ impl Journal {
             kept.batches.push_back(Batch::default());
         }
         if let Some(batch) = kept.batches.back_mut() {
-            record
-                .iter()
-                .for_each(|piece| batch.records.extend_from_slice(piece));
+            for piece in record {
+                batch.records.extend_from_slice(piece);
+            }
             (batch.count, batch.last) = (batch.count + 1, last);
         }
         self.grown.notify_one();

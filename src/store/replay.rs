@@ -3,6 +3,9 @@
 //! from there on the node's word has counted, until its state says otherwise.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::journal::{Journal, Room, Settling};
 use super::{Held, Kept, Memory, Replica, Store};
@@ -12,6 +15,7 @@ use crate::error::{Error, Kind};
 use crate::rpc::codec::{self, NIL, encode_bytes, encode_numbers};
 use crate::rpc::lock;
 use crate::sabotage::{Bug, planted};
+use crate::status::Status;
 
 /// Where the pages of a store go on: the step at which a ring was first asked, a part and a cursor in it.
 pub type At = (u64, usize, usize);
@@ -54,6 +58,16 @@ impl Store {
                 format!("the disk of {} is full", self.name),
             )),
             _ => Ok(()),
+        }
+    }
+
+    /// Adds what there is to say about the disk.
+    pub(super) fn tell_disk(&self, status: &mut Status) {
+        if let Some(journal) = self.journal.get() {
+            let told = journal.told();
+            status.disk = Some(told.bytes);
+            status.commit_us = told.commits_us.into_iter().max();
+            status.disk_full = Some(journal.room() > Room::Enough);
         }
     }
 
@@ -212,11 +226,11 @@ impl Replica<'_> {
         (memory, held): (&mut Memory, &mut Held),
         key: &[u8],
         ballot: u64,
-        hold: Option<(tokio::time::Instant, std::time::Duration)>,
+        moment: Option<(Instant, Duration)>,
     ) -> Result<(), Error> {
         let (number, part) = held.part(key, &self.store.name)?;
         let place = part.find(key).map(|found| found.place);
-        memory.own.bytes += held.promise(number, place, key, ballot, hold);
+        memory.own.bytes += held.promise(number, place, key, ballot, moment);
         if let Some(journal) = self.store.journal.get() {
             let (ring, name) = (encode_numbers([held.born]), encode_bytes(key));
             let nothing = [&*Stamp::default().begin(3), NIL].concat();

@@ -79,7 +79,9 @@ fn unsynced(tree: &mut Tree, ops: &[Op]) -> Vec<Op> {
             _ => false,
         };
         let (lasts, stays): (Vec<Op>, _) = open.into_iter().partition(is_made_to_last);
-        lasts.iter().for_each(|op| tree.apply(op));
+        for op in &lasts {
+            tree.apply(op);
+        }
         open = stays;
         if !matches!(op, Op::Sync(_) | Op::SyncNames) {
             open.push(op.clone());
@@ -155,7 +157,9 @@ impl Ram {
         disk.done.truncate(ops);
         disk.seen = disk.synced.clone();
         let Disk { seen, done, .. } = &mut *disk;
-        done.iter().for_each(|op| seen.apply(op));
+        for op in done {
+            seen.apply(op);
+        }
         disk.settled = ops;
     }
 

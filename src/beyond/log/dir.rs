@@ -103,7 +103,7 @@ impl Files for Dir {
             };
             self.path.with_extension(format!("suspect{more}"))
         };
-        let free = (0..).map(aside).find(|path| !path.exists());
+        let free = (0..1000).map(aside).find(|path| !path.exists());
         let aside = free.ok_or(io::ErrorKind::AlreadyExists)?;
         fs::rename(&self.path, &aside)?;
         sync_folder(self.path.parent().unwrap_or(Path::new(".")))?;

@@ -84,6 +84,10 @@ fn parts(name: &str) -> Option<(u64, &str)> {
     Some((number.parse().ok()?, kind))
 }
 
+fn is(name: &str, kind: &str) -> bool {
+    parts(name).is_some_and(|(_, found)| found == kind)
+}
+
 impl<F: Files> Segments<F> {
     /// A log of this node in segments of this size, which may not be there yet: see [`Segments::open`].
     pub fn new(files: F, node: &str, size: u32) -> Self {
@@ -112,14 +116,14 @@ impl<F: Files> Segments<F> {
         for name in self.files.list()? {
             match parts(&name) {
                 Some((number, "base" | "log" | "more")) => drop(names.insert(number, name)),
-                _ if name.ends_with(".new") => self.files.remove(&name)?,
+                _ if name.strip_suffix(".new").is_some() => self.files.remove(&name)?,
                 _ => {}
             }
         }
         if names.is_empty() {
             return Ok(Found::Nothing);
         }
-        let mut bases = names.iter().filter(|(_, name)| name.ends_with(".base"));
+        let mut bases = names.iter().filter(|(_, name)| is(name, "base"));
         let Some(base) = bases.next_back().map(|(number, _)| *number) else {
             return Ok(Found::Damaged("its first segment is missing".to_owned()));
         };
@@ -146,7 +150,7 @@ impl<F: Files> Segments<F> {
             let Some(name) = names.remove(&number) else {
                 return Ok(Err(format!("segment {number} is missing")));
             };
-            if name.ends_with(".log") {
+            if is(&name, "log") {
                 oldest = oldest.or(Some(number));
             }
             let segment = read(number, &self.files.read(&name)?);
@@ -169,7 +173,7 @@ impl<F: Files> Segments<F> {
         };
         // Where the last one has lost its end, another one has what followed.
         for (number, name) in names.range(oldest.unwrap_or(base)..) {
-            if name.ends_with(".log") && read(*number, &self.files.read(name)?).bodies.len() > 1 {
+            if is(name, "log") && read(*number, &self.files.read(name)?).bodies.len() > 1 {
                 return Ok(Err(format!("nothing leads to {name}")));
             }
         }
@@ -218,7 +222,7 @@ impl<F: Files> Segments<F> {
             }
             self.files.sync_names()?;
         }
-        let is_based = |name: &&String| !name.ends_with(".log");
+        let is_based = |name: &&String| !is(name, "log");
         self.based = self.before.iter().filter(is_based).count();
         for name in left.into_values() {
             self.files.remove(&name)?;

@@ -676,9 +676,8 @@ impl Store {
             uptime_s: uptime.as_secs(),
             uptime_us: micros(uptime),
             doubts: kept.doubts.iter().cloned().collect(),
-            ..Status::counted(&self.meter)
+            ..self.counted()
         };
-        self.tell_disk(&mut status);
         // What it holds of the old ring counts, or of the new one where it was not in the old one.
         if let Some(held) = kept.held.first() {
             for (number, part) in &held.parts {

@@ -28,12 +28,12 @@ fn all_nodes_are_killed_at_once_again_and_again_and_no_answered_write_is_missing
     for _ in 0..kills {
         let before = writes.answered.load(SeqCst);
         thread::scope(|scope| {
-            let writers = WRITERS.map(|name| scope.spawn(|| writes.go_on(&cluster, name)));
+            let tasks = WRITERS.map(|name| scope.spawn(|| writes.go_on(&cluster, name)));
             wait_until(|| writes.answered.load(SeqCst) > before + 200);
             kill_all(&cluster);
             writes.ends.store(true, SeqCst);
-            for writer in writers {
-                writes.note(writer.join().unwrap());
+            for task in tasks {
+                writes.note(task.join().unwrap());
             }
         });
         writes.ends.store(false, SeqCst);

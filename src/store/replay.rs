@@ -61,14 +61,16 @@ impl Store {
         }
     }
 
-    /// Adds what there is to say about the disk.
-    pub(super) fn tell_disk(&self, status: &mut Status) {
+    /// What has been counted, and what there is to say about the disk.
+    pub(super) fn counted(&self) -> Status {
+        let mut status = Status::counted(&self.meter);
         if let Some(journal) = self.journal.get() {
             let told = journal.told();
             status.disk = Some(told.bytes);
             status.commit_us = told.commits_us.into_iter().max();
             status.disk_full = Some(journal.room() > Room::Enough);
         }
+        status
     }
 
     /// What is told of the ring, without a name: it goes by what it says.

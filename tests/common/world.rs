@@ -670,6 +670,7 @@ async fn node(world: Rc<World>, number: usize) -> turmoil::Result {
     disk.settle();
     let store = world.adopt(number, Arc::new(store));
     tokio::select! {
+        biased; // else a seed would not replay
         served = serve_on(store.clone(), listener, world.clock(number)) => served,
         failed = log.write(&store) => Ok(failed?),
     }

@@ -353,6 +353,9 @@ async fn read_on(store: &Store, at: &Neighbour<'_>, scan: &mut Scan) -> Result<(
         for (key, entry, promised) in entries(&page)? {
             at.own.take_over(key, entry, promised)?;
         }
+        if let Some(journal) = store.journal() {
+            journal.all_settled().await; // a disk sets the pace
+        }
         // A neighbour that takes far longer than it could is busy with its guests: they go first.
         let kilobytes = u32::try_from(page.len().max(MIN_PAGE) >> 10).unwrap_or(u32::MAX);
         quickest = quickest.min(took / kilobytes);

@@ -24,7 +24,7 @@ use crate::rpc::lock;
 use crate::sabotage::{Bug, planted};
 use crate::store::{OVERHEAD, Replica};
 use Target::{AllRings, OldRing};
-use attempt::{Answered, Answers, Attempt, Read, Sent, poll_all};
+use attempt::{Answered, Answers, Attempt, Awaited, Read, Sent, poll_all};
 use nodes::{At, View};
 use swap::give_way;
 
@@ -307,15 +307,16 @@ impl Operation<'_> {
         let (mut view, mut opened) = (self.loaded_under(), Instant::now());
         loop {
             // Our own replica answers first (see `order`). The others are told its stamp, and leave out
-            // a value that we hold.
+            // a value that we hold, and that our disk has.
             let mut told = known;
             let ask = |at| {
                 if let Some(store) = self.own_store_at(&view, at) {
                     let own = store.load(self.key, known);
                     let settling = store.settling(self.key);
-                    if settling.is_none() {
-                        told = told.max(own.as_ref().ok().map(|own| own.stamp));
-                    }
+                    told = match &settling {
+                        None => told.max(own.as_ref().ok().map(|own| own.stamp)),
+                        Some(_) => known,
+                    };
                     return Sent::own(own, settling);
                 }
                 let told = told.map(|told| told.begin(2)).unwrap_or_default();
@@ -423,7 +424,6 @@ impl Operation<'_> {
                 },
                 to_ask: to_ask.into_iter(),
                 calls: Few::new(),
-                settling: Vec::new(),
                 answers,
                 errors: Vec::new(),
             }
@@ -490,7 +490,7 @@ impl Operation<'_> {
         };
         let params = 2 + u8::from(!rest[0].is_empty());
         let pieces = [ring, &self.encoded_key, rest[0], rest[1], rest[2]];
-        Sent::Awaited(peer.call_in_pieces(method, params, &pieces))
+        Sent::Awaited(Awaited::Call(peer.call_in_pieces(method, params, &pieces)))
     }
 
     /// Takes back what replicas have allowed to a set that another one refuses.

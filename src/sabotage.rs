@@ -100,6 +100,8 @@ pub enum Bug {
     StoreNotGated,
     /// It takes a log as complete that was written while it joined.
     NoReadyMark,
+    /// It takes a sync that failed for one that was made.
+    FailedSyncIgnored,
     /// It answers with what it has read of its log, which may be in the memory of its host alone.
     NoSyncAtOpen,
     /// It gives a file its name and does not sync the folder.

@@ -513,7 +513,9 @@ impl Replica<'_> {
         });
         let mut kept = lock(&self.store.kept);
         kept.starting &= kept.is_joining();
-        self.store.note_ready(&mut kept);
+        if !kept.unheard && !kept.is_joining() && !kept.is_noted {
+            self.store.note_state(&mut kept);
+        }
         marked != Some(false)
     }
 

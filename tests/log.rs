@@ -1,21 +1,19 @@
 //! The log on disk: what can happen to its bytes is either harmless or seen.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "common/disks.rs"]
+mod disks;
 #[path = "common/ram.rs"]
 mod ram;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
-use kv54::beyond::log::Disk;
 use kv54::beyond::log::files::{Files as _, Found, Segments};
 use kv54::beyond::log::segment::{Body, Header, SECTOR, Verdict, frame, read};
-use kv54::cluster::Cluster;
 use kv54::entry::{Entry, Stamp};
 use kv54::error::Kind;
-use kv54::store::Store;
 
 /// Sectors of the segment in these tests.
 const SECTORS: usize = 24;
@@ -111,12 +109,25 @@ fn what_was_written_elsewhere_is_noticed() {
 }
 
 #[test]
-fn another_version_of_the_format_is_not_read() {
-    let mut header = header().bytes();
-    header[9] += 1; // behind the kind and eight letters
-    let mut bytes = frame(NUMBER, 0, &header);
-    bytes.resize(SECTORS * SECTOR, 0);
-    is_damaged(&bytes, "version 2");
+fn a_log_in_a_later_format_is_left_alone() {
+    let disk = ram::Ram::default();
+    Segments::new(disk.clone(), "alice", 6 * 512)
+        .begin()
+        .unwrap();
+    let Body::Header(header) = header() else {
+        panic!("no header");
+    };
+    let later = Body::Header(Header {
+        version: 2,
+        ..header
+    });
+    disk.clone()
+        .write("1.base", 0, &frame(1, 0, &later.bytes()))
+        .unwrap();
+    let opened = Segments::new(disk.clone(), "alice", 6 * 512).open(&mut |_| Ok(()));
+    let why = opened.unwrap_err().to_string();
+    assert_eq!(why, "it is in version 2 of the format, and this is 1");
+    assert!(disk.list().unwrap().contains(&"1.base".to_owned()));
 }
 
 /// Numbers under keys, as they are kept, and committed as text: `key number key number`.
@@ -246,48 +257,30 @@ fn a_lost_segment_is_noticed_whichever_it_is() {
     }
 }
 
-/// The store of a node that is alone and ready, and its log.
-fn alone(disk: &ram::Ram) -> (Store, Disk<ram::Ram>) {
-    let file = "[nodes]\nalice = \"127.0.0.1:5401\"";
-    let cluster = Arc::new(Cluster::parse("cluster.toml".as_ref(), file).unwrap());
-    let opened = Disk::open(cluster, 0, || Ok(disk.clone()), 64 << 10);
-    let (store, log) = opened.unwrap();
-    store.heard_all();
-    store.at(0).mark_read(0, 0);
-    (store, log)
-}
-
 fn block_on<T>(story: impl Future<Output = T>) -> T {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     runtime.enable_all().build().unwrap().block_on(story)
 }
 
 #[test]
-fn an_error_of_the_disk_ends_the_node_and_puts_its_log_aside() {
-    let disk = ram::Ram::slow(1, Rng::with_seed(1));
-    let (store, mut log) = alone(&disk);
-    disk.break_down();
-    let settles = async {
-        let settling = store.journal().unwrap().settling(b"tea");
-        settling.unwrap().await;
-    };
-    let error = block_on(async {
-        tokio::select! {
-            ended = log.write(&store) => ended.unwrap_err().to_string(),
-            () = settles => panic!("it was answered"),
-        }
-    });
-    assert_eq!(
-        error,
-        "it cannot be written; the log is kept as aside, and the next start joins"
-    );
-    assert!(disk.list().unwrap().is_empty());
+fn a_disk_that_cannot_sync_ends_the_node_and_its_log_is_put_aside() {
+    disks::a_sync_that_fails().unwrap();
+}
+
+#[test]
+fn what_is_read_at_the_start_is_made_to_last_first() {
+    disks::read_from_memory_alone().unwrap();
+}
+
+#[test]
+fn a_node_that_was_joining_joins_again() {
+    disks::half_joined().unwrap();
 }
 
 #[test]
 fn a_full_disk_refuses_sets_reads_on_and_goes_on_when_it_has_room() {
     let disk = ram::Ram::slow(1, Rng::with_seed(1));
-    let (store, mut log) = alone(&disk);
+    let (store, mut log) = disks::alone(&disk);
     let value = [&[0xda, 0x40, 0x00][..], &[b'x'; 0x4000]].concat();
     let set = |counter| {
         let (stamp, value) = (Stamp::new(counter, 1, 0), &*value);
@@ -295,7 +288,7 @@ fn a_full_disk_refuses_sets_reads_on_and_goes_on_when_it_has_room() {
     };
     let new = || store.at(0).load(b"tea", Some(Stamp::of_a_set(&value)));
     let settles = async || {
-        if let Some(settling) = store.journal().unwrap().settling(b"tea") {
+        if let Some(settling) = store.journal().unwrap().settling(Some(b"tea")) {
             settling.await;
         }
     };
@@ -314,15 +307,15 @@ fn a_full_disk_refuses_sets_reads_on_and_goes_on_when_it_has_room() {
         set(counter + 1).unwrap();
         while set(counter + 2).is_ok() {
             counter += 1; // until what it has is full, too
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::task::yield_now().await;
         }
-        assert_eq!(set(counter + 3).unwrap_err().kind, Kind::Full);
+        assert_eq!(set(counter + 3).unwrap_err().kind, Kind::Unavailable);
         assert_eq!(
             store.at(0).load(b"tea", None).unwrap().stamp.counter,
             counter + 1
         );
         assert!(
-            store.journal().unwrap().settling(b"tea").is_some(),
+            store.journal().unwrap().settling(Some(b"tea")).is_some(),
             "not all of it is there"
         );
 
@@ -344,7 +337,7 @@ fn a_full_disk_refuses_sets_reads_on_and_goes_on_when_it_has_room() {
     });
     drop((store, log));
     disk.cut(&mut Rng::with_seed(1));
-    let (store, _) = alone(&disk);
+    let (store, _) = disks::alone(&disk);
     let loaded = store.at(0).load(b"tea", None).unwrap();
     assert_eq!(
         (loaded.stamp.counter, loaded.value.as_deref()),
@@ -378,6 +371,7 @@ fn segment_of(bodies: &[Body]) -> Vec<u8> {
 
 fn header() -> Body {
     Body::Header(Header {
+        version: 1,
         size: u32::try_from(SECTORS * SECTOR).unwrap(),
         log: 54,
         node: "alice".to_owned(),

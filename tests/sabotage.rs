@@ -9,6 +9,8 @@
     clippy::indexing_slicing
 )]
 
+#[path = "common/disks.rs"]
+mod disks;
 #[path = "common/history.rs"]
 mod history;
 #[path = "common/ram.rs"]
@@ -40,6 +42,9 @@ fn story(bug: Bug) -> Option<fn() -> Result<(), String>> {
         Bug::SwapBuildsOnOldEpoch => stories::nothing_to_build_on,
         Bug::FormerLifeFollowed => stories::before_all_memories_were_lost,
         Bug::ClientKeepsFormerRing => stories::all_memories_lost,
+        Bug::NoReadyMark => disks::half_joined,
+        Bug::NoSyncAtOpen => disks::read_from_memory_alone,
+        Bug::FailedSyncIgnored => disks::a_sync_that_fails,
         Bug::OldWriteIgnoresPromises => stories::read_before_a_swap,
         Bug::UnknownTaskTakenForDone | Bug::UnknownTaskTakenForRefused => stories::tasks_in_doubt,
         _ => return None,
@@ -50,11 +55,7 @@ fn story(bug: Bug) -> Option<fn() -> Result<(), String>> {
 fn is_of_disks(bug: Bug) -> bool {
     matches!(
         bug,
-        Bug::LoadNotGated
-            | Bug::StoreNotGated
-            | Bug::NoReadyMark
-            | Bug::NoSyncAtOpen
-            | Bug::FolderNotSynced
+        Bug::LoadNotGated | Bug::StoreNotGated | Bug::FolderNotSynced
     )
 }
 

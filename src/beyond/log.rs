@@ -22,15 +22,14 @@ use crate::error::Error;
 use crate::rpc::{Answer, Service};
 use crate::sabotage::{Bug, planted};
 use crate::server::Node;
-use crate::status::micros;
 use crate::store::Store;
-use crate::store::journal::{Batch, Journal, Room};
+use crate::store::journal::{Batch, Journal};
 use dir::Dir;
 use files::{Files, Found, Segments, is_full};
 
 /// The size of a segment: making one does not hold a commit up for long.
 const SEGMENT: u32 = 4 << 20;
-/// What is written anew between two commits, in bytes.
+/// What is written anew at a time, in bytes.
 const PAGE: usize = 256 << 10;
 /// Before a full disk is tried again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -42,8 +41,11 @@ const SIGXFSZ: i32 = 25;
 pub struct Disk<F> {
     segments: Option<Segments<F>>, // else a job has them
     journal: Arc<Journal>,
+    batch: Option<Batch>,           // what is to be committed next
     page: Option<crate::store::At>, // the next one of those that are written anew
-    rests: Instant,                 // until then nothing is written anew
+    most: usize,                    // its bytes
+    owed: usize,                    // bytes of those, before the next commit
+    rests: Instant,                 // until then a full disk is not tried again
 }
 
 impl Store {
@@ -64,7 +66,8 @@ impl Store {
         let opened = Disk::open(cluster, place, || Dir::open(&path), SEGMENT);
         let (store, disk) = opened.map_err(|error| of(&path, &error))?;
         let status = store.status();
-        if status.bytes > status.memory {
+        // A running node keeps a little more where it must.
+        if status.bytes > status.memory + status.memory / 8 {
             let why = format!(
                 "{} bytes, and memory in [limits] is {}",
                 status.bytes, status.memory
@@ -114,30 +117,26 @@ impl<F: Files> Disk<F> {
         let disk = Disk {
             segments: Some(segments),
             journal,
+            batch: None,
             page: None,
+            most: PAGE.min(size as usize / 4),
+            owed: 0,
             rests: Instant::now(),
         };
         Ok((store, disk))
     }
 
-    /// Writes down what the store keeps. Ends with the first error that is more than a full disk: the log is put aside
-    /// then.
+    /// Writes down what the store keeps. Ends with the first error that is more than a full disk.
     pub async fn write(&mut self, store: &Store) -> io::Result<()> {
         loop {
-            let done = match self.journal.take() {
-                Some(batch) => self.commit(batch).await,
-                None if self.page.is_some() => Ok(()),
-                None => {
-                    let _ = timeout(RETRY, self.journal.grown()).await;
-                    Ok(())
-                }
-            };
-            let done = match done {
+            let done = match self.commit().await {
                 Ok(()) => self.look_ahead(store).await,
                 failed => failed,
             };
-            if let Err(error) = done {
-                return self.on(move |segments| Err(segments.suspect(&error))).await;
+            match (done, &mut self.segments) {
+                (Ok(()), _) => {}
+                (Err(error), Some(segments)) => return Err(segments.ended(error)),
+                (failed, None) => return failed,
             }
         }
     }
@@ -149,85 +148,100 @@ impl<F: Files> Disk<F> {
     ) -> io::Result<T> {
         let lost = || io::Error::other("the log was lost in a panic");
         let mut segments = self.segments.take().ok_or_else(lost)?;
-        let (segments, done) = if let Some(pause) = segments.files.pause() {
+        if let Some(pause) = segments.files.pause() {
             let done = job(&mut segments);
+            self.segments = Some(segments);
             pause.await;
+            return done;
+        }
+        let job = spawn_blocking(move || {
+            let done = job(&mut segments);
             (segments, done)
-        } else {
-            let job = spawn_blocking(move || {
-                let done = job(&mut segments);
-                (segments, done)
-            });
-            job.await.map_err(io::Error::other)?
-        };
+        });
+        let (segments, done) = job.await.map_err(io::Error::other)?;
         self.segments = Some(segments);
         done
     }
 
-    /// Commits a batch. While the disk is full, it waits.
-    async fn commit(&mut self, batch: Batch) -> io::Result<()> {
-        loop {
-            let (records, begun) = (batch.array(), Instant::now());
-            let commit = |segments: &mut Segments<F>| {
-                segments.commit(records)?;
-                Ok(segments.bytes())
-            };
-            match self.on(commit).await {
-                Ok(bytes) => {
-                    let took = micros(begun.elapsed());
-                    self.journal.note_settled(&batch, took, bytes);
-                    if self.journal.room() == Room::None {
-                        self.journal.note_room(Room::Little); // until the next segment is there
-                    }
-                    return Ok(());
-                }
-                Err(error) if is_full(&error) => {
-                    self.note_full(Room::None, &error);
+    /// Commits the next batch, if there is one. While the disk is full, it waits.
+    async fn commit(&mut self) -> io::Result<()> {
+        self.batch = self.batch.take().or_else(|| self.journal.take());
+        let Some(batch) = &self.batch else {
+            if self.page.is_none() {
+                let _ = timeout(RETRY, self.journal.grown()).await;
+            }
+            return Ok(());
+        };
+        let (records, begun) = (batch.array(), Instant::now());
+        let bytes = records.len();
+        let commit = |segments: &mut Segments<F>| {
+            segments.commit(records)?;
+            Ok(segments.bytes())
+        };
+        match self.on(commit).await {
+            Ok(size) => {
+                let batch = self.batch.take().unwrap_or_default();
+                self.journal.note_settled(&batch, begun.elapsed(), size);
+                self.owed = 2 * bytes; // what is written anew is done before as much is old again
+                Ok(())
+            }
+            Err(error) if is_full(&error) => {
+                self.note_full(&error);
+                if self.page.is_none() {
                     sleep(RETRY).await;
                 }
-                Err(error) => return Err(error),
+                Ok(())
             }
+            failed => failed.map(drop),
         }
     }
 
-    /// Makes the next segment, and writes all anew once half of what is on disk is old: so much that no commit waits for it long.
+    /// Makes the next segment, and writes all anew once a third of what is on disk is old: so much that no commit waits
+    /// for it long.
     async fn look_ahead(&mut self, store: &Store) -> io::Result<()> {
         let Some(segments) = &self.segments else {
             return Ok(());
         };
         let (is_worn, needs_spare) = (segments.is_worn(), segments.needs_spare());
-        if needs_spare || self.journal.room() > Room::Enough {
-            match self.on(Segments::prepare).await {
-                Ok(()) if self.journal.note_room(Room::Enough) != Room::Enough => {
-                    log::info!("the disk has room again");
-                }
-                Err(error) if is_full(&error) => self.note_full(Room::Little, &error),
-                done => return done,
+        if self.rests > Instant::now() {
+            return Ok(());
+        }
+        let mut done = Ok(());
+        if needs_spare && self.page.is_none() {
+            done = self.on(Segments::prepare).await;
+            if done.is_ok() && self.journal.note_full(false) {
+                log::info!("the disk has room again");
             }
         }
-        let written = match self.page.take() {
-            Some(at) => self.write_page(store, at).await,
-            None if is_worn && self.rests <= Instant::now() => {
-                self.page = Some((0, 0, 0));
-                self.on(Segments::rebase).await
+        if is_worn && self.page.is_none() {
+            self.page = Some((0, 0, 0));
+            done = self.on(Segments::rebase).await;
+        }
+        while let (Some(at), Ok(())) = (self.page, &done) {
+            done = self.write_page(store, at).await;
+            if self.owed == 0 {
+                break;
             }
-            None => Ok(()),
-        };
-        match written {
+        }
+        match done {
             Err(error) if is_full(&error) => {
-                (self.page, self.rests) = (None, Instant::now() + 10 * RETRY);
+                if needs_spare {
+                    self.note_full(&error);
+                }
+                (self.page, self.rests) = (None, Instant::now() + RETRY);
                 let give_up = |segments: &mut Segments<F>| {
                     segments.give_up();
                     Ok(())
                 };
                 self.on(give_up).await
             }
-            written => written,
+            done => done,
         }
     }
 
     async fn write_page(&mut self, store: &Store, at: crate::store::At) -> io::Result<()> {
-        let (records, next) = store.page(at, PAGE);
+        let (records, next) = store.page(at, self.most);
+        self.owed = self.owed.saturating_sub(records.len());
         self.on(move |segments| segments.add(records)).await?;
         self.page = next;
         match next {
@@ -236,8 +250,8 @@ impl<F: Files> Disk<F> {
         }
     }
 
-    fn note_full(&self, room: Room, error: &io::Error) {
-        if self.journal.note_room(room) == Room::Enough {
+    fn note_full(&self, error: &io::Error) {
+        if !self.journal.note_full(true) {
             log::warn!("the disk is full ({error}): new sets are refused until it has room");
         }
     }
@@ -274,11 +288,16 @@ impl Service for Gated<'_> {
             ("load", _) if planted(Bug::LoadNotGated) => {}
             ("store", _) if planted(Bug::StoreNotGated) => {}
             ("load" | "store" | "promise", [_, named, ..]) => {
-                if let Some(settling) = key(named).ok().and_then(|key| journal.settling(key)) {
+                let key = key(named).ok();
+                if let Some(settling) = key.and_then(|key| journal.settling(Some(key))) {
                     settling.await;
                 }
             }
-            ("scan" | "ring", _) => journal.all_settled().await,
+            ("ring", _) => {
+                if let Some(settling) = journal.settling(None) {
+                    settling.await;
+                }
+            }
             _ => {}
         }
         answer

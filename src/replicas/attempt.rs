@@ -1,10 +1,10 @@
 //! One attempt to hear from a majority of a key's replicas in one ring, within one window.
 
-use std::future::Future as _;
+use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::Few;
 use super::nodes::{At, Ring};
@@ -17,17 +17,44 @@ use crate::store::{Promise, Settling};
 /// What became of a question to one replica.
 pub(super) enum Sent<T> {
     Answered(Result<T, Error>),
-    /// By the coordinator's own replica, once its disk has what the answer reveals.
-    Settling(T, Settling),
-    Awaited(Call),
+    Awaited(Awaited<T>),
 }
 
-impl<T> Sent<T> {
+/// An answer on its way.
+pub(super) enum Awaited<T> {
+    Call(Call),
+    /// From the coordinator's own replica, once its disk has what the answer reveals.
+    Own(Pin<Box<dyn Future<Output = T> + Send + Sync>>),
+}
+
+impl<T: Answered> Sent<T> {
     /// What the coordinator's own replica answers.
     pub(super) fn own(answer: Result<T, Error>, settling: Option<Settling>) -> Self {
         match (answer, settling) {
-            (Ok(answer), Some(settling)) => Sent::Settling(answer, settling),
+            (Ok(answer), Some(mut settling)) => Sent::Awaited(Awaited::Own(Box::pin(async move {
+                while timeout(HEDGE, &mut settling).await.is_err() {} // so it wakes its task
+                answer
+            }))),
             (answer, _) => Sent::Answered(answer),
+        }
+    }
+}
+
+impl<T> Awaited<T> {
+    fn poll(
+        &mut self,
+        read: Read<T>,
+        context: &mut Context<'_>,
+    ) -> Poll<(Instant, Result<T, Error>)> {
+        match self {
+            Awaited::Call(call) => {
+                let call = Pin::new(call).poll(context);
+                call.map(|(arrived, answer)| (arrived, answer.and_then(|bytes| read(&bytes))))
+            }
+            Awaited::Own(own) => own
+                .as_mut()
+                .poll(context)
+                .map(|own| (Instant::now(), Ok(own))),
         }
     }
 }
@@ -41,7 +68,7 @@ type Errors = Vec<(usize, Error)>;
 pub(super) type Answers<T> = Few<(usize, T)>;
 
 /// An answer that is counted.
-pub(super) trait Answered {
+pub(super) trait Answered: Send + Sync + 'static {
     /// Whether it is enough to know that the others are not needed.
     fn ends_all(&self) -> bool {
         false
@@ -67,8 +94,7 @@ pub(super) struct Attempt<'a, T> {
     pub(super) needed: usize,
     pub(super) due: usize, // how many replicas are to be asked now
     pub(super) to_ask: smallvec::IntoIter<[usize; COPIES]>, // the replicas that were not asked yet
-    pub(super) calls: Few<(usize, Call)>,
-    pub(super) settling: Vec<(usize, Option<T>, Settling)>,
+    pub(super) calls: Few<(usize, Awaited<T>)>,
     pub(super) answers: Answers<T>,
     pub(super) errors: Errors,
 }
@@ -91,8 +117,8 @@ pub(super) fn poll_all<T: Answered>(
 
 impl<T: Answered> Attempt<'_, T> {
     /// Asks, collects what has arrived, and asks one replica more where that is needed. Ready
-    /// when the majority is there or cannot come any more. It needs no timer: a `Call` wakes this
-    /// task when it is answered, and every 10 ms while it is late.
+    /// when the majority is there or cannot come any more. It needs no timer: what is awaited wakes this
+    /// task when it is there, and every 10 ms while it is late.
     fn poll(
         &mut self,
         ask: &mut impl FnMut(At) -> Sent<T>,
@@ -104,15 +130,15 @@ impl<T: Answered> Attempt<'_, T> {
             let now = Instant::now();
             self.collect(read, context);
             let is_refused = self.has_no_room(&[Kind::Full, Kind::Busy]);
-            let left = self.answers.len() + self.open() + self.to_ask.len();
+            let left = self.answers.len() + self.calls.len() + self.to_ask.len();
             let is_over = left < self.needed && self.is_outbid() || now > self.closes;
             if is_refused || self.has_majority() || is_over {
                 return Poll::Ready(());
             }
             if !self.needs_another(now) {
-                return match self.open() {
-                    0 => Poll::Ready(()),
-                    _ => Poll::Pending,
+                return match self.calls.is_empty() {
+                    true => Poll::Ready(()),
+                    false => Poll::Pending,
                 };
             }
             self.due = 1;
@@ -126,9 +152,6 @@ impl<T: Answered> Attempt<'_, T> {
             match next.map(|place| (place, ask((self.number, place)))) {
                 Some((place, Sent::Answered(answer))) => self.count(place, Instant::now(), answer),
                 Some((place, Sent::Awaited(call))) => self.calls.push((place, call)),
-                Some((place, Sent::Settling(answer, settling))) => {
-                    self.settling.push((place, Some(answer), settling));
-                }
                 None => {}
             }
         }
@@ -137,28 +160,14 @@ impl<T: Answered> Attempt<'_, T> {
     /// Takes the answers that are there.
     fn collect(&mut self, read: Read<T>, context: &mut Context<'_>) {
         let mut calls = std::mem::take(&mut self.calls);
-        calls.retain_mut(|(place, call)| {
-            let Poll::Ready((arrived, answer)) = Pin::new(call).poll(context) else {
+        calls.retain_mut(|(place, awaited)| {
+            let Poll::Ready((arrived, answer)) = awaited.poll(read, context) else {
                 return true;
             };
-            self.count(*place, arrived, answer.and_then(|bytes| read(&bytes)));
+            self.count(*place, arrived, answer);
             false
         });
         self.calls = calls;
-        let mut open = std::mem::take(&mut self.settling);
-        open.retain_mut(|(place, answer, settling)| {
-            let is_open = settling.as_mut().poll(context).is_pending();
-            if let Some(answer) = answer.take_if(|_| !is_open) {
-                self.count(*place, Instant::now(), Ok(answer));
-            }
-            is_open
-        });
-        self.settling = open;
-    }
-
-    /// How many answers are still to come.
-    fn open(&self) -> usize {
-        self.calls.len() + self.settling.len()
     }
 
     /// Counts one answer, if it came within the window.
@@ -225,18 +234,18 @@ impl<T: Answered> Attempt<'_, T> {
         kinds.filter(|kind| is(*kind)).count()
     }
 
-    /// Whether the next replica must be asked: one has failed, or an answer is late.
+    /// Whether the next replica must be asked: one has failed, or an answer is late. Our own disk is not
+    /// waited for.
     fn needs_another(&self, now: Instant) -> bool {
-        let too_few = self.answers.len() + self.open() < self.needed;
-        let too_few = too_few && (self.open() == 0 || !self.one_by_one);
+        let too_few = self.answers.len() + self.calls.len() < self.needed;
+        let is_own = |(_, awaited): &(_, Awaited<T>)| matches!(awaited, Awaited::Own(_));
+        let too_few = too_few && (!self.one_by_one || self.calls.iter().all(is_own));
         self.to_ask.len() > 0 && (too_few || now - self.opened >= HEDGE)
     }
 
     /// A call that is still open was not answered in time.
     pub(super) fn give_up(&mut self) {
-        let calls = self.calls.drain(..).map(|(place, _)| place);
-        let settling = self.settling.drain(..).map(|(place, ..)| place);
-        let open = calls.chain(settling).map(|place| (place, late()));
+        let open = self.calls.drain(..).map(|(place, _)| (place, late()));
         self.errors.extend(open);
     }
 }

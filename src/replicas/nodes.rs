@@ -307,7 +307,13 @@ impl Replicas {
     /// Tells a node how the ring is, and returns how it is for that node.
     async fn tell(&self, name: &str) -> Result<Told, Error> {
         let own = match &self.own_store {
-            Some(store) => store.told(),
+            Some(store) => {
+                let told = store.told();
+                if let Some(settling) = store.journal().and_then(|journal| journal.settling(None)) {
+                    settling.await;
+                }
+                told
+            }
             None => self.rings.told("", 0),
         };
         self.told_by(name, &[&own.packed()]).await

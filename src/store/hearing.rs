@@ -52,8 +52,7 @@ impl Store {
         let before = self.rings.known().state;
         if let Some(state) = self.rings.hear(told, holds_entries)? {
             kept.move_to(&state, &self.name);
-            self.note_state();
-            self.note_ready(&mut kept);
+            self.note_state(&mut kept);
             let is_of_a_round = state.is_round() || before.is_round() && state.next.is_none();
             let level = match is_of_a_round {
                 true => log::Level::Debug, // the node that drives a round says so
@@ -115,7 +114,6 @@ impl Store {
         kept.starting = kept.is_joining();
         kept.member = self.rings.known().state.has(&self.name);
         self.rings.is_certain();
-        self.note_state();
-        self.note_ready(&mut kept);
+        self.note_state(&mut kept);
     }
 }

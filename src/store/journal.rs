@@ -1,37 +1,41 @@
 //! What a store keeps that is not on disk yet, in the order in which it was kept. It is there for a node with
 //! `[disk]` alone. An answer about a key waits until what it may reveal is on disk.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use crate::rpc::lock;
+use crate::status::micros;
 
 /// What is committed together, in bytes, unless it is one record: the frame of it must fit into a segment.
 const BATCH: usize = 1 << 20;
-/// Keys that share a place wait for each other.
-const PLACES: usize = 4096;
+/// How many bytes may wait for the disk before more is refused.
+const MOST: usize = 16 << 20;
 
 /// Ready when something is on disk.
 pub type Settling = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
 /// What is to be written, and who waits for it.
+#[derive(Default)]
 pub struct Journal {
     kept: Mutex<Kept>,
     grown: Notify,
     settled: Notify,
 }
 
+#[derive(Default)]
 struct Kept {
     batches: VecDeque<Batch>,
-    appended: u64,  // so many records
-    settled: u64,   // of them, so many are on disk
-    keys: Vec<u64>, // by their hashes: the last record of each
-    all: u64,       // the last one that concerns all keys
-    room: Room,
+    appended: u64,           // so many records
+    settled: u64,            // of them, so many are on disk
+    unsettled: usize,        // the bytes of the others
+    keys: HashMap<u16, u64>, // by their hashes: the last record of each
+    all: u64,                // the last one that concerns all keys
     told: Told,
 }
 
@@ -40,8 +44,10 @@ struct Kept {
 pub struct Told {
     /// How many bytes its files have.
     pub bytes: usize,
-    /// How long the last commits took, each in microseconds.
-    pub commits_us: [u64; 16],
+    /// How long a commit takes, in microseconds: a decaying maximum of the last ones.
+    pub commit_us: u64,
+    /// Whether it has no room for more than what is under way.
+    pub is_full: bool,
 }
 
 /// Records that are committed together.
@@ -59,58 +65,28 @@ impl Batch {
     }
 }
 
-/// How much the disk can still take.
-#[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd)]
-pub enum Room {
-    /// As much as comes.
-    #[default]
-    Enough,
-    /// What is under way: new sets are refused.
-    Little,
-    /// Nothing.
-    None,
-}
-
-impl Default for Journal {
-    fn default() -> Self {
-        Journal {
-            kept: Mutex::new(Kept {
-                batches: VecDeque::new(),
-                appended: 0,
-                settled: 0,
-                keys: vec![0; PLACES],
-                all: 0,
-                room: Room::Enough,
-                told: Told::default(),
-            }),
-            grown: Notify::new(),
-            settled: Notify::new(),
-        }
-    }
-}
-
 impl Journal {
     /// Appends a record, which concerns this key, or all of them.
     pub fn append(&self, key: Option<&[u8]>, record: &[&[u8]]) {
         let mut kept = lock(&self.kept);
         kept.appended += 1;
         let last = kept.appended;
-        match key.and_then(|key| kept.keys.get_mut(place(key))) {
-            Some(key) => *key = last,
+        match key {
+            Some(key) => drop(kept.keys.insert(place(key), last)),
             None => kept.all = last,
         }
-        if kept
-            .batches
-            .back()
-            .is_none_or(|batch| batch.records.len() >= BATCH)
-        {
+        let is_full = |batch: &Batch| batch.records.len() >= BATCH;
+        if kept.batches.back().is_none_or(is_full) {
             kept.batches.push_back(Batch::default());
         }
         if let Some(batch) = kept.batches.back_mut() {
+            let before = batch.records.len();
             for piece in record {
                 batch.records.extend_from_slice(piece);
             }
             (batch.count, batch.last) = (batch.count + 1, last);
+            let added = batch.records.len() - before;
+            kept.unsettled += added;
         }
         self.grown.notify_one();
     }
@@ -125,31 +101,27 @@ impl Journal {
         self.grown.notified().await;
     }
 
-    /// These are on disk, which took so many microseconds and has so many bytes now.
-    pub fn note_settled(&self, batch: &Batch, commit_us: u64, bytes: usize) {
+    /// These are on disk, which took so long and has so many bytes now.
+    pub fn note_settled(&self, batch: &Batch, took: Duration, bytes: usize) {
         let mut kept = lock(&self.kept);
         kept.settled = batch.last;
-        kept.told.bytes = bytes;
-        kept.told.commits_us.rotate_right(1);
-        kept.told.commits_us[0] = commit_us;
+        kept.unsettled -= batch.records.len();
+        let (told, took) = (&mut kept.told, micros(took));
+        (told.bytes, told.commit_us) = (bytes, took.max(told.commit_us - told.commit_us / 8));
         drop(kept);
         self.settled.notify_waiters();
     }
 
-    /// Ready when what is kept of a key now is on disk; `None` if it is.
-    pub fn settling(self: &Arc<Self>, key: &[u8]) -> Option<Settling> {
+    /// Ready when what is kept of a key now is on disk, and what concerns all keys; `None` if it is.
+    pub fn settling(self: &Arc<Self>, key: Option<&[u8]>) -> Option<Settling> {
         let kept = lock(&self.kept);
-        let until = kept
-            .keys
-            .get(place(key))
-            .copied()
-            .unwrap_or(0)
-            .max(kept.all);
+        let of_key = key.and_then(|key| kept.keys.get(&place(key)));
+        let until = kept.all.max(of_key.copied().unwrap_or(0));
         let journal = (kept.settled < until).then(|| self.clone())?;
         Some(Box::pin(async move { journal.reached(until).await }))
     }
 
-    /// The same for all keys.
+    /// Ready when all is on disk that is kept now.
     pub async fn all_settled(&self) {
         let until = lock(&self.kept).appended;
         self.reached(until).await;
@@ -171,17 +143,18 @@ impl Journal {
         lock(&self.kept).told
     }
 
-    /// How much the disk can still take.
-    pub fn room(&self) -> Room {
-        lock(&self.kept).room
+    /// Whether more waits to be written than a disk should leave.
+    pub fn is_behind(&self) -> bool {
+        lock(&self.kept).unsettled > MOST
     }
 
-    /// Notes it; what it was before.
-    pub fn note_room(&self, room: Room) -> Room {
-        std::mem::replace(&mut lock(&self.kept).room, room)
+    /// Notes whether the disk is full; whether it was before.
+    pub fn note_full(&self, is_full: bool) -> bool {
+        std::mem::replace(&mut lock(&self.kept).told.is_full, is_full)
     }
 }
 
-fn place(key: &[u8]) -> usize {
-    crc32fast::hash(key) as usize % PLACES
+/// Keys that share a place wait for each other.
+fn place(key: &[u8]) -> u16 {
+    (crc32fast::hash(key) >> 20) as u16
 }

@@ -1,13 +1,13 @@
 //! What a store writes down for the time after its node has stopped, and how it takes that back. A record is
-//! `[ring, [key, entry, promised]]`, where the ring is the step at which it was first asked, `[state]`, or `[]`:
-//! from there on the node's word has counted, until its state says otherwise.
+//! `[ring, [key, entry, promised]]`, where the ring is the step at which it was first asked, or `[state]`, which also
+//! says whether the node's word counted.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::journal::{Journal, Room, Settling};
+use super::journal::{Journal, Settling};
 use super::{Held, Kept, Memory, Replica, Store};
 use crate::cluster::{Cluster, Told};
 use crate::entry::{Entry, Stamp, entry, key};
@@ -24,8 +24,6 @@ impl Store {
     /// Writes down from now on what it keeps.
     pub fn write_down(&self, journal: Arc<Journal>) {
         let _ = self.journal.set(journal);
-        self.note_state();
-        self.note_ready(&mut lock(&self.kept));
     }
 
     /// What is written down and not on disk yet; none without `[disk]`.
@@ -33,27 +31,31 @@ impl Store {
         self.journal.get()
     }
 
-    /// Writes down how the ring is.
-    pub(super) fn note_state(&self) {
+    /// Writes down how the ring is, and whether this node's word counts.
+    pub(super) fn note_state(&self, kept: &mut Kept) {
+        kept.is_noted = !kept.unheard && !kept.is_joining();
         if let Some(journal) = self.journal.get() {
-            journal.append(None, &[&[0x91], &self.told_to_all().packed()]);
+            journal.append(None, &[&self.state_record(kept)]);
         }
     }
 
-    /// Writes down that this node's word counts, once it does.
-    pub(super) fn note_ready(&self, kept: &mut Kept) {
-        let is_ready = !kept.unheard && !kept.is_joining();
-        if let (Some(journal), true, false) = (self.journal.get(), is_ready, kept.is_noted) {
-            journal.append(None, &[&[0x90]]);
-        }
-        kept.is_noted = is_ready;
+    fn state_record(&self, kept: &Kept) -> Vec<u8> {
+        let joining = !kept.is_noted;
+        let told = Told {
+            joining,
+            ..self.rings.told("", 0)
+        }; // without a name it goes by what it says
+        [&[0x91], &*told.packed()].concat()
     }
 
-    /// Refuses where the disk has no room for what comes.
+    /// Refuses what the disk has no room for, or does not keep up with.
     pub(super) fn has_room(&self, is_new: bool) -> Result<(), Error> {
-        let most = if is_new { Room::Little } else { Room::None };
         match self.journal.get() {
-            Some(journal) if journal.room() >= most => Err(Error::new(
+            Some(journal) if journal.is_behind() => {
+                let why = format!("the disk of {} does not keep up", self.name);
+                Err(Error::new(Kind::Unavailable, why))
+            }
+            Some(journal) if is_new && journal.told().is_full => Err(Error::new(
                 Kind::Full,
                 format!("the disk of {} is full", self.name),
             )),
@@ -67,15 +69,10 @@ impl Store {
         if let Some(journal) = self.journal.get() {
             let told = journal.told();
             status.disk = Some(told.bytes);
-            status.commit_us = told.commits_us.into_iter().max();
-            status.disk_full = Some(journal.room() > Room::Enough);
+            status.commit_us = Some(told.commit_us);
+            status.disk_full = Some(told.is_full);
         }
         status
-    }
-
-    /// What is told of the ring, without a name: it goes by what it says.
-    fn told_to_all(&self) -> Told {
-        self.rings.told("", 0)
     }
 
     /// Takes records back, oldest first, into a store that has written nothing down.
@@ -84,8 +81,7 @@ impl Store {
         kept.unheard = false; // else it takes nothing
         for record in codec::items(records).ok_or_else(odd)? {
             match codec::items(record).as_deref() {
-                Some([]) => self.replay_ready(&mut kept),
-                Some([state]) => self.replay_state(&mut kept, &Told::read(state)?)?,
+                Some([state]) => self.replay_state(&mut kept, Told::read(state)?)?,
                 Some([ring, item]) => {
                     let item = codec::items(item).ok_or_else(odd)?;
                     self.replay_entry(&mut kept, codec::number(ring).ok_or_else(odd)?, &item)?;
@@ -99,11 +95,18 @@ impl Store {
     /// The end of it. Whether this node's word counts; refused if its ring is another than the file's.
     pub fn replayed(&self) -> Result<bool, Error> {
         let mut kept = lock(&self.kept);
-        if planted(Bug::NoReadyMark) {
-            self.replay_ready(&mut kept);
+        if kept.is_noted || planted(Bug::NoReadyMark) {
+            for part in kept
+                .held
+                .iter_mut()
+                .flat_map(|held| held.parts.values_mut())
+            {
+                part.missing.clear();
+            }
+            (kept.starting, kept.member) = (false, self.rings.known().state.has(&self.name));
+            self.rings.is_certain();
         }
         kept.unheard = kept.starting;
-        kept.is_noted = !kept.unheard && !kept.is_joining();
         let known = self.rings.known();
         let unnamed = |ring: &Arc<Cluster>| {
             let mut names = ring.names().into_iter();
@@ -122,21 +125,15 @@ impl Store {
         }
     }
 
-    fn replay_ready(&self, kept: &mut Kept) {
-        for part in kept
-            .held
-            .iter_mut()
-            .flat_map(|held| held.parts.values_mut())
-        {
-            part.missing.clear();
-        }
-        (kept.starting, kept.member) = (false, self.rings.known().state.has(&self.name));
-        self.rings.is_certain();
-    }
-
-    fn replay_state(&self, kept: &mut Kept, told: &Told) -> Result<(), Error> {
-        if let Some(state) = self.rings.hear(told, false)? {
+    /// The window is the file's: it may have another one now.
+    fn replay_state(&self, kept: &mut Kept, mut told: Told) -> Result<(), Error> {
+        let file = self.rings.known().file.clone();
+        told.window = self.rings.told("", 0).window;
+        if let Some(state) = self.rings.hear(&told, false)? {
             kept.move_to(&state, &self.name);
+        }
+        if told.certain && told.state(&file)?.is(&self.rings.known().state) {
+            kept.is_noted = !told.joining;
         }
         Ok(())
     }
@@ -167,15 +164,14 @@ impl Store {
         }
     }
 
-    /// A page of all that is kept, as an array of records, and where the next one begins. It begins with the state
-    /// and whether this node's word counts.
+    /// A page of all that is kept, as an array of records, and where the next one begins. The first one begins with
+    /// the state.
     pub fn page(&self, (ring, part, cursor): At, most: usize) -> (Vec<u8>, Option<At>) {
         let kept = lock(&self.kept);
         let (mut page, mut count) = (Vec::new(), 0_u32);
         if (ring, part, cursor) == (0, 0, 0) {
-            page.extend_from_slice(&[&[0x91], &*self.told_to_all().packed()].concat());
-            page.extend_from_slice(if kept.is_noted { &[0x90] } else { &[] });
-            count += 1 + u32::from(kept.is_noted);
+            page = self.state_record(&kept);
+            count = 1;
         }
         // A ring that is not asked any more is left out; what is kept in a new one is written down anyway.
         let held = kept.held.iter().find(|held| held.born >= ring);
@@ -219,7 +215,7 @@ impl Replica<'_> {
 
     /// Ready when what is kept of a key now is on disk; `None` if it is, or need not be.
     pub fn settling(&self, key: &[u8]) -> Option<Settling> {
-        self.store.journal.get()?.settling(key)
+        self.store.journal.get()?.settling(Some(key))
     }
 
     /// Keeps a promise, and writes it down.
@@ -247,7 +243,5 @@ impl Replica<'_> {
 }
 
 fn odd() -> Error {
-    Error::bad_request(
-        "a record is [ring, [key, entry, promised ballot or nothing]], [state] or []",
-    )
+    Error::bad_request("a record is [ring, [key, entry, promised ballot or nothing]] or [state]")
 }

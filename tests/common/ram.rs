@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use fastrand::Rng;
-use kv54::beyond::log::files::Files;
+use kv54::beyond::log::files::{Files, sync_failed};
 
 const SECTOR: usize = 512;
 
@@ -152,8 +152,16 @@ impl Ram {
 
     /// The process alone ends: what was not synced is still there, until the power is cut.
     pub fn kill(&self, rng: &mut Rng) {
+        let ops = {
+            let disk = self.lock();
+            rng.usize(disk.settled..=disk.done.len())
+        };
+        self.kill_after(ops);
+    }
+
+    /// The same after so many of the operations.
+    pub fn kill_after(&self, ops: usize) {
         let mut disk = self.lock();
-        let ops = rng.usize(disk.settled..=disk.done.len());
         disk.done.truncate(ops);
         disk.seen = disk.synced.clone();
         let Disk { seen, done, .. } = &mut *disk;
@@ -176,9 +184,14 @@ impl Ram {
         self.lock().is_full = is_full;
     }
 
-    /// Fails to sync from now on.
+    /// Fails to sync once more. What it should have made to last never will, although it is still read.
     pub fn break_down(&self) {
         self.lock().is_broken = true;
+    }
+
+    /// Syncs again.
+    pub fn mend(&self) {
+        self.lock().is_broken = false;
     }
 
     /// All is lost.
@@ -199,7 +212,8 @@ impl Ram {
                 bytes[at] ^= rng.u8(1..);
             }
         }
-        disk.seen = disk.synced.clone();
+        disk.done.clear();
+        (disk.seen, disk.settled) = (disk.synced.clone(), 0);
     }
 
     fn file(&self, name: &str) -> io::Result<usize> {
@@ -238,10 +252,18 @@ impl Files for Ram {
     }
 
     fn sync(&mut self, name: &str) -> io::Result<()> {
-        if self.lock().is_broken {
-            return Err(io::Error::other("it cannot be written"));
+        let file = self.file(name)?;
+        if std::mem::take(&mut self.lock().is_broken) {
+            let mut disk = self.lock();
+            let stays = |op: &Op| !matches!(op, Op::Write(other, ..) if *other == file);
+            disk.settled = disk.done[..disk.settled]
+                .iter()
+                .filter(|op| stays(op))
+                .count();
+            disk.done.retain(stays);
+            return Err(sync_failed(io::Error::other("it cannot be written")));
         }
-        self.does(Op::Sync(self.file(name)?));
+        self.does(Op::Sync(file));
         Ok(())
     }
 

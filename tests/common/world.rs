@@ -14,8 +14,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fastrand::Rng;
+use futures::FutureExt as _;
 use futures::stream;
 use kv54::beyond::log::Disk;
+use kv54::beyond::log::files::is_of_sync;
 use kv54::beyond::rings::{Driver, Progress};
 use kv54::beyond::swap::Swapped;
 use kv54::client::Client;
@@ -331,7 +333,7 @@ impl World {
     /// Every node has a disk. All may lose their power at once then; and more than one is ill at a time.
     fn write_down(&mut self, seed: u64) {
         let mut rng = Rng::with_seed(seed.wrapping_mul(2024));
-        let disk = |_| Ram::slow([2, 10, 60][rng.usize(..3)], rng.fork());
+        let disk = |_| Ram::slow([2, 10, 25][rng.usize(..3)], rng.fork());
         self.disks = Some(NAMES.iter().map(disk).collect());
         (self.harsh, self.forgetful) = (true, false);
     }
@@ -672,8 +674,20 @@ async fn node(world: Rc<World>, number: usize) -> turmoil::Result {
     tokio::select! {
         biased; // else a seed would not replay
         served = serve_on(store.clone(), listener, world.clock(number)) => served,
-        failed = log.write(&store) => Ok(failed?),
+        // Whoever broke it starts the node again.
+        failed = log.write(&store) => failed.or_else(|error| match is_of_sync(&error) {
+            true => Ok(()),
+            false => Err(error.into()),
+        }),
     }
+}
+
+/// Whether its disk, if it has one, has all that it keeps.
+fn is_settled(store: &Store) -> bool {
+    let settled = store
+        .journal()
+        .map(|journal| journal.all_settled().now_or_never());
+    settled.is_none_or(|settled| settled.is_some())
 }
 
 /// A node that has forgotten everything may have answered before.
@@ -1124,7 +1138,7 @@ impl Trouble<'_> {
         let stores = self.world.stores.borrow();
         stores
             .get(&node)
-            .is_some_and(|store| store.status().state != "joining")
+            .is_some_and(|store| store.status().state != "joining" && is_settled(store))
     }
 
     /// Whether two nodes hold copies of the same keys.
@@ -1384,12 +1398,16 @@ impl Trouble<'_> {
         let nodes: Vec<usize> = nodes.into_iter().filter(|node| !is_down(node)).collect();
         let may_forget = self.may_suffer(one, Ill::Down);
         for node in nodes {
-            self.stop(node);
+            match way {
+                5 if may_forget && self.rng.bool() => disks[node].break_down(), // its process ends by itself
+                _ => self.stop(node),
+            }
             self.mend(node);
             match way {
                 3 => disks[node].cut(&mut self.rng),
                 4 if may_forget && self.rng.bool() => disks[node].lose(),
                 4 if may_forget => disks[node].damage(&mut self.rng),
+                _ if self.world.stores.borrow().contains_key(&node) => {}
                 _ => disks[node].kill(&mut self.rng),
             }
             let until = self.sim.elapsed() + self.milliseconds(0..400);
@@ -1455,8 +1473,16 @@ impl Trouble<'_> {
             match ill {
                 Ill::Down if !self.world.is_asked(NAMES[node]) => drop(self.ill.remove(&node)), // it has left
                 Ill::Down if now >= until => {
+                    if self.world.stores.borrow().contains_key(&node) {
+                        self.stop(node); // its disk is broken
+                        self.world.disks.iter().for_each(|disks| disks[node].mend());
+                    }
                     self.sim.bounce(NAMES[node]);
                     self.ill.insert(node, (Ill::Joining, until));
+                }
+                // With disks it may have been cut as well.
+                Ill::Joining if self.is_ready(node) && self.world.disks.is_some() => {
+                    self.ill.insert(node, (Ill::Recovering, now + 2 * WINDOW));
                 }
                 Ill::Joining if self.is_ready(node) => drop(self.ill.remove(&node)),
                 Ill::Cut if now >= until => {

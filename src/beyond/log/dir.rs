@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::files::Files;
+use super::files::{Files, sync_failed};
 
 /// A folder that is locked until this is dropped.
 pub(crate) struct Dir {
@@ -19,9 +19,9 @@ pub(crate) struct Dir {
 impl Dir {
     /// Makes the folder if it is not there, and locks it.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let is_new = !path.try_exists()?;
+        let made = path.ancestors().take_while(|path| !path.exists()).count();
         fs::create_dir_all(path)?;
-        for parent in path.ancestors().skip(1).take(2).filter(|_| is_new) {
+        for parent in path.ancestors().skip(1).take(made.max(1)) {
             sync_folder(parent)?;
         }
         let (path, folder) = (path.to_owned(), File::open(path)?);
@@ -77,11 +77,11 @@ impl Files for Dir {
     }
 
     fn sync(&mut self, name: &str) -> io::Result<()> {
-        self.file(name)?.sync_data()
+        self.file(name)?.sync_data().map_err(sync_failed)
     }
 
     fn sync_names(&mut self) -> io::Result<()> {
-        self.folder.sync_all()
+        self.folder.sync_all().map_err(sync_failed)
     }
 
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
@@ -101,7 +101,9 @@ impl Files for Dir {
             } else {
                 format!("-{nth}")
             };
-            self.path.with_extension(format!("suspect{more}"))
+            let mut aside = self.path.clone().into_os_string();
+            aside.push(format!(".suspect{more}"));
+            PathBuf::from(aside)
         };
         let free = (0..1000).map(aside).find(|path| !path.exists());
         let aside = free.ok_or(io::ErrorKind::AlreadyExists)?;

@@ -3,11 +3,13 @@
 //! base. What is in none of these places is left over from something that a crash ended, or is damage.
 
 use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt;
 use std::io::{self, ErrorKind};
 
 use futures::future::BoxFuture;
 
-use super::segment::{Body, Header, SECTOR, Segment, Verdict, frame, read, sectors};
+use super::segment::{Body, Header, SECTOR, Segment, VERSION, Verdict, frame, read, sectors};
 use crate::sabotage::{Bug, planted};
 
 /// What a log asks of the folder in which it lies. Names are names of files in it.
@@ -18,9 +20,9 @@ pub trait Files: Send + 'static {
     fn read(&self, name: &str) -> io::Result<Vec<u8>>;
     /// Writes from this byte on; the file is made if it is not there.
     fn write(&mut self, name: &str, at: usize, bytes: &[u8]) -> io::Result<()>;
-    /// What was written to a file is on disk when this returns.
+    /// What was written to a file is on disk when this returns. Fails with [`sync_failed`] where the disk does.
     fn sync(&mut self, name: &str) -> io::Result<()>;
-    /// Which names there are is on disk when this returns.
+    /// Which names there are is on disk when this returns. Fails like `sync`.
     fn sync_names(&mut self) -> io::Result<()>;
     /// Gives a file another name.
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()>;
@@ -72,6 +74,35 @@ struct Base {
     end: End,
 }
 
+/// A sync that fails is never tried again: the system forgets what it could not write, and what is read
+/// from now on may not be on disk.
+#[derive(Debug)]
+struct SyncFailed(io::Error);
+
+impl fmt::Display for SyncFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Error for SyncFailed {}
+
+/// The error of a disk that could not sync.
+pub fn sync_failed(error: io::Error) -> io::Error {
+    io::Error::other(SyncFailed(error))
+}
+
+/// Whether it is one.
+pub fn is_of_sync(error: &io::Error) -> bool {
+    error
+        .get_ref()
+        .is_some_and(<dyn Error + Send + Sync>::is::<SyncFailed>)
+}
+
+fn damaged(why: impl Into<String>) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, why.into())
+}
+
 /// Whether there is no room: then nothing was changed, and it may be tried again.
 pub fn is_full(error: &io::Error) -> bool {
     use ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
@@ -93,6 +124,7 @@ impl<F: Files> Segments<F> {
     pub fn new(files: F, node: &str, size: u32) -> Self {
         let node = node.to_owned();
         let header = Header {
+            version: VERSION,
             size,
             log: fastrand::u64(..),
             node,
@@ -112,52 +144,52 @@ impl<F: Files> Segments<F> {
 
     /// Reads all records that are there, commit by commit. An error is one of reading, or what `take` says.
     pub fn open(&mut self, take: &mut impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<Found> {
-        let mut names = BTreeMap::new();
+        let (mut names, mut news) = (BTreeMap::new(), Vec::new());
         for name in self.files.list()? {
             match parts(&name) {
                 Some((number, "base" | "log" | "more")) => drop(names.insert(number, name)),
-                _ if name.strip_suffix(".new").is_some() => self.files.remove(&name)?,
+                Some((_, "base.new" | "log.new" | "more.new")) => news.push(name),
                 _ => {}
             }
         }
         if names.is_empty() {
             return Ok(Found::Nothing);
         }
-        let mut bases = names.iter().filter(|(_, name)| is(name, "base"));
-        let Some(base) = bases.next_back().map(|(number, _)| *number) else {
-            return Ok(Found::Damaged("its first segment is missing".to_owned()));
-        };
-        self.newest = names.keys().next_back().copied().unwrap_or(base);
-        match self.follow(base, &mut names, take)? {
-            Ok(is_torn) => match self.take_over(is_torn, names) {
-                Ok(()) => Ok(Found::Whole),
-                Err(error) => Err(self.suspect(&error)),
-            },
-            Err(why) => Ok(Found::Damaged(why)),
+        match self.follow(&mut names, take) {
+            Ok(is_torn) => {
+                let left = news.into_iter().chain(names.into_values());
+                let taken = self.take_over(is_torn, left);
+                taken
+                    .map(|()| Found::Whole)
+                    .map_err(|error| self.ended(error))
+            }
+            Err(error) if error.kind() == ErrorKind::InvalidData => {
+                Ok(Found::Damaged(error.to_string()))
+            }
+            Err(error) => Err(error),
         }
     }
 
-    /// Reads from this segment on to the last. Else why it is damaged; whether its last frame is torn. What is
-    /// left in `names` is not part of it.
+    /// Reads from the newest base on to the last segment; whether its last frame is torn. What is left in `names` is
+    /// not part of it.
     fn follow(
         &mut self,
-        base: u64,
         names: &mut BTreeMap<u64, String>,
         take: &mut impl FnMut(&[u8]) -> io::Result<()>,
-    ) -> io::Result<Result<bool, String>> {
+    ) -> io::Result<bool> {
+        let mut bases = names.iter().filter(|(_, name)| is(name, "base"));
+        let base = bases.next_back().map(|(number, _)| *number);
+        let base = base.ok_or_else(|| damaged("its first segment is missing"))?;
+        self.newest = names.keys().next_back().copied().unwrap_or(base);
         let (mut number, mut oldest) = (base, None);
         let is_torn = loop {
-            let Some(name) = names.remove(&number) else {
-                return Ok(Err(format!("segment {number} is missing")));
-            };
+            let name = names.remove(&number);
+            let name = name.ok_or_else(|| damaged(format!("segment {number} is missing")))?;
             if is(&name, "log") {
                 oldest = oldest.or(Some(number));
             }
             let segment = read(number, &self.files.read(&name)?);
-            let next = match self.checked(&segment, number == base)? {
-                Ok(next) => next,
-                Err(why) => return Ok(Err(format!("{name}: {why}"))),
-            };
+            let next = self.checked(&name, &segment, number == base)?;
             for body in &segment.bodies {
                 if let Body::Records(records) = body {
                     take(records)?;
@@ -174,43 +206,53 @@ impl<F: Files> Segments<F> {
         // Where the last one has lost its end, another one has what followed.
         for (number, name) in names.range(oldest.unwrap_or(base)..) {
             if is(name, "log") && read(*number, &self.files.read(name)?).bodies.len() > 1 {
-                return Ok(Err(format!("nothing leads to {name}")));
+                return Err(damaged(format!("nothing leads to {name}")));
             }
         }
-        Ok(Ok(is_torn))
+        Ok(is_torn)
     }
 
-    /// Which segment goes on behind this one, if any; else why it is damaged. An error is a reason not to touch it.
+    /// Which segment goes on behind this one, if any. The log of another node, or in a later format, is no damage.
     fn checked(
         &mut self,
+        name: &str,
         segment: &Segment,
         is_first: bool,
-    ) -> io::Result<Result<Option<u64>, String>> {
-        if let Verdict::Damaged(why) = &segment.verdict {
-            return Ok(Err(why.clone()));
-        }
-        if let Some(Body::Header(header)) = segment.bodies.first() {
-            if header.node != self.header.node {
-                let why = format!("this is the log of {}", header.node);
+    ) -> io::Result<Option<u64>> {
+        let wrong = |why: &str| damaged(format!("{name}: {why}"));
+        match segment.bodies.first() {
+            Some(Body::Header(Header { version, .. })) if *version != VERSION => {
+                let why =
+                    format!("it is in version {version} of the format, and this is {VERSION}");
                 return Err(io::Error::other(why));
             }
-            if is_first {
-                self.header = header.clone();
-            } else if *header != self.header {
-                return Ok(Err("it is of another log".to_owned()));
+            Some(Body::Header(Header { node, .. })) if *node != self.header.node => {
+                return Err(io::Error::other(format!("this is the log of {node}")));
             }
+            Some(Body::Header(header)) if is_first => self.header = header.clone(),
+            Some(Body::Header(header)) if *header != self.header => {
+                return Err(wrong("it is of another log"));
+            }
+            _ => {}
         }
-        Ok(match segment.bodies.last() {
-            Some(Body::Closing(_)) if segment.verdict != Verdict::Whole => {
-                Err("it goes on behind its end".to_owned())
+        if let Verdict::Damaged(why) = &segment.verdict {
+            return Err(wrong(why));
+        }
+        let is_end = |body: &Body| matches!(body, Body::Closing(_));
+        match segment.bodies.iter().position(is_end) {
+            None => Ok(None),
+            Some(at) if at + 1 < segment.bodies.len() || segment.verdict != Verdict::Whole => {
+                Err(wrong("it goes on behind its end"))
             }
-            Some(Body::Closing(next)) => Ok(Some(*next)),
-            _ => Ok(None),
-        })
+            Some(_) => match segment.bodies.last() {
+                Some(Body::Closing(next)) => Ok(Some(*next)),
+                _ => Ok(None),
+            },
+        }
     }
 
     /// Takes a whole log over. After a crash it may be in memory alone, so that all of it is synced.
-    fn take_over(&mut self, is_torn: bool, left: BTreeMap<u64, String>) -> io::Result<()> {
+    fn take_over(&mut self, is_torn: bool, left: impl Iterator<Item = String>) -> io::Result<()> {
         if is_torn {
             let start = self.end.at * SECTOR;
             let zeros = vec![0; self.size().saturating_sub(start)];
@@ -224,19 +266,29 @@ impl<F: Files> Segments<F> {
         }
         let is_based = |name: &&String| !is(name, "log");
         self.based = self.before.iter().filter(is_based).count();
-        for name in left.into_values() {
+        for name in left {
             self.files.remove(&name)?;
         }
         self.files.sync_names()
     }
 
-    /// Puts the log aside, whose disk had this error: what is read from now on may not be on disk.
-    pub fn suspect(&mut self, error: &io::Error) -> io::Error {
+    /// What ends the node. Where its disk could not sync, the log is put aside.
+    pub fn ended(&mut self, error: io::Error) -> io::Error {
+        if !is_of_sync(&error) {
+            return error;
+        }
         let kept = match self.files.put_aside() {
-            Ok(name) => format!("the log is kept as {name}"),
-            Err(error) => format!("remove the log: it cannot be put aside ({error})"),
+            Ok(name) => format!("the log is kept as {name}, and the next start joins"),
+            Err(error) => format!("rename the log before the next start: that failed ({error})"),
         };
-        io::Error::other(format!("{error}; {kept}, and the next start joins"))
+        io::Error::other(format!("{error}; {kept}"))
+    }
+
+    fn sync(&mut self, name: &str) -> io::Result<()> {
+        match self.files.sync(name) {
+            Err(error) if is_of_sync(&error) && planted(Bug::FailedSyncIgnored) => Ok(()),
+            synced => synced,
+        }
     }
 
     fn size(&self) -> usize {
@@ -317,7 +369,8 @@ impl<F: Files> Segments<F> {
         let End { number, name, at } = &self.end;
         self.files
             .write(name, at * SECTOR, &frame(*number, *at, &body))?;
-        self.files.sync(name).map_err(of_sync)?;
+        let name = name.clone();
+        self.sync(&name)?;
         self.end.at += count;
         Ok(())
     }
@@ -334,7 +387,8 @@ impl<F: Files> Segments<F> {
             at * SECTOR,
             &frame(*number, *at, &Body::Closing(next).bytes()),
         )?;
-        self.files.sync(name).map_err(of_sync)?;
+        let name = name.clone();
+        self.sync(&name)?;
         let at = sectors(Body::Header(self.header.clone()).bytes().len());
         let (number, name) = (next, format!("{next}.log"));
         let before = std::mem::replace(&mut self.end, End { number, name, at });
@@ -350,26 +404,31 @@ impl<F: Files> Segments<F> {
         (self.before.len() + current + base) * self.size()
     }
 
-    /// Whether half of it is old: then all that is kept should be written anew.
+    /// Whether a third of it is old: then all that is kept should be written anew.
     pub fn is_worn(&self) -> bool {
-        self.base.is_none() && self.before.len() > 2 * self.based + 2
+        self.base.is_none() && self.before.len() > self.based + self.based / 2
     }
 
-    /// Begins to write anew all that is kept from now on; what is committed meanwhile stands behind it.
+    /// Begins to write anew all that is kept. The current segment stands behind it, whatever it has.
     pub fn rebase(&mut self) -> io::Result<()> {
         let number = self.next_number();
         let name = format!("{number}.base");
-        let at = self.make(&name, number)?;
+        let at = match (self.make(&name, number), self.spare.take()) {
+            (Err(error), Some(spare)) if is_full(&error) => {
+                self.files.remove(&format!("{spare}.log"))?; // a small disk has room for one of them
+                self.make(&name, number)?
+            }
+            (made, spare) => {
+                self.spare = spare;
+                made?
+            }
+        };
         self.base = Some(Base {
-            instead_of: self.before.len() + 1,
-            next: 0,
+            instead_of: self.before.len(),
+            next: self.end.number,
             done: Vec::new(),
             end: End { number, name, at },
         });
-        self.go_on()?; // last: where there is no room, nothing has changed
-        if let Some(base) = &mut self.base {
-            base.next = self.end.number;
-        }
         Ok(())
     }
 
@@ -439,9 +498,4 @@ impl<F: Files> Segments<F> {
             }
         }
     }
-}
-
-/// A sync that fails is never tried again: the system forgets what it could not write.
-fn of_sync(error: io::Error) -> io::Error {
-    io::Error::other(error)
 }

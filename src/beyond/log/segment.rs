@@ -13,7 +13,7 @@ const PIECE: usize = SECTOR - HEAD;
 /// The first bytes of each header.
 const MAGIC: &[u8; 8] = b"kv54 log";
 /// The version of this format.
-const VERSION: u8 = 1;
+pub const VERSION: u8 = 1;
 
 /// What a frame is for: the first byte of its body.
 const HEADER: u8 = 0;
@@ -34,6 +34,8 @@ pub enum Body {
 /// Whose segment it is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Header {
+    /// Of the format.
+    pub version: u8,
     /// Of the file, in bytes.
     pub size: u32,
     /// A number that was drawn when the log began: two logs of one node have different ones.
@@ -77,10 +79,15 @@ impl Body {
         match self {
             Body::Records(records) => [&[RECORDS], &**records].concat(),
             Body::Closing(next) => [&[CLOSING], &next.to_le_bytes()[..]].concat(),
-            Body::Header(Header { size, log, node }) => [
+            Body::Header(Header {
+                version,
+                size,
+                log,
+                node,
+            }) => [
                 &[HEADER],
                 &MAGIC[..],
-                &[VERSION],
+                &[*version],
                 &size.to_le_bytes(),
                 &log.to_le_bytes(),
                 node.as_bytes(),
@@ -106,10 +113,11 @@ impl Body {
 
 impl Header {
     fn read(bytes: &[u8]) -> Option<Self> {
-        let rest = bytes.strip_prefix(MAGIC)?.strip_prefix(&[VERSION])?;
+        let (version, rest) = bytes.strip_prefix(MAGIC)?.split_first()?;
         let (size, rest) = rest.split_first_chunk()?;
         let (log, node) = rest.split_first_chunk()?;
         Some(Header {
+            version: *version,
             size: u32::from_le_bytes(*size),
             log: u64::from_le_bytes(*log),
             node: String::from_utf8(node.to_owned()).ok()?,

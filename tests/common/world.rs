@@ -17,7 +17,6 @@ use fastrand::Rng;
 use futures::FutureExt as _;
 use futures::stream;
 use kv54::beyond::log::Disk;
-use kv54::beyond::log::files::is_of_sync;
 use kv54::beyond::rings::{Driver, Progress};
 use kv54::beyond::swap::Swapped;
 use kv54::client::Client;
@@ -675,7 +674,7 @@ async fn node(world: Rc<World>, number: usize) -> turmoil::Result {
         biased; // else a seed would not replay
         served = serve_on(store.clone(), listener, world.clock(number)) => served,
         // Whoever broke it starts the node again.
-        failed = log.write(&store) => failed.or_else(|error| match is_of_sync(&error) {
+        failed = log.write(&store) => failed.or_else(|error| match error.to_string().contains("is kept as aside") {
             true => Ok(()),
             false => Err(error.into()),
         }),
@@ -1036,6 +1035,11 @@ impl Trouble<'_> {
             trouble.ill.is_empty() && trouble.world.target.borrow().is_none()
         })?;
         if self.world.swaps != Swaps::None {
+            if self.world.disks.is_some() {
+                // Who waits over a link that was cut for a node that then lost its power learns of nothing before.
+                let end = self.sim.elapsed() + TIMEOUT;
+                self.pass(PATIENCE, "giving up", |trouble| trouble.sim.elapsed() > end)?;
+            }
             self.world.history.calm();
             let end = self.sim.elapsed() + CALM;
             self.pass(PATIENCE, "calm", |trouble| trouble.sim.elapsed() > end)?;
@@ -1470,12 +1474,15 @@ impl Trouble<'_> {
         let now = self.sim.elapsed();
         self.stop_leavers();
         for (node, (ill, until)) in self.ill.clone() {
+            let is_over = now >= until || !self.world.is_asked(NAMES[node]);
+            if let (Ill::Down, true, Some(disks)) = (ill, is_over, &self.world.disks) {
+                disks[node].mend(); // where it has broken, its node is stopped
+            }
             match ill {
                 Ill::Down if !self.world.is_asked(NAMES[node]) => drop(self.ill.remove(&node)), // it has left
                 Ill::Down if now >= until => {
                     if self.world.stores.borrow().contains_key(&node) {
-                        self.stop(node); // its disk is broken
-                        self.world.disks.iter().for_each(|disks| disks[node].mend());
+                        self.stop(node);
                     }
                     self.sim.bounce(NAMES[node]);
                     self.ill.insert(node, (Ill::Joining, until));

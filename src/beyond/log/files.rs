@@ -92,8 +92,7 @@ pub fn sync_failed(error: io::Error) -> io::Error {
     io::Error::other(SyncFailed(error))
 }
 
-/// Whether it is one.
-pub fn is_of_sync(error: &io::Error) -> bool {
+fn is_of_sync(error: &io::Error) -> bool {
     error
         .get_ref()
         .is_some_and(<dyn Error + Send + Sync>::is::<SyncFailed>)

@@ -95,13 +95,11 @@ impl<F: Files> Disk<F> {
         let begun = Instant::now();
         match segments.open(&mut |records| store.replay(records).map_err(io::Error::other))? {
             Found::Whole => {
-                let is_ready = store.replayed().map_err(io::Error::other)?;
-                let then = if is_ready {
-                    ""
-                } else {
-                    ", was not ready, and joins"
-                };
-                log::info!("read its log in {:.1?}{then}", begun.elapsed());
+                let took = begun.elapsed();
+                match store.replayed().map_err(io::Error::other)? {
+                    true => log::info!("read its log in {took:.1?}"),
+                    false => log::info!("read its log in {took:.1?}, was not ready, and joins"),
+                }
             }
             Found::Nothing => segments.begin()?,
             Found::Damaged(why) => {

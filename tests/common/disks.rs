@@ -83,13 +83,17 @@ pub fn a_sync_that_fails() -> Result<(), String> {
 /// A process is killed between a write and its sync, and the next one reads what was written. Then the power is cut.
 pub fn read_from_memory_alone() -> Result<(), String> {
     for seed in 0..20 {
-        let disk = Ram::slow(1, Rng::with_seed(seed));
+        let disk = Ram::default();
         let (store, mut log) = alone(&disk);
-        keep(&store, 1);
-        assert_eq!(write_while(&store, &mut log, settle(&store)), None);
-        let before = disk.ops();
-        keep(&store, 2);
-        assert_eq!(write_while(&store, &mut log, settle(&store)), None);
+        let mut before = 0;
+        let twice = async {
+            keep(&store, 1);
+            settle(&store).await;
+            before = disk.ops();
+            keep(&store, 2);
+            settle(&store).await;
+        };
+        assert_eq!(write_while(&store, &mut log, twice), None);
         drop((store, log));
         disk.kill_after(before + 1); // it was written
         let read = |disk: &Ram| alone(disk).0.at(0).load(TEA, None).unwrap().stamp.counter;

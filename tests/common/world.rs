@@ -332,7 +332,7 @@ impl World {
     /// Every node has a disk. All may lose their power at once then; and more than one is ill at a time.
     fn write_down(&mut self, seed: u64) {
         let mut rng = Rng::with_seed(seed.wrapping_mul(2024));
-        let disk = |_| Ram::slow([2, 10, 25][rng.usize(..3)], rng.fork());
+        let disk = |_| Ram::slow([2, 5, 15][rng.usize(..3)], rng.fork());
         self.disks = Some(NAMES.iter().map(disk).collect());
         (self.harsh, self.forgetful) = (true, false);
     }

@@ -1,15 +1,24 @@
-//! Writes the fuzzers' first messages, as guests and nodes send them, into `fuzz/seeds`:
+//! Writes the fuzzers' first messages, as guests and nodes send them, and logs, as nodes leave them, into `fuzz/seeds`:
 //!
 //! `cargo run --manifest-path fuzz/Cargo.toml --example seeds`
 
+#[path = "../../tests/common/ram.rs"]
+mod ram;
+
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
+use kv54::beyond::log::Disk;
+use kv54::beyond::log::files::Files as _;
+use kv54::beyond::log::segment::SECTOR;
 use kv54::cluster::{Cluster, State, Told};
-use kv54::entry::{Packed, Stamp};
+use kv54::entry::{Entry, Packed, Stamp};
 use kv54::error::{Error, Kind};
-use kv54::rpc::codec::{decode, encode, write_request, write_response};
+use kv54::rpc::codec::{NIL, decode, encode, write_request, write_response};
+use kv54::store::{Prepare, Store};
 use msgpack_rpc::Value;
+use ram::Ram;
 
 const NAMES: [&str; 5] = ["alice", "bob", "carol", "dave", "erin"];
 
@@ -78,7 +87,132 @@ fn main() -> std::io::Result<()> {
             &[&promise, &accept, &store, &promise, &scan, &swaps],
         )?;
     }
-    resizes(&[&set, &get, &swaps, &delete], &old)
+    resizes(&[&set, &get, &swaps, &delete], &old)?;
+    logs()
+}
+
+/// What nodes leave on their disks.
+fn logs() -> std::io::Result<()> {
+    let bob = log_of(&["bob"], async |_, _| {});
+    save("log", "of-bob", &[&short(&bob)])?;
+    let fresh = log_of(&["alice", "bob", "carol"], async |_, _| {});
+    save("log", "fresh", &[&short(&fresh)])?;
+    let full = log_of(&["alice"], async |store, _| {
+        keep(store, 0, 1, &encode(&"green".into()));
+        store
+            .at(0)
+            .promise(b"coffee", Prepare::of(54))
+            .expect("a promise");
+        settled(store).await;
+        keep(store, 0, 2, NIL);
+    });
+    save("log", "full", &[&short(&full)])?;
+    let mut torn = log_of(&["alice"], async |store, _| {
+        keep(store, 0, 1, &encode(&"green ".repeat(200).into()));
+    });
+    let bytes = torn.read("1.base")?;
+    let last = used(&bytes).div_ceil(SECTOR) - 1;
+    torn.write("1.base", (last - 1) * SECTOR, &[0; SECTOR])?;
+    save("log", "torn", &[&short(&torn)])?;
+    let worn = log_of(&["alice"], async |store, disk| {
+        for counter in 1.. {
+            keep(store, 0, counter, &encode(&"green ".repeat(200).into()));
+            settled(store).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if is_based(disk) {
+                break;
+            }
+        }
+    });
+    save("log", "worn", &[&short(&worn)])?;
+    let resized = log_of(&["alice"], async |store, _| {
+        let both = State::of(store.rings.known().file.clone());
+        let both = both.changing_to(Arc::new(cluster(&["alice", "bob"])));
+        keep(store, 0, 1, &encode(&"green".into()));
+        store.hear(&Told::of(&both, true)).expect("a next state");
+        keep(store, 1, 1 << 37, &encode(&"black".into())); // of the next epoch
+        settled(store).await;
+        let after = Told::of(&both.changed(), true);
+        store.hear(&after).expect("a next state");
+    });
+    save("log", "resized", &[&short(&resized)])
+}
+
+/// The disk of the first of these nodes, who is ready, after a story.
+fn log_of(names: &[&str], story: impl AsyncFnOnce(&Store, &Ram)) -> Ram {
+    let (ring, disk) = (
+        Arc::new(cluster(names)),
+        Ram::slow(1, fastrand::Rng::with_seed(54)),
+    );
+    let opened = Disk::open(ring, 0, || Ok(disk.clone()), 16 * 512);
+    let (store, mut log) = opened.expect("an empty disk");
+    store.heard_all();
+    for (place, parts) in store.at(0).shared() {
+        for part in parts {
+            store.at(0).mark_read(part, place);
+        }
+    }
+    store.at(0).mark_read(0, 0); // alone
+    let told = async {
+        settled(&store).await;
+        story(&store, &disk).await;
+        settled(&store).await;
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build();
+    runtime.expect("a runtime").block_on(async {
+        tokio::select! {
+            ended = log.write(&store) => panic!("{ended:?}"),
+            () = told => {}
+        }
+    });
+    disk
+}
+
+fn keep(store: &Store, ring: usize, counter: u64, value: &[u8]) {
+    let stamp = Stamp::new(counter, 54, 0);
+    let kept = store.at(ring).store(b"tea", Entry { stamp, value });
+    kept.expect("it is taken");
+}
+
+async fn settled(store: &Store) {
+    store.journal().expect("a disk").all_settled().await;
+}
+
+fn is_based(disk: &Ram) -> bool {
+    let names = disk.list().expect("names");
+    names.iter().any(|name| name.ends_with(".base")) && !names.contains(&"1.base".to_owned())
+}
+
+/// How many bytes there are before the zeros at the end.
+fn used(bytes: &[u8]) -> usize {
+    let last = bytes.iter().rposition(|byte| *byte != 0);
+    last.map_or(0, |last| last + 1)
+}
+
+/// The files of a disk as the target reads them: it makes the checksums, and adds the zeros.
+fn short(disk: &Ram) -> Vec<u8> {
+    let mut short = Vec::new();
+    for name in disk.list().expect("names") {
+        let (number, kind) = name.split_once('.').expect("a number and a kind");
+        let kinds = ["base", "more", "log", "base.new", "more.new", "log.new"];
+        let kind = kinds.iter().position(|known| *known == kind);
+        let bytes = disk.read(&name).expect("a file");
+        let count = used(&bytes).div_ceil(SECTOR);
+        short.push(number.parse().expect("a small number"));
+        short.push(u8::try_from(kind.expect("a kind")).expect("a few") | 12 << 4);
+        short.push(u8::try_from(count).expect("a few"));
+        for sector in bytes.chunks(SECTOR).take(count) {
+            let length = used(sector);
+            let (sealed, start) = if length > 0 { (1 << 15, 4) } else { (0, 0) };
+            let length = u16::try_from(length - start).expect("a sector");
+            short.extend((length | sealed).to_le_bytes());
+            short.extend(&sector[start..start + usize::from(length)]);
+        }
+    }
+    short
 }
 
 /// Rings that change, step by step: a far step would leave no meaning to what comes after it.

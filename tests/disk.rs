@@ -6,7 +6,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -171,8 +171,11 @@ fn what_is_old_is_left_behind_also_when_all_are_killed_meanwhile() {
     let mut cluster = on_disk(&THREE);
     cluster.start_all();
     cluster.kv54(["set", "tea", "green"]).exits(0);
-    for round in 0..4 {
-        let last = write_until_it_is_based(&cluster);
+    for round in 0..6 {
+        let last = match round % 2 {
+            0 => write_until(&cluster, is_based(&cluster)),
+            _ => write_until(&cluster, || is_being_based(&cluster)),
+        };
         restart_all(&mut cluster);
         let value = block_on(cluster.client().get(b"coffee")).unwrap();
         let n = value.value().unwrap().as_array().unwrap()[0]
@@ -186,6 +189,117 @@ fn what_is_old_is_left_behind_also_when_all_are_killed_meanwhile() {
         let files = |name| fs::read_dir(folder(&cluster, name)).unwrap().count();
         wait_until(|| THREE.iter().all(|name| files(name) < 7));
     }
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_is_a_full_disk() {
+    let mut cluster = on_disk(&["alice"]);
+    let mut small = Command::new("sh");
+    let script = "ulimit -f 1000; exec \"$0\" serve alice";
+    small
+        .args(["-c", script])
+        .arg(cluster.command().get_program());
+    let mut small = Node::spawn(small.current_dir(&cluster.dir));
+    assert_eq!(small.wait(), 2, "no signal ends it");
+    small.wait_for("data/alice: ");
+
+    cluster.start_all();
+    cluster.kv54(["set", "tea", "green"]).exits(0);
+    let node = cluster.node("alice");
+    let limit = |bytes| {
+        let pid = i32::try_from(node.pid()).unwrap();
+        let limits = Some((bytes, rlimit::INFINITY));
+        rlimit::prlimit(pid, rlimit::Resource::FSIZE, limits, None).unwrap();
+    };
+    // What is under way waits, and what is new is refused.
+    limit(0);
+    let unknown = cluster.kv54(["set", "coffee", "black", "--timeout", "1s"]);
+    assert!(unknown.err.contains("an unknown outcome"), "{unknown:?}");
+    let refused = cluster.kv54(["set", "tea", "black"]);
+    refused
+        .exits(3)
+        .says(&["full", "the disk of alice is full"]);
+    assert_eq!(cluster.kv54(["get", "tea"]).exits(0).text(), "green\n");
+    limit(rlimit::INFINITY);
+    node.wait_for("the disk has room again");
+    assert_eq!(cluster.kv54(["get", "coffee"]).exits(0).text(), "black\n");
+
+    // Room for what there is, and not for another file: nothing is left unknown.
+    limit((4 << 20) - 512);
+    let set = |n: u64| {
+        let value = Value::Array(vec![n.into(), "x".repeat(300_000).into()]);
+        block_on(cluster.client().set(b"sugar", &Packed::of(value)))
+    };
+    let (n, error) = (1..).find_map(|n| Some((n, set(n).err()?))).unwrap();
+    assert!(
+        error.to_string().contains("the disk of alice is full"),
+        "{error}"
+    );
+    cluster.restart("alice");
+    for (key, value) in [("tea", "green\n"), ("coffee", "black\n")] {
+        assert_eq!(cluster.kv54(["get", key]).exits(0).text(), value);
+    }
+    let sugar = block_on(cluster.client().get(b"sugar")).unwrap();
+    let sugar = sugar.value().unwrap();
+    assert_eq!(sugar.as_array().unwrap()[0].as_u64(), Some(n - 1));
+}
+
+#[test]
+fn a_ring_takes_a_disk_up_and_gives_it_up_one_node_after_the_other() {
+    let mut cluster = Cluster::running(&THREE);
+    cluster.kv54(["set", "tea", "green"]).exits(0);
+    let table = format!("{DISK}\n[limits]");
+    cluster.edit("[limits]", &table);
+    one_after_the_other(&mut cluster);
+    cluster.kv54(["set", "coffee", "black"]).exits(0);
+    kill_all(&cluster);
+    restart_all(&mut cluster);
+    assert_eq!(cluster.kv54(["get", "tea"]).exits(0).text(), "green\n");
+
+    // Given up: what is left in the folders grows old, and must not come back.
+    cluster.edit(&table, "[limits]");
+    one_after_the_other(&mut cluster);
+    assert_eq!(cluster.kv54(["get", "coffee"]).exits(0).text(), "black\n");
+    cluster.kv54(["set", "tea", "white"]).exits(0);
+    fs::remove_dir_all(cluster.dir.join("data")).unwrap();
+    cluster.edit("[limits]", &table);
+    one_after_the_other(&mut cluster);
+    kill_all(&cluster);
+    restart_all(&mut cluster);
+    assert_eq!(cluster.kv54(["get", "tea"]).exits(0).text(), "white\n");
+}
+
+#[test]
+fn a_copy_of_the_folders_of_stopped_nodes_is_a_backup() {
+    let mut cluster = on_disk(&THREE);
+    cluster.start_all();
+    cluster.kv54(["set", "tea", "green"]).exits(0);
+    for name in THREE {
+        cluster.stop(name);
+    }
+    let (data, copy) = (cluster.dir.join("data"), cluster.dir.join("copy"));
+    for name in THREE {
+        fs::create_dir_all(copy.join(name)).unwrap();
+        for file in fs::read_dir(data.join(name)).unwrap() {
+            let file = file.unwrap();
+            fs::copy(file.path(), copy.join(name).join(file.file_name())).unwrap();
+        }
+    }
+    for name in THREE {
+        cluster.start(name);
+    }
+    cluster.wait_until_ready();
+    cluster.kv54(["set", "tea", "black"]).exits(0);
+    kill_all(&cluster);
+
+    let file = fs::read_to_string(cluster.dir.join("cluster.toml")).unwrap();
+    cluster.file("copy.toml", &file.replace("\"data\"", "\"copy\""));
+    for name in THREE {
+        cluster.kill(name);
+        cluster.start_with(name, "copy.toml");
+        cluster.node(name).wait_for("ready with"); // before the next one is there
+    }
+    assert_eq!(cluster.kv54(["get", "tea"]).exits(0).text(), "green\n");
 }
 
 #[test]
@@ -226,17 +340,20 @@ fn a_ring_changes_and_remembers_it() {
 
 #[test]
 #[ignore = "needs root and a file system of its own"]
+fn a_disk_that_is_only_read_is_named() {
+    let cluster = on_disk(&["alice"]);
+    let mut alice = on_its_own(&cluster, "-o ro");
+    assert_eq!(alice.wait(), 2);
+    alice.wait_for("data/alice: Read-only file system");
+}
+
+#[test]
+#[ignore = "needs root and a file system of its own"]
 fn a_disk_that_is_full_to_the_brim_is_waited_for() {
     let cluster = on_disk(&["alice"]);
-    let data = cluster.dir.join("data");
-    fs::create_dir_all(&data).unwrap();
-    let script = format!("mount -t tmpfs -o size=16m none {data:?} && exec \"$0\" serve alice");
-    let mut alice = Command::new("unshare");
-    alice
-        .args(["-m", "sh", "-c", &script])
-        .arg(cluster.command().get_program());
-    let alice = Node::spawn(alice.current_dir(&cluster.dir));
+    let alice = on_its_own(&cluster, "-o size=16m");
     alice.wait_for("ready with");
+    let data = cluster.dir.join("data");
     let set = |n: u64| {
         let value = Value::Array(vec![n.into(), "x".repeat(100_000).into()]);
         block_on(cluster.client().set(b"tea", &Packed::of(value)))
@@ -269,9 +386,21 @@ fn a_disk_that_is_full_to_the_brim_is_waited_for() {
     last(n);
 }
 
-/// Writes one key again and again, until alice has written all anew, and kills all nodes; the last write that was answered.
-fn write_until_it_is_based(cluster: &Cluster) -> u64 {
-    let (ends, based) = (AtomicBool::new(false), newest_base(cluster));
+/// Alice, with a file system of her own, in memory, for her folder.
+fn on_its_own(cluster: &Cluster, options: &str) -> Node {
+    let data = cluster.dir.join("data");
+    fs::create_dir_all(&data).unwrap();
+    let script = format!("mount -t tmpfs {options} none {data:?} && exec \"$0\" serve alice");
+    let mut alice = Command::new("unshare");
+    alice
+        .args(["-m", "sh", "-c", &script])
+        .arg(cluster.command().get_program());
+    Node::spawn(alice.current_dir(&cluster.dir))
+}
+
+/// Writes one key again and again, until this has happened, and kills all nodes; the last write that was answered.
+fn write_until(cluster: &Cluster, happens: impl Fn() -> bool) -> u64 {
+    let ends = AtomicBool::new(false);
     let write = async || {
         let (client, mut last) = (cluster.client(), 0);
         for n in 0_u64.. {
@@ -286,11 +415,32 @@ fn write_until_it_is_based(cluster: &Cluster) -> u64 {
     };
     thread::scope(|scope| {
         let writer = scope.spawn(|| block_on(write()));
-        wait_until(|| newest_base(cluster) > based);
+        wait_until(happens);
         ends.store(true, SeqCst);
         kill_all(cluster);
         writer.join().unwrap()
     })
+}
+
+/// Whether alice has written all anew since now.
+fn is_based(cluster: &Cluster) -> impl Fn() -> bool {
+    let based = newest_base(cluster);
+    move || newest_base(cluster) > based
+}
+
+/// Whether alice is writing all anew. She is stopped then, so that she does not end it before she is killed.
+fn is_being_based(cluster: &Cluster) -> bool {
+    let is_part = |name: &str| name.ends_with(".base.new") || name.ends_with(".more.new");
+    let is_begun = || names(cluster).iter().any(|name| is_part(name));
+    if !is_begun() {
+        return false;
+    }
+    cluster.signal("alice", "STOP");
+    let is_begun = is_begun();
+    if !is_begun {
+        cluster.signal("alice", "CONT");
+    }
+    is_begun
 }
 
 /// Nodes with a disk; none is running yet.
@@ -319,6 +469,15 @@ fn restart_all(cluster: &mut Cluster) {
     }
 }
 
+/// Stops and starts each node, and waits until it is ready before the next one.
+fn one_after_the_other(cluster: &mut Cluster) {
+    for name in THREE {
+        cluster.stop(name);
+        cluster.start(name);
+        cluster.node(name).wait_for("ready with");
+    }
+}
+
 fn folder(cluster: &Cluster, name: &str) -> PathBuf {
     cluster.dir.join("data").join(name)
 }
@@ -330,18 +489,19 @@ fn segment(cluster: &Cluster, name: &str) -> PathBuf {
 
 /// The newest base of alice, by its number.
 fn newest_base(cluster: &Cluster) -> u64 {
-    let names = fs::read_dir(folder(cluster, "alice")).unwrap();
-    let names = names.map(|entry| PathBuf::from(entry.unwrap().file_name()));
-    let bases = names.filter(|name| name.extension().is_some_and(|kind| kind == "base"));
-    let number = |name: PathBuf| {
-        Path::file_stem(&name)
-            .unwrap()
-            .to_str()
-            .unwrap()
-            .parse()
-            .unwrap()
-    };
-    bases.map(number).max().unwrap_or(0)
+    let names = names(cluster);
+    let bases = names.iter().filter_map(|name| name.strip_suffix(".base"));
+    bases
+        .map(|number| number.parse().unwrap())
+        .max()
+        .unwrap_or(0)
+}
+
+/// The files of alice.
+fn names(cluster: &Cluster) -> Vec<String> {
+    let entries = fs::read_dir(folder(cluster, "alice")).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name());
+    names.map(|name| name.into_string().unwrap()).collect()
 }
 
 fn wait_until(happens: impl Fn() -> bool) {

@@ -159,11 +159,11 @@ fn a_log_that_does_not_fit_into_memory_is_not_read_in_part() {
     let file = fs::read_to_string(cluster.dir.join("cluster.toml")).unwrap();
     cluster.file(
         "cluster.toml",
-        &file.replace("[limits]", "[limits]\nmemory = \"1MiB\""),
+        &file.replace("[limits]", "[limits]\nmemory = \"512KiB\""),
     );
     let mut alice = cluster.spawn(["serve", "alice"]);
     assert_eq!(alice.wait(), 2);
-    alice.wait_for("bytes, and memory in [limits] is 1048576");
+    alice.wait_for("bytes, and memory in [limits] is 524288");
 }
 
 #[test]

@@ -185,6 +185,9 @@ fn open(disk: &ram::Ram) -> (Found, Kept, Segments<ram::Ram>) {
         Ok(())
     };
     let found = segments.open(&mut take).unwrap();
+    if found == Found::Whole {
+        segments.take_over().unwrap();
+    }
     (found, kept, segments)
 }
 

@@ -373,6 +373,16 @@ fn a_client_outlives_the_memory_of_all_nodes() {
 }
 
 #[test]
+fn what_was_answered_outlives_the_power() {
+    stories::set_before_a_power_cut().unwrap();
+}
+
+#[test]
+fn what_was_read_outlives_the_power() {
+    stories::read_before_a_power_cut().unwrap();
+}
+
+#[test]
 fn a_seed_replays_exactly() {
     for seed in [1, 2, 3, 5, 8] {
         for test in [

@@ -65,15 +65,6 @@ impl Store {
         drop(signal(SignalKind::from_raw(SIGXFSZ)));
         let opened = Disk::open(cluster, place, || Dir::open(&path), SEGMENT);
         let (store, disk) = opened.map_err(|error| of(&path, &error))?;
-        let status = store.status();
-        // A running node keeps a little more where it must.
-        if status.bytes > status.memory + status.memory / 8 {
-            let why = format!(
-                "{} bytes, and memory in [limits] is {}",
-                status.bytes, status.memory
-            );
-            return Err(of(&path, &io::Error::other(why)));
-        }
         Ok((store, Some(disk)))
     }
 }
@@ -96,7 +87,9 @@ impl<F: Files> Disk<F> {
         match segments.open(&mut |records| store.replay(records).map_err(io::Error::other))? {
             Found::Whole => {
                 let took = begun.elapsed();
-                match store.replayed().map_err(io::Error::other)? {
+                let is_ready = store.replayed().map_err(io::Error::other)?;
+                segments.take_over()?;
+                match is_ready {
                     true => log::info!("read its log in {took:.1?}"),
                     false => log::info!("read its log in {took:.1?}, was not ready, and joins"),
                 }

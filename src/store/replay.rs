@@ -92,8 +92,14 @@ impl Store {
         Ok(())
     }
 
-    /// The end of it. Whether this node's word counts; refused if its ring is another than the file's.
+    /// The end of it. Whether this node's word counts; refused if its ring is another than the file's, or if it is
+    /// far more than fits: a running node keeps more where it must.
     pub fn replayed(&self) -> Result<bool, Error> {
+        let Status { bytes, memory, .. } = self.status();
+        if bytes / 2 > memory {
+            let why = format!("{bytes} bytes, and memory in [limits] is {memory}");
+            return Err(Error::new(Kind::Full, why));
+        }
         let mut kept = lock(&self.kept);
         if kept.is_noted || planted(Bug::NoReadyMark) {
             for part in kept
@@ -185,7 +191,7 @@ impl Store {
             next = Some((born, part + 1, 0));
             let slots = found.entries.get_range(cursor..).into_iter().flatten();
             for ((key, slot), place) in slots.zip(cursor..) {
-                if page.len() > most {
+                if page.len() > most && place > cursor {
                     next = Some((born, part, place));
                     break;
                 }

@@ -666,13 +666,25 @@ async fn node(world: Rc<World>, number: usize) -> turmoil::Result {
         has_heard(&world, &store);
         return serve_on(world.adopt(number, store), listener, world.clock(number)).await;
     };
-    let disk = &disks[number];
-    let (store, mut log) = Disk::open(Arc::new(cluster), place, || Ok(disk.clone()), SEGMENT)?;
+    let (disk, cluster) = (disks[number].clone(), Arc::new(cluster));
+    let adopt = |store| world.adopt(number, store);
+    serve_from(&disk, (cluster, place), adopt, listener, world.clock(number)).await
+}
+
+/// A node with a disk.
+async fn serve_from(
+    disk: &Ram,
+    (cluster, place): (Arc<Cluster>, usize),
+    adopt: impl FnOnce(Arc<Store>) -> Arc<Store>,
+    listener: TcpListener,
+    clock: Option<Clock>,
+) -> turmoil::Result {
+    let (store, mut log) = Disk::open(cluster, place, || Ok(disk.clone()), SEGMENT)?;
     disk.settle();
-    let store = world.adopt(number, Arc::new(store));
+    let store = adopt(Arc::new(store));
     tokio::select! {
         biased; // else a seed would not replay
-        served = serve_on(store.clone(), listener, world.clock(number)) => served,
+        served = serve_on(store.clone(), listener, clock) => served,
         // Whoever broke it starts the node again.
         failed = log.write(&store) => failed.or_else(|error| match error.to_string().contains("is kept as aside") {
             true => Ok(()),
@@ -704,6 +716,12 @@ pub async fn serve(store: Arc<Store>) -> turmoil::Result {
     let listener = TcpListener::bind("0.0.0.0:54").await?;
     store.forget_from(usize::MAX); // a story drives its changes itself
     serve_on(store, listener, None).await
+}
+
+/// The same of a node that is alone and has a disk.
+pub async fn serve_alone(disk: Ram, cluster: Arc<Cluster>) -> turmoil::Result {
+    let listener = TcpListener::bind("0.0.0.0:54").await?;
+    serve_from(&disk, (cluster, 0), |store| store, listener, None).await
 }
 
 async fn serve_on(

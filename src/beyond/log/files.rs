@@ -57,6 +57,8 @@ pub struct Segments<F> {
     before: Vec<String>, // the segments before the current one
     based: usize,        // how many there were when all was last written anew
     base: Option<Base>,
+    is_torn: bool,     // its last frame, when it was read
+    left: Vec<String>, // files that were there then and are not part of it
 }
 
 /// Where the next frame goes.
@@ -138,6 +140,8 @@ impl<F: Files> Segments<F> {
             before: Vec::new(),
             based: 0,
             base: None,
+            is_torn: false,
+            left: Vec::new(),
         }
     }
 
@@ -156,11 +160,9 @@ impl<F: Files> Segments<F> {
         }
         match self.follow(&mut names, take) {
             Ok(is_torn) => {
-                let left = news.into_iter().chain(names.into_values());
-                let taken = self.take_over(is_torn, left);
-                taken
-                    .map(|()| Found::Whole)
-                    .map_err(|error| self.ended(error))
+                self.left = news.into_iter().chain(names.into_values()).collect();
+                self.is_torn = is_torn;
+                Ok(Found::Whole)
             }
             Err(error) if error.kind() == ErrorKind::InvalidData => {
                 Ok(Found::Damaged(error.to_string()))
@@ -250,9 +252,13 @@ impl<F: Files> Segments<F> {
         }
     }
 
-    /// Takes a whole log over. After a crash it may be in memory alone, so that all of it is synced.
-    fn take_over(&mut self, is_torn: bool, left: impl Iterator<Item = String>) -> io::Result<()> {
-        if is_torn {
+    /// Takes over a whole log that was read. After a crash it may be in memory alone, so that all of it is synced.
+    pub fn take_over(&mut self) -> io::Result<()> {
+        self.tidy().map_err(|error| self.ended(error))
+    }
+
+    fn tidy(&mut self) -> io::Result<()> {
+        if self.is_torn {
             let start = self.end.at * SECTOR;
             let zeros = vec![0; self.size().saturating_sub(start)];
             self.files.write(&self.end.name, start, &zeros)?;
@@ -265,7 +271,7 @@ impl<F: Files> Segments<F> {
         }
         let is_based = |name: &&String| !is(name, "log");
         self.based = self.before.iter().filter(is_based).count();
-        for name in left {
+        for name in std::mem::take(&mut self.left) {
             self.files.remove(&name)?;
         }
         self.files.sync_names()

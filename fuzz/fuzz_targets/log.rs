@@ -158,7 +158,7 @@ fn is_taken_back_alike(disk: &Ram, nodes: usize) {
 }
 
 fn pages(store: &Store) -> Vec<Vec<u8>> {
-    let (mut pages, mut next) = (Vec::new(), Some((0, 0, 0)));
+    let (mut pages, mut next) = (Vec::new(), Some((0, 0, 0, true)));
     while let Some(at) = next {
         let (page, then) = store.page(at, SIZE as usize);
         pages.push(page);

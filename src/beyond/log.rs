@@ -31,8 +31,12 @@ use files::{Files, Found, Segments, is_full};
 const SEGMENT: u32 = 4 << 20;
 /// What is written anew at a time, in bytes.
 const PAGE: usize = 256 << 10;
+/// How many such pages are written between two commits, at most.
+const AT_ONCE: usize = 4;
 /// Before a full disk is tried again.
 const RETRY: Duration = Duration::from_millis(500);
+/// Before all is written anew again on a disk that had no room for it.
+const PAUSE: Duration = Duration::from_secs(30);
 
 /// The signal at the limit of a file's size, which ends a process that does not take it.
 const SIGXFSZ: i32 = 25;
@@ -46,6 +50,7 @@ pub struct Disk<F> {
     most: usize,                    // its bytes
     owed: usize,                    // bytes of those, before the next commit
     rests: Instant,                 // until then a full disk is not tried again
+    begins: Instant,                // until then nothing is written anew
 }
 
 impl Store {
@@ -113,6 +118,7 @@ impl<F: Files> Disk<F> {
             most: PAGE.min(size as usize / 4),
             owed: 0,
             rests: Instant::now(),
+            begins: Instant::now(),
         };
         Ok((store, disk))
     }
@@ -173,7 +179,7 @@ impl<F: Files> Disk<F> {
             Ok(size) => {
                 let batch = self.batch.take().unwrap_or_default();
                 self.journal.note_settled(&batch, begun.elapsed(), size);
-                self.owed = 2 * bytes; // what is written anew is done before as much is old again
+                self.owed += 2 * bytes; // what is written anew is done before as much is old again
                 Ok(())
             }
             Err(error) if is_full(&error) => {
@@ -187,39 +193,12 @@ impl<F: Files> Disk<F> {
         }
     }
 
-    /// Makes the next segment, and writes all anew once a third of what is on disk is old: so much that no commit waits
-    /// for it long.
+    /// Makes the next segment, and writes all anew once a third of what is on disk is old.
     async fn look_ahead(&mut self, store: &Store) -> io::Result<()> {
-        let Some(segments) = &self.segments else {
-            return Ok(());
-        };
-        let (is_worn, needs_spare) = (segments.is_worn(), segments.needs_spare());
-        if self.rests > Instant::now() {
-            return Ok(());
-        }
-        let mut done = Ok(());
-        if needs_spare && self.page.is_none() {
-            done = self.on(Segments::prepare).await;
-            if done.is_ok() && self.journal.note_full(false) {
-                log::info!("the disk has room again");
-            }
-        }
-        if is_worn && self.page.is_none() {
-            self.page = Some((0, 0, 0));
-            done = self.on(Segments::rebase).await;
-        }
-        while let (Some(at), Ok(())) = (self.page, &done) {
-            done = self.write_page(store, at).await;
-            if self.owed == 0 {
-                break;
-            }
-        }
-        match done {
+        self.prepare().await?;
+        match self.write_anew(store).await {
             Err(error) if is_full(&error) => {
-                if needs_spare {
-                    self.note_full(&error);
-                }
-                (self.page, self.rests) = (None, Instant::now() + RETRY);
+                (self.page, self.begins) = (None, Instant::now() + PAUSE);
                 let give_up = |segments: &mut Segments<F>| {
                     segments.give_up();
                     Ok(())
@@ -228,6 +207,49 @@ impl<F: Files> Disk<F> {
             }
             done => done,
         }
+    }
+
+    async fn prepare(&mut self) -> io::Result<()> {
+        if self.rests > Instant::now() {
+            return Ok(());
+        }
+        if self.segments.as_ref().is_some_and(Segments::needs_spare) {
+            match self.on(Segments::prepare).await {
+                Err(error) if is_full(&error) => {
+                    self.rests = Instant::now() + RETRY;
+                    self.note_full(&error);
+                    return Ok(());
+                }
+                done => done?,
+            }
+        }
+        if self.batch.is_none() && self.journal.note_full(false) {
+            log::info!("the disk has room again");
+        }
+        Ok(())
+    }
+
+    /// Some pages of what is written anew: so few that no commit waits for them long.
+    async fn write_anew(&mut self, store: &Store) -> io::Result<()> {
+        if self.page.is_none() {
+            let is_worn = self.segments.as_ref().is_some_and(Segments::is_worn);
+            if !is_worn || self.begins > Instant::now() {
+                self.owed = 0;
+                return Ok(());
+            }
+            self.page = Some((0, 0, 0, true));
+            self.on(Segments::rebase).await?;
+        }
+        for _ in 0..AT_ONCE {
+            let Some(at) = self.page else {
+                break;
+            };
+            self.write_page(store, at).await?;
+            if self.owed == 0 {
+                break;
+            }
+        }
+        Ok(())
     }
 
     async fn write_page(&mut self, store: &Store, at: crate::store::At) -> io::Result<()> {

@@ -17,8 +17,9 @@ use crate::rpc::lock;
 use crate::sabotage::{Bug, planted};
 use crate::status::Status;
 
-/// Where the pages of a store go on: the step at which a ring was first asked, a part and a cursor in it.
-pub type At = (u64, usize, usize);
+/// Where the pages of a store go on: the step at which a ring was first asked, a part and a cursor in it, and whether
+/// the node's word has counted so far.
+pub type At = (u64, usize, usize, bool);
 
 impl Store {
     /// Writes down from now on what it keeps.
@@ -35,12 +36,12 @@ impl Store {
     pub(super) fn note_state(&self, kept: &mut Kept) {
         kept.is_noted = !kept.unheard && !kept.is_joining();
         if let Some(journal) = self.journal.get() {
-            journal.append(None, &[&self.state_record(kept)]);
+            journal.append(None, &[&self.state_record(kept.is_noted)]);
         }
     }
 
-    fn state_record(&self, kept: &Kept) -> Vec<u8> {
-        let joining = !kept.is_noted;
+    fn state_record(&self, is_ready: bool) -> Vec<u8> {
+        let joining = !is_ready;
         let told = Told {
             joining,
             ..self.rings.told("", 0)
@@ -170,29 +171,26 @@ impl Store {
         }
     }
 
-    /// A page of all that is kept, as an array of records, and where the next one begins. The first one begins with
-    /// the state.
-    pub fn page(&self, (ring, part, cursor): At, most: usize) -> (Vec<u8>, Option<At>) {
+    /// A page of all that is kept, as an array of records, and where the next one begins. Each begins with the state:
+    /// a ring that is not asked any more is left out. This node's word counts in it if it did at all pages before.
+    pub fn page(&self, (ring, part, cursor, ready): At, most: usize) -> (Vec<u8>, Option<At>) {
         let kept = lock(&self.kept);
-        let (mut page, mut count) = (Vec::new(), 0_u32);
-        if (ring, part, cursor) == (0, 0, 0) {
-            page = self.state_record(&kept);
-            count = 1;
-        }
-        // A ring that is not asked any more is left out; what is kept in a new one is written down anyway.
+        let ready = ready && kept.is_noted;
+        let (mut page, mut count) = (self.state_record(ready), 1_u32);
+        // What is kept in a newer ring is written down anyway.
         let held = kept.held.iter().find(|held| held.born >= ring);
         let (part, cursor) = match held {
             Some(held) if held.born == ring => (part, cursor),
             _ => (0, 0),
         };
-        let mut next = held.map(|held| (held.born + 1, 0, 0));
+        let mut next = held.map(|held| (held.born + 1, 0, 0, ready));
         let found = held.and_then(|held| Some((held.born, held.parts.values().nth(part)?)));
         if let Some((born, found)) = found {
-            next = Some((born, part + 1, 0));
+            next = Some((born, part + 1, 0, ready));
             let slots = found.entries.get_range(cursor..).into_iter().flatten();
             for ((key, slot), place) in slots.zip(cursor..) {
                 if page.len() > most && place > cursor {
-                    next = Some((born, part, place));
+                    next = Some((born, part, place, ready));
                     break;
                 }
                 page.push(0x92);

@@ -150,7 +150,11 @@ impl<F: Files> Segments<F> {
         let (mut names, mut news) = (BTreeMap::new(), Vec::new());
         for name in self.files.list()? {
             match parts(&name) {
-                Some((number, "base" | "log" | "more")) => drop(names.insert(number, name)),
+                Some((number, "base" | "log" | "more")) => {
+                    if let Some(other) = names.insert(number, name) {
+                        return Ok(Found::Damaged(format!("{other} is there twice")));
+                    }
+                }
                 Some((_, "base.new" | "log.new" | "more.new")) => news.push(name),
                 _ => {}
             }
@@ -335,7 +339,7 @@ impl<F: Files> Segments<F> {
     }
 
     fn next_number(&mut self) -> u64 {
-        self.newest += 1;
+        self.newest = self.newest.saturating_add(1);
         self.newest
     }
 
@@ -343,11 +347,11 @@ impl<F: Files> Segments<F> {
     /// disk is full.
     pub fn prepare(&mut self) -> io::Result<()> {
         if self.spare.is_none() {
-            let number = self.newest + 1;
+            let number = self.next_number();
             let name = format!("{number}.log");
             self.make(&name, number)?;
             self.publish(&name)?;
-            self.spare = Some(self.next_number());
+            self.spare = Some(number);
         }
         Ok(())
     }
@@ -360,14 +364,7 @@ impl<F: Files> Segments<F> {
     /// Writes records that belong together, and syncs them. If there is no room it may be tried again with the same
     /// ones; after any other error nothing may be written any more.
     pub fn commit(&mut self, records: Vec<u8>) -> io::Result<()> {
-        let body = Body::Records(records).bytes();
-        let count = sectors(body.len());
-        if count > self.most() {
-            return Err(io::Error::other(format!(
-                "a commit of {} bytes",
-                body.len()
-            )));
-        }
+        let (body, count) = self.body(records)?;
         if self.end.at + count >= self.size() / SECTOR {
             self.go_on()?;
         }
@@ -378,6 +375,15 @@ impl<F: Files> Segments<F> {
         self.sync(&name)?;
         self.end.at += count;
         Ok(())
+    }
+
+    /// Records as they are written, and how many sectors they take.
+    fn body(&self, records: Vec<u8>) -> io::Result<(Vec<u8>, usize)> {
+        let body = Body::Records(records).bytes();
+        match sectors(body.len()) {
+            count if count <= self.most() => Ok((body, count)),
+            _ => Err(io::Error::other(format!("a frame of {} bytes", body.len()))),
+        }
     }
 
     /// Goes on in the next segment.
@@ -439,8 +445,7 @@ impl<F: Files> Segments<F> {
 
     /// Writes records into the base.
     pub fn add(&mut self, records: Vec<u8>) -> io::Result<()> {
-        let body = Body::Records(records).bytes();
-        let count = sectors(body.len());
+        let (body, count) = self.body(records)?;
         if self
             .base
             .as_ref()

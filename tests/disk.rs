@@ -154,7 +154,9 @@ fn a_log_that_does_not_fit_into_memory_is_not_read_in_part() {
     cluster.start_all();
     let (client, value) = (cluster.client(), Packed::of("x".repeat(700_000)));
     block_on(client.set(b"tea", &value)).unwrap();
-    block_on(client.set(b"coffee", &value)).unwrap();
+    for key in [b"coffee", b"barley", b"potato"] {
+        block_on(client.set(key, &value)).unwrap();
+    }
     cluster.stop("alice");
     let file = fs::read_to_string(cluster.dir.join("cluster.toml")).unwrap();
     cluster.file(

@@ -17,6 +17,9 @@ use crate::rpc::lock;
 use crate::sabotage::{Bug, planted};
 use crate::status::Status;
 
+/// What a log may hold beyond twice the memory: a running node keeps more than its limit where it must.
+const MORE: usize = 1 << 20;
+
 /// Where the pages of a store go on: the step at which a ring was first asked, a part and a cursor in it, and whether
 /// the node's word has counted so far.
 pub type At = (u64, usize, usize, bool);
@@ -94,10 +97,10 @@ impl Store {
     }
 
     /// The end of it. Whether this node's word counts; refused if its ring is another than the file's, or if it is
-    /// far more than fits: a running node keeps more where it must.
+    /// far more than fits.
     pub fn replayed(&self) -> Result<bool, Error> {
         let Status { bytes, memory, .. } = self.status();
-        if bytes / 2 > memory {
+        if bytes > 2 * memory + MORE {
             let why = format!("{bytes} bytes, and memory in [limits] is {memory}");
             return Err(Error::new(Kind::Full, why));
         }

@@ -86,7 +86,7 @@ impl<F: Files> Disk<F> {
         files: impl Fn() -> io::Result<F>,
         size: u32,
     ) -> io::Result<(Store, Self)> {
-        let mut store = Store::new(cluster.clone(), place);
+        let store = Store::new(cluster.clone(), place);
         let mut segments = Segments::new(files()?, store.name(), size);
         let begun = Instant::now();
         match segments.open(&mut |records| store.replay(records).map_err(io::Error::other))? {
@@ -103,9 +103,7 @@ impl<F: Files> Disk<F> {
             Found::Damaged(why) => {
                 let kept = segments.files.put_aside()?;
                 log::warn!("its log is damaged: {why}; it is kept as {kept}, and this node joins");
-                store = Store::new(cluster, place);
-                segments = Segments::new(files()?, store.name(), size);
-                segments.begin()?;
+                return Disk::open(cluster, place, files, size);
             }
         }
         let journal = Arc::new(Journal::default());

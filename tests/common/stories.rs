@@ -643,7 +643,9 @@ where
         .build();
     let (disk, mut rng) = (Ram::slow(100, Rng::with_seed(54)), Rng::with_seed(54));
     let (hers, stage) = (disk.clone(), Rc::new(Stage::default()));
-    sim.host(ALICE, move || serve_alone(hers.clone(), file_of(&[ALICE], &[])));
+    sim.host(ALICE, move || {
+        serve_alone(hers.clone(), file_of(&[ALICE], &[]))
+    });
     sim.client("story", story(stage.clone()));
     while !sim.step().map_err(|error| error.to_string())? {
         if !stage.restarts.take().is_empty() {
@@ -701,4 +703,85 @@ pub fn read_before_a_power_cut() -> Result<(), String> {
         }
         Ok(())
     })
+}
+
+/// A client of whose swaps the first one is kept by one node alone, and the name of that.
+fn unlucky() -> (Client, Arc<OnceLock<String>>) {
+    let keeper = Arc::<OnceLock<String>>::default();
+    let (told, dial) = (keeper.clone(), dial());
+    let dial: Dial = Arc::new(move |node| {
+        let (told, name, connecting) = (told.clone(), node.name.clone(), dial(node));
+        let sent = move |bytes: &[u8]| {
+            let is_store = bytes.windows(6).any(|bytes| bytes == b"\xa5store");
+            if is_store && told.set(name.clone()).is_ok() {
+                reach("story", &[&name]);
+            }
+        };
+        Box::pin(async move {
+            let stream = InspectWriter::new(connecting.await?, sent);
+            Ok(Box::new(stream) as Box<dyn Connection>)
+        })
+    });
+    let replicas = Replicas::new(file(), DOUBT, &dial);
+    (Client { replicas }, keeper)
+}
+
+/// A task is put or taken, and what is to be kept for it reaches one node alone until the outcome is unknown. Then
+/// this node and another one are reached, or both others. How often the task is taken, and how often it should be.
+async fn task_in_doubt(takes: bool, finds_it: bool) -> Result<[usize; 2], Error> {
+    let (queue, task) = (b"tasks", Packed::of("steep"));
+    if takes {
+        // By a set: after another swap, the first one may be refused, and asks the key's owner.
+        let first = Value::from(vec![0.into(), 54.into(), Value::Nil, "steep".into()]);
+        client().set(b"tasks:0", &Packed::of(first)).await?;
+    }
+    let (unlucky, keeper) = unlucky();
+    let ended = async {
+        match takes {
+            true => unlucky.take_task(queue).await,
+            false => unlucky.put_task(queue, &task).await.map(|()| None),
+        }
+    };
+    let network = async {
+        let keeper = loop {
+            match keeper.get() {
+                Some(keeper) => break keeper,
+                None => sleep(TICK).await,
+            }
+        };
+        sleep(2 * DOUBT).await;
+        let others = ALL.into_iter().filter(|name| *name != keeper);
+        let met = match finds_it {
+            true => others.take(1).chain([&**keeper]).collect::<Vec<_>>(),
+            false => others.collect(),
+        };
+        reach("story", &met);
+    };
+    let (ended, ()) = tokio::join!(ended, network);
+    let expected = usize::from(takes || ended.is_ok());
+    let mut times = ended.iter().flatten().count();
+    while client().take_task(queue).await?.is_some() {
+        times += 1;
+    }
+    reach("story", &ALL);
+    Ok([times, expected])
+}
+
+/// Who puts or takes a task finds out what became of it, whoever can tell.
+pub fn tasks_in_doubt() -> Result<(), String> {
+    for (takes, finds_it) in [(false, false), (false, true), (true, false), (true, true)] {
+        let story = move |_| async move {
+            match task_in_doubt(takes, finds_it).await? {
+                [taken, expected] if taken == expected => Ok(()),
+                [taken, expected] => {
+                    let what = if takes { "take" } else { "put" };
+                    let why =
+                        format!("{taken} tasks are taken, not {expected}: {what}, {finds_it}");
+                    Err(why.into())
+                }
+            }
+        };
+        play(story, nobody)?;
+    }
+    Ok(())
 }

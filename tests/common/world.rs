@@ -668,7 +668,14 @@ async fn node(world: Rc<World>, number: usize) -> turmoil::Result {
     };
     let (disk, cluster) = (disks[number].clone(), Arc::new(cluster));
     let adopt = |store| world.adopt(number, store);
-    serve_from(&disk, (cluster, place), adopt, listener, world.clock(number)).await
+    serve_from(
+        &disk,
+        (cluster, place),
+        adopt,
+        listener,
+        world.clock(number),
+    )
+    .await
 }
 
 /// A node with a disk.

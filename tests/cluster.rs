@@ -665,7 +665,7 @@ fn a_file_that_a_running_node_cannot_take_changes_nothing() {
             .iter()
             .all(|line| !line.contains(&says))
     );
-    let says = "alice: warning: its own address and [tls] are taken at its next start";
+    let says = "alice: warning: its own address, [tls] and [disk] are taken at its next start";
     cluster.node("alice").wait_for(says);
     cluster.restart("alice");
     assert_eq!(
@@ -731,7 +731,7 @@ fn idle_clients_beyond_the_open_files_keep_no_node_out() {
         .collect();
     cluster
         .node("alice")
-        .wait_for("connections are refused: 24 are open");
+        .wait_for("connections are refused: at most 24 may be open");
     // However many are refused, the log says so every second.
     let refusals = || {
         let lines = cluster.node("alice").log();

@@ -11,6 +11,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
+use std::time::Duration;
 
 use common::{Cluster, Node, block_on};
 use kv54::entry::Packed;
@@ -514,7 +515,7 @@ fn wait_until(happens: impl Fn() -> bool) {
     while !happens() {
         assert!(begun.elapsed().as_secs() < 60, "it does not happen");
         thread::yield_now();
-        thread::sleep(std::time::Duration::from_millis(1));
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -533,7 +534,8 @@ impl Writes {
     fn go_on(&self, cluster: &Cluster, name: &str) -> (String, [u64; 2]) {
         let known = self.known.lock().unwrap().get(name).copied();
         let [mut answered, mut begun] = known.unwrap_or_default();
-        let client = Arc::new(cluster.client());
+        // It waits for nodes that were killed, as long as an operation may.
+        let client = Arc::new(cluster.client_within("cluster.toml", Duration::from_millis(500)));
         block_on(async {
             while !self.ends.load(SeqCst) {
                 begun += 1;

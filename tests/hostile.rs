@@ -488,6 +488,8 @@ fn more_promises_than_fit_into_memory() {
             let owner = ring.owner(n.to_string().as_bytes());
             ring.replicas(owner).any(|place| place == alice)
         };
+        // While a node is away, no round forgets what was promised.
+        cluster.signal("dave", "STOP");
         let mut wire = Wire::to(cluster, "alice");
         let fingerprint = Value::from(wire.status("ring"));
         let promise = |n: u32, ballot: u64| {

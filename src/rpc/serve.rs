@@ -103,7 +103,7 @@ pub async fn serve_protocol<L, P>(
                     let Limits { connections: most, reserve, .. } = limits();
                     let full = open >= most;
                     if full {
-                        refused.warn(&format!("connections are refused: {most} are open"));
+                        refused.warn(&format!("connections are refused: at most {most} may be open"));
                     }
                     if open < most + reserve {
                         connections.push(connection(connecting, protocol, &buffers, full, stop.clone()));

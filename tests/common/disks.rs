@@ -12,9 +12,9 @@ use kv54::cluster::Cluster;
 use kv54::entry::{Entry, Stamp};
 use kv54::error::Kind;
 use kv54::store::Store;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-use crate::ram::Ram;
+use crate::ram::{Part, Ram};
 
 const TEA: &[u8] = b"tea";
 
@@ -67,17 +67,27 @@ fn write_while(
     })
 }
 
-/// A sync fails, once. Whoever would try again would be told that all is well.
+/// A sync fails, once: that of what was written, or that of a new segment's name. Whoever would try again would be
+/// told that all is well.
 pub fn a_sync_that_fails() -> Result<(), String> {
-    let disk = Ram::slow(1, Rng::with_seed(1));
-    let (store, mut log) = alone(&disk);
-    keep(&store, 1);
-    disk.break_down();
-    match write_while(&store, &mut log, settle(&store)).as_deref() {
-        None => Err("tea is kept by a disk that could not sync".to_owned()),
-        Some("it cannot be written; the log is kept as aside, and the next start joins") => Ok(()),
-        Some(other) => Err(other.to_owned()),
+    for part in [Part::Bytes, Part::Names] {
+        let disk = Ram::slow(1, Rng::with_seed(1));
+        let (store, mut log) = alone(&disk);
+        keep(&store, 1);
+        disk.break_down(part);
+        let goes_on = async {
+            settle(&store).await;
+            if part == Part::Names {
+                sleep(Duration::from_secs(5)).await; // a segment is made beside the commits
+            }
+        };
+        match write_while(&store, &mut log, goes_on).as_deref() {
+            None => return Err("tea is kept by a disk that could not sync".to_owned()),
+            Some("it cannot be written; the log is kept as aside, and the next start joins") => {}
+            Some(other) => return Err(other.to_owned()),
+        }
     }
+    Ok(())
 }
 
 /// A process is killed between a write and its sync, and the next one reads what was written. Then the power is cut.

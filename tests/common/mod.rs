@@ -359,8 +359,13 @@ impl Cluster {
 
     /// The same with this file.
     pub fn client_with(&self, file: &str) -> Client {
+        self.client_within(file, Duration::from_secs(5))
+    }
+
+    /// The same whose operations have so much time.
+    pub fn client_within(&self, file: &str, timeout: Duration) -> Client {
         Client {
-            replicas: Replicas::new(self.ring_of(file), Duration::from_secs(5), &tcp()),
+            replicas: Replicas::new(self.ring_of(file), timeout, &tcp()),
         }
     }
 

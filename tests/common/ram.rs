@@ -27,7 +27,7 @@ struct Disk {
     slow: u64, // the longest that a job takes, in milliseconds
     rng: Option<Rng>,
     is_full: bool, // for new files
-    is_broken: bool,
+    broken: Option<Part>,
 }
 
 /// Files by numbers, and their names.
@@ -35,6 +35,13 @@ struct Disk {
 struct Tree {
     names: BTreeMap<String, usize>,
     files: BTreeMap<usize, Vec<u8>>,
+}
+
+/// What a disk may fail to sync.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Part {
+    Bytes,
+    Names,
 }
 
 #[derive(Clone)]
@@ -185,13 +192,26 @@ impl Ram {
     }
 
     /// Fails to sync once more. What it should have made to last never will, although it is still read.
-    pub fn break_down(&self) {
-        self.lock().is_broken = true;
+    pub fn break_down(&self, part: Part) {
+        self.lock().broken = Some(part);
     }
 
     /// Syncs again.
     pub fn mend(&self) {
-        self.lock().is_broken = false;
+        self.lock().broken = None;
+    }
+
+    /// Whether this sync fails, after which none of what it is about ever lasts.
+    fn fails(&self, part: Part, is_about: impl Fn(&Op) -> bool) -> io::Result<()> {
+        let mut disk = self.lock();
+        if disk.broken != Some(part) {
+            return Ok(());
+        }
+        disk.broken = None;
+        let settled = &disk.done[..disk.settled];
+        disk.settled = settled.iter().filter(|op| !is_about(op)).count();
+        disk.done.retain(|op| !is_about(op));
+        Err(sync_failed(io::Error::other("it cannot be written")))
     }
 
     /// All is lost.
@@ -253,21 +273,18 @@ impl Files for Ram {
 
     fn sync(&mut self, name: &str) -> io::Result<()> {
         let file = self.file(name)?;
-        if std::mem::take(&mut self.lock().is_broken) {
-            let mut disk = self.lock();
-            let stays = |op: &Op| !matches!(op, Op::Write(other, ..) if *other == file);
-            disk.settled = disk.done[..disk.settled]
-                .iter()
-                .filter(|op| stays(op))
-                .count();
-            disk.done.retain(stays);
-            return Err(sync_failed(io::Error::other("it cannot be written")));
-        }
+        self.fails(
+            Part::Bytes,
+            |op| matches!(op, Op::Write(other, ..) if *other == file),
+        )?;
         self.does(Op::Sync(file));
         Ok(())
     }
 
     fn sync_names(&mut self) -> io::Result<()> {
+        self.fails(Part::Names, |op| {
+            matches!(op, Op::Name(..) | Op::Rename(..))
+        })?;
         self.does(Op::SyncNames);
         Ok(())
     }

@@ -34,7 +34,7 @@ use turmoil::net::{TcpListener, TcpStream};
 use turmoil::{Builder, Sim};
 
 use crate::history::{Content, End, History, Operation};
-use crate::ram::Ram;
+use crate::ram::{Part, Ram};
 
 /// Short enough for many windows in one run, long against the usual latency.
 pub const WINDOW: Duration = Duration::from_millis(300);
@@ -1428,7 +1428,10 @@ impl Trouble<'_> {
         let may_forget = self.may_suffer(one, Ill::Down);
         for node in nodes {
             match way {
-                5 if may_forget && self.rng.bool() => disks[node].break_down(), // its process ends by itself
+                5 if may_forget && self.rng.bool() => {
+                    let part = [Part::Bytes, Part::Names][self.rng.usize(..2)];
+                    disks[node].break_down(part); // its process ends by itself
+                }
                 _ => self.stop(node),
             }
             self.mend(node);

@@ -312,7 +312,7 @@ impl<F: Files> Segments<F> {
     /// Begins a log in a folder that has none.
     pub fn begin(&mut self) -> io::Result<()> {
         self.end.at = self.make("1.base", 1)?;
-        self.publish("1.base")
+        self.publish(&["1.base"])
     }
 
     /// Makes a segment, which is not called by its name yet, and has no frame but a header; where the next one goes.
@@ -329,9 +329,12 @@ impl<F: Files> Segments<F> {
         made.map(|()| at)
     }
 
-    /// Gives a segment that is on disk its name.
-    fn publish(&mut self, name: &str) -> io::Result<()> {
-        self.files.rename(&format!("{name}.new"), name)?;
+    /// Gives segments that are on disk their names.
+    fn publish(&mut self, names: &[impl AsRef<str>]) -> io::Result<()> {
+        for name in names {
+            let name = name.as_ref();
+            self.files.rename(&format!("{name}.new"), name)?;
+        }
         match planted(Bug::FolderNotSynced) {
             true => Ok(()),
             false => self.files.sync_names(),
@@ -350,7 +353,7 @@ impl<F: Files> Segments<F> {
             let number = self.next_number();
             let name = format!("{number}.log");
             self.make(&name, number)?;
-            self.publish(&name)?;
+            self.publish(&[name])?;
             self.spare = Some(number);
         }
         Ok(())
@@ -490,8 +493,9 @@ impl<F: Files> Segments<F> {
         else {
             return Ok(());
         };
-        for name in done.iter().rev() {
-            self.publish(name)?;
+        let (first, others) = done.split_at(done.len().min(1));
+        for names in [others, first] {
+            self.publish(names)?;
         }
         self.based = done.len();
         for name in self.before.splice(..instead_of, done).collect::<Vec<_>>() {

@@ -152,8 +152,11 @@ impl Operation<'_> {
                     Error::new(Kind::Unavailable, error.why) // the word is for nodes
                 }
                 Err(Failed::For(error)) => error,
-                Ok(Next::Again) | Err(Failed::RingChanged) => {
+                Ok(Next::Again) => {
                     self.error(Kind::Unavailable, "other swaps of it are in the way")
+                }
+                Err(Failed::RingChanged) => {
+                    self.error(Kind::Unavailable, "the ring has changed meanwhile")
                 }
             };
             match swap.first {

@@ -65,6 +65,7 @@ enum Event {
         end: End,
     },
     Calm,
+    RingChanged,
 }
 
 /// How many operations ended how.
@@ -105,6 +106,11 @@ impl History {
     /// Notes that from now on nothing fails.
     pub fn calm(&self) {
         self.0.lock().unwrap().push(Event::Calm);
+    }
+
+    /// Notes that the ring has changed for a node.
+    pub fn ring_changed(&self) {
+        self.0.lock().unwrap().push(Event::RingChanged);
     }
 
     pub fn tally(&self) -> Tally {
@@ -171,7 +177,10 @@ impl History {
             };
             let is_alone = !all.iter().filter(writes).any(|other| meets(&other));
             let is_over = swap.ended < events.len(); // else its client has died
-            if swap.began > calm && is_over && is_alone && swap.end == End::Unknown {
+            let mut meanwhile = events.iter().take(swap.ended).skip(swap.began);
+            let is_disturbed =
+                !is_alone || meanwhile.any(|event| matches!(event, Event::RingChanged));
+            if swap.began > calm && is_over && !is_disturbed && swap.end == End::Unknown {
                 let (key, operation) = (swap.key, swap.operation);
                 return Err(format!(
                     "in calm times, with no other write of {key}, {operation:?} has an unknown outcome"
@@ -216,7 +225,7 @@ fn all(events: &[Event]) -> Vec<Asked<'_>> {
                 let asked = asked.get_mut(began).unwrap();
                 (asked.end, asked.ended) = (*end, place);
             }
-            Event::Calm => {}
+            Event::Calm | Event::RingChanged => {}
         }
     }
     asked.into_values().collect()

@@ -81,6 +81,7 @@ struct World {
     memory: Option<Vec<usize>>, // what each node may keep, in bytes, where that is little
     written: RefCell<Option<(String, u64)>>, // by the first client, at this moment
     calm: Cell<bool>,
+    steps: Cell<u64>,                 // that all nodes have made
     busy: Cell<usize>, // failed since other sets were allowed the last memory of a node
     blameless: Cell<usize>, // failed because the one node that was asked was the failed one, or one of two
     full: Cell<usize>,      // sets refused for memory
@@ -315,6 +316,7 @@ impl World {
             unseen: RefCell::default(),
             written: RefCell::default(),
             calm: Cell::new(false),
+            steps: Cell::new(0),
             busy: Cell::new(0),
             blameless: Cell::new(0),
             full: Cell::new(0),
@@ -440,6 +442,16 @@ impl World {
         if matches!(progress, Progress::Keys(_)) && is_own && self.latest_step() % 2 == 1 {
             let is_asked = |name: &str| self.is_asked(name);
             self.note_behind(self.latest_step(), "handed over before", &is_asked);
+        }
+    }
+
+    /// Notes in the history that a node has moved to another state of the ring.
+    fn note_changes(&self) {
+        let stores = self.stores.borrow();
+        let steps = stores.values().map(|store| store.rings.known().state.step);
+        let steps = steps.sum();
+        if self.steps.replace(steps) != steps {
+            self.history.ring_changed();
         }
     }
 
@@ -821,7 +833,7 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
         if let (Operation::Set(Some(_)), true, Ok(_)) = (operation, coordinates, &answer) {
             world.note_stamp(&before, &client, key);
         }
-        let is_silent = is_silent_swap(operation, &answer);
+        let is_silent = is_silent(operation, &answer);
         let end = end(operation, answer);
         if !is_silent {
             world.history.end(began, end);
@@ -979,11 +991,12 @@ fn end(operation: Operation, answer: Result<End, Error>) -> End {
     }
 }
 
-/// Whether a node that does the swap did not answer. Its connection may have been cut before: then the
-/// swap never ends, which is unknown, too.
-fn is_silent_swap(operation: Operation, answer: &Result<End, Error>) -> bool {
-    is_swap(operation)
-        && matches!(answer, Err(error) if error.why.ends_with(":54: no answer in time"))
+/// Whether a node that was asked to write did not answer. Its connection may have been cut before, or be one to the
+/// process before this one: then the write never ends, which is unknown, too.
+fn is_silent(operation: Operation, answer: &Result<End, Error>) -> bool {
+    let ends = |why| matches!(answer, Err(error) if error.why.ends_with(why));
+    is_swap(operation) && ends(":54: no answer in time")
+        || operation != Operation::Get && ends(":54: connection reset")
 }
 
 fn is_swap(operation: Operation) -> bool {
@@ -1144,6 +1157,7 @@ impl Trouble<'_> {
         while !holds(self) {
             self.sim.step().map_err(|error| error.to_string())?;
             self.world.note_ends(self.sim.elapsed());
+            self.world.note_changes();
             if self.sim.elapsed() > end {
                 let stores = self.world.stores.borrow();
                 let nodes: Vec<String> = stores

@@ -139,7 +139,7 @@ fn logs() -> std::io::Result<()> {
 }
 
 /// The disk of the first of these nodes, who is ready, after a story.
-fn log_of(names: &[&str], story: impl AsyncFnOnce(&Store, &Ram)) -> Ram {
+fn log_of(names: &[&str], happens: impl AsyncFnOnce(&Store, &Ram)) -> Ram {
     let (ring, disk) = (
         Arc::new(cluster(names)),
         Ram::slow(1, fastrand::Rng::with_seed(54)),
@@ -155,7 +155,7 @@ fn log_of(names: &[&str], story: impl AsyncFnOnce(&Store, &Ram)) -> Ram {
     store.at(0).mark_read(0, 0); // alone
     let told = async {
         settled(&store).await;
-        story(&store, &disk).await;
+        happens(&store, &disk).await;
         settled(&store).await;
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -183,7 +183,8 @@ async fn settled(store: &Store) {
 
 fn is_based(disk: &Ram) -> bool {
     let names = disk.list().expect("names");
-    names.iter().any(|name| name.ends_with(".base")) && !names.contains(&"1.base".to_owned())
+    let is_base = |name: &String| name.split_once('.').is_some_and(|(_, kind)| kind == "base");
+    names.iter().any(is_base) && !names.contains(&"1.base".to_owned())
 }
 
 /// How many bytes there are before the zeros at the end.

@@ -57,7 +57,7 @@ pub struct Status {
     /// How many bytes its log on disk has, where it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk: Option<usize>,
-    /// How long the slowest of its last 16 commits took there, in microseconds.
+    /// How long a commit takes there, in microseconds: a decaying maximum of the last ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub commit_us: Option<u64>,
     /// Whether the disk is full: sets are refused.
@@ -142,7 +142,7 @@ impl Status {
         remarks.collect::<Vec<_>>().join("; ")
     }
 
-    /// What there is to say about its disk: `on disk 8.4 MB, commits take 1.2 ms at most`.
+    /// What there is to say about its disk: `on disk 8.4 MB, commits took 1.2ms at most`.
     fn on_disk(&self) -> Option<String> {
         let (bytes, took) = (self.disk? as u64, Duration::from_micros(self.commit_us?));
         let full = match self.disk_full {

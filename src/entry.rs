@@ -213,6 +213,10 @@ impl From<Packed> for Answer {
 
 /// When a value ends, and the value alone; `None` if it does not end.
 fn ending(mut value: &[u8]) -> Option<(u64, &[u8])> {
+    // Most values are no extension: this is asked about each one, more than once.
+    if !matches!(value.first()?, 0xc7..=0xc9 | 0xd4..=0xd8) {
+        return None;
+    }
     let ext = rmp::decode::read_ext_meta(&mut value).ok()?;
     let is_whole = ext.size as usize == value.len();
     let (end, value) = value.split_first_chunk()?;

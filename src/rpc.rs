@@ -26,12 +26,14 @@ use crate::error::Error;
 
 mod buffers;
 pub mod codec;
+mod gate;
 mod meter;
 mod peer;
 mod protocol;
 mod serve;
 pub mod tls;
 
+pub use gate::{Gate, Reached};
 pub use meter::Meter;
 pub use peer::{Call, HEDGE, Peer};
 pub use protocol::{Found, Protocol, REQUEST, take};
@@ -51,12 +53,17 @@ pub type Dial = Arc<dyn Fn(&Node) -> Connecting + Send + Sync>;
 /// A service answers requests. `examples/one_node.rs` is a whole one.
 pub trait Service: Sync {
     /// The answer to one request, whose parameters come as MessagePack. An answer that is ready
-    /// at once is sent in order, at once.
+    /// at once is sent in order, at once, unless it is [`held`](Service::held).
     fn answer(
         &self,
         method: &str,
         params: &[&[u8]],
     ) -> impl Future<Output = Result<Answer, Error>> + Send;
+
+    /// What holds the answer back that was just made, if anything does.
+    fn held(&self, _method: &str, _params: &[&[u8]]) -> Option<Reached> {
+        None
+    }
 }
 
 /// An answer, which is one value as MessagePack in two pieces.

@@ -29,7 +29,6 @@ use held::{Found, Held, Part, Unsettled, promised};
 use journal::Journal;
 use memory::{Memory, Refusal, Usage};
 
-pub use journal::Settling;
 pub use promise::{Prepare, Promise};
 pub use replay::At;
 

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::cluster::Cluster;
 use crate::entry::key;
 use crate::error::Error;
-use crate::rpc::{Answer, Service};
+use crate::rpc::{Answer, Reached, Service};
 use crate::sabotage::{Bug, planted};
 use crate::server::Node;
 use crate::store::Store;
@@ -33,6 +33,10 @@ const SEGMENT: u32 = 4 << 20;
 const PAGE: usize = 256 << 10;
 /// How many such pages are written between two commits, at most.
 const AT_ONCE: usize = 4;
+/// What handing a commit over to a thread costs, about: on a disk that needs no longer it is made in place.
+const HAND_OVER: Duration = Duration::from_micros(50);
+/// How many commits are handed over after one that took longer.
+const SLOW: u32 = 4;
 /// Before a full disk is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 /// Before all is written anew again on a disk that had no room for it.
@@ -48,7 +52,9 @@ pub struct Disk<F> {
     batch: Option<Batch>,           // what is to be committed next
     page: Option<crate::store::At>, // the next one of those that are written anew
     most: usize,                    // its bytes
+    slow: u32,                      // so many commits are handed over
     owed: usize,                    // bytes of those, before the next commit
+    woken: Instant,                 // those who wait for what is late
     rests: Instant,                 // until then a full disk is not tried again
     begins: Instant,                // until then nothing is written anew
 }
@@ -86,18 +92,17 @@ impl<F: Files> Disk<F> {
         files: impl Fn() -> io::Result<F>,
         size: u32,
     ) -> io::Result<(Store, Self)> {
-        let store = Store::new(cluster.clone(), place);
+        let (begun, store) = (Instant::now(), Store::new(cluster.clone(), place));
         let mut segments = Segments::new(files()?, store.name(), size);
-        let begun = Instant::now();
         match segments.open(&mut |records| store.replay(records).map_err(io::Error::other))? {
             Found::Whole => {
                 let took = begun.elapsed();
-                let is_ready = store.replayed().map_err(io::Error::other)?;
+                let and_joins = match store.replayed().map_err(io::Error::other)? {
+                    true => "",
+                    false => ", was not ready, and joins",
+                };
                 segments.take_over()?;
-                match is_ready {
-                    true => log::info!("read its log in {took:.1?}"),
-                    false => log::info!("read its log in {took:.1?}, was not ready, and joins"),
-                }
+                log::info!("read its log in {took:.1?}{and_joins}");
             }
             Found::Nothing => segments.begin()?,
             Found::Damaged(why) => {
@@ -106,18 +111,19 @@ impl<F: Files> Disk<F> {
                 return Disk::open(cluster, place, files, size);
             }
         }
-        let journal = Arc::new(Journal::default());
-        store.write_down(journal.clone());
         let disk = Disk {
             segments: Some(segments),
-            journal,
+            journal: Arc::default(),
             batch: None,
             page: None,
             most: PAGE.min(size as usize / 4),
+            slow: SLOW,
             owed: 0,
+            woken: begun,
             rests: Instant::now(),
             begins: Instant::now(),
         };
+        store.write_down(disk.journal.clone());
         Ok((store, disk))
     }
 
@@ -141,19 +147,32 @@ impl<F: Files> Disk<F> {
         &mut self,
         job: impl FnOnce(&mut Segments<F>) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
+        self.on_or_in(job, false).await
+    }
+
+    /// The same. A job that takes no longer than to hand it over is done in place.
+    async fn on_or_in<T: Send + 'static>(
+        &mut self,
+        job: impl FnOnce(&mut Segments<F>) -> io::Result<T> + Send + 'static,
+        in_place: bool,
+    ) -> io::Result<T> {
         let lost = || io::Error::other("the log was lost in a panic");
         let mut segments = self.segments.take().ok_or_else(lost)?;
-        if let Some(pause) = segments.files.pause() {
+        let pause = segments.files.pause();
+        if in_place || pause.is_some() {
             let done = job(&mut segments);
             self.segments = Some(segments);
-            pause.await;
+            if let Some(pause) = pause {
+                self.journal.late(pause, &mut self.woken).await;
+            }
             return done;
         }
         let job = spawn_blocking(move || {
             let done = job(&mut segments);
             (segments, done)
         });
-        let (segments, done) = job.await.map_err(io::Error::other)?;
+        let done = self.journal.late(job, &mut self.woken).await;
+        let (segments, done) = done.map_err(io::Error::other)?;
         self.segments = Some(segments);
         done
     }
@@ -167,23 +186,30 @@ impl<F: Files> Disk<F> {
             }
             return Ok(());
         };
-        let (records, begun) = (batch.array(), Instant::now());
+        let records = batch.array();
         let bytes = records.len();
         let commit = |segments: &mut Segments<F>| {
+            let begun = Instant::now();
             segments.commit(records)?;
-            Ok(segments.bytes())
+            Ok((segments.bytes(), begun.elapsed()))
         };
-        match self.on(commit).await {
-            Ok(size) => {
+        let is_quick = self.slow == 0 && !self.needs_spare();
+        match self.on_or_in(commit, is_quick).await {
+            Ok((size, took)) => {
+                self.slow = match took > HAND_OVER {
+                    true => SLOW,
+                    false => self.slow.saturating_sub(1),
+                };
                 let batch = self.batch.take().unwrap_or_default();
-                self.journal.note_settled(&batch, begun.elapsed(), size);
+                self.journal.note_settled(&batch, took, size);
                 self.owed += 2 * bytes; // what is written anew is done before as much is old again
                 Ok(())
             }
             Err(error) if is_full(&error) => {
                 self.note_full(&error);
                 if self.page.is_none() {
-                    sleep(RETRY).await;
+                    let retry = sleep(RETRY);
+                    self.journal.late(retry, &mut self.woken).await;
                 }
                 Ok(())
             }
@@ -207,11 +233,15 @@ impl<F: Files> Disk<F> {
         }
     }
 
+    fn needs_spare(&self) -> bool {
+        self.segments.as_ref().is_some_and(Segments::needs_spare)
+    }
+
     async fn prepare(&mut self) -> io::Result<()> {
         if self.rests > Instant::now() {
             return Ok(());
         }
-        if self.segments.as_ref().is_some_and(Segments::needs_spare) {
+        if self.needs_spare() {
             match self.on(Segments::prepare).await {
                 Err(error) if is_full(&error) => {
                     self.rests = Instant::now() + RETRY;
@@ -291,26 +321,19 @@ impl Node {
 
 impl Service for Gated<'_> {
     async fn answer(&self, method: &str, params: &[&[u8]]) -> Result<Answer, Error> {
-        let answer = self.0.answer(method, params).await;
-        let Some(journal) = self.0.store.journal() else {
-            return answer;
-        };
+        self.0.answer(method, params).await
+    }
+
+    fn held(&self, method: &str, params: &[&[u8]]) -> Option<Reached> {
+        let journal = self.0.store.journal()?;
         match (method, params) {
-            ("load", _) if planted(Bug::LoadNotGated) => {}
-            ("store", _) if planted(Bug::StoreNotGated) => {}
+            ("load", _) if planted(Bug::LoadNotGated) => None,
+            ("store", _) if planted(Bug::StoreNotGated) => None,
             ("load" | "store" | "promise", [_, named, ..]) => {
-                let key = key(named).ok();
-                if let Some(settling) = key.and_then(|key| journal.settling(Some(key))) {
-                    settling.await;
-                }
+                journal.settling(Some(key(named).ok()?))
             }
-            ("ring", _) => {
-                if let Some(settling) = journal.settling(None) {
-                    settling.await;
-                }
-            }
-            _ => {}
+            ("ring", _) => journal.settling(None),
+            _ => None,
         }
-        answer
     }
 }

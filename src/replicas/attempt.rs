@@ -4,15 +4,15 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::Few;
 use super::nodes::{At, Ring};
 use crate::cluster::{COPIES, Cluster};
 use crate::entry::Loaded;
 use crate::error::{Error, Kind};
-use crate::rpc::{Call, HEDGE};
-use crate::store::{Promise, Settling};
+use crate::rpc::{Call, HEDGE, Reached};
+use crate::store::Promise;
 
 /// What became of a question to one replica.
 pub(super) enum Sent<T> {
@@ -24,17 +24,16 @@ pub(super) enum Sent<T> {
 pub(super) enum Awaited<T> {
     Call(Call),
     /// From the coordinator's own replica, once its disk has what the answer reveals.
-    Own(Pin<Box<dyn Future<Output = T> + Send + Sync>>),
+    Own(Box<(Option<T>, Reached)>), // which is rare, and large
 }
 
 impl<T: Answered> Sent<T> {
     /// What the coordinator's own replica answers.
-    pub(super) fn own(answer: Result<T, Error>, settling: Option<Settling>) -> Self {
+    pub(super) fn own(answer: Result<T, Error>, settling: Option<Reached>) -> Self {
         match (answer, settling) {
-            (Ok(answer), Some(mut settling)) => Sent::Awaited(Awaited::Own(Box::pin(async move {
-                while timeout(HEDGE, &mut settling).await.is_err() {} // so it wakes its task
-                answer
-            }))),
+            (Ok(answer), Some(settling)) => {
+                Sent::Awaited(Awaited::Own(Box::new((Some(answer), settling))))
+            }
             (answer, _) => Sent::Answered(answer),
         }
     }
@@ -51,10 +50,11 @@ impl<T> Awaited<T> {
                 let call = Pin::new(call).poll(context);
                 call.map(|(arrived, answer)| (arrived, answer.and_then(|bytes| read(&bytes))))
             }
-            Awaited::Own(own) => own
-                .as_mut()
-                .poll(context)
-                .map(|own| (Instant::now(), Ok(own))),
+            Awaited::Own(own) => {
+                let (own, settling) = &mut **own;
+                let settled = Pin::new(settling).poll(context);
+                settled.map(|()| (Instant::now(), own.take().ok_or_else(late)))
+            }
         }
     }
 }
@@ -118,7 +118,7 @@ pub(super) fn poll_all<T: Answered>(
 impl<T: Answered> Attempt<'_, T> {
     /// Asks, collects what has arrived, and asks one replica more where that is needed. Ready
     /// when the majority is there or cannot come any more. It needs no timer: what is awaited wakes this
-    /// task when it is there, and every 10 ms while it is late.
+    /// task when it is there, and now and then while it is late.
     fn poll(
         &mut self,
         ask: &mut impl FnMut(At) -> Sent<T>,

@@ -9,7 +9,7 @@ use futures::FutureExt as _;
 
 use super::codec::{Codec, Malformed, Request, write_response};
 use super::meter::{Counted, Meter};
-use super::{Answer, Service};
+use super::{Answer, Reached, Service};
 use crate::error::{Error, Kind};
 use crate::methods::AMONG_NODES;
 
@@ -61,6 +61,11 @@ pub trait Protocol: Sync {
         0
     }
 
+    /// What holds a reply back, if anything does. Others may overtake it.
+    fn held(_reply: &mut Self::Reply) -> Option<Reached> {
+        None
+    }
+
     /// Where what is answered is counted, if it is.
     fn meter(&self) -> Option<&Meter> {
         None
@@ -91,6 +96,7 @@ pub(super) struct Reply {
     recoverable: bool, // the next message in the stream can still be found
     counted: Option<Counted>,
     result: Result<Answer, Error>,
+    held: Option<Box<Reached>>, // boxed: most replies have none
 }
 
 impl From<Malformed> for Reply {
@@ -99,6 +105,7 @@ impl From<Malformed> for Reply {
             id: malformed.id,
             recoverable: malformed.recoverable,
             counted: None,
+            held: None,
             result: Err(malformed.error),
         }
     }
@@ -138,6 +145,7 @@ impl<S: Service> Protocol for MessagePackRpc<'_, S> {
             id,
             recoverable: false,
             counted: None,
+            held: None,
             result: Err(Error::new(
                 Kind::Unavailable,
                 "all connections for clients are taken",
@@ -166,6 +174,7 @@ impl<S: Service> Protocol for MessagePackRpc<'_, S> {
             recoverable: true,
             counted,
             result: answering.await.unwrap_or_else(panicked),
+            held: self.0.held(method, &params).map(Box::new), // by what the answer has just read or changed
         }
     }
 
@@ -186,6 +195,10 @@ impl<S: Service> Protocol for MessagePackRpc<'_, S> {
 
     fn size(_: &Reply) -> usize {
         0
+    }
+
+    fn held(reply: &mut Reply) -> Option<Reached> {
+        reply.held.take().map(|held| *held)
     }
 
     fn meter(&self) -> Option<&Meter> {

@@ -22,7 +22,7 @@ use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
 use super::buffers::{Buffers, Share};
 use super::meter::{Meter, Tally};
 use super::protocol::{MessagePackRpc, Protocol};
-use super::{Connecting, Connection, Rarely, Service};
+use super::{Connecting, Connection, Rarely, Reached, Service};
 use crate::cluster::Limits;
 use crate::error::{Error, Kind};
 
@@ -204,7 +204,7 @@ impl<P: Protocol> Session<'_, P> {
             let more_may_wait = !has_room(self);
             self.tally.as_mut().map(Tally::take_time);
             was_full |= self.is_full();
-            let buffers = self.input.capacity() + self.output.bytes.capacity();
+            let buffers = self.input.capacity() + self.output.capacity();
             self.share.hold(buffers + self.in_flight.bytes(), context)?;
             if self.read(context)? {
                 continue;
@@ -221,7 +221,7 @@ impl<P: Protocol> Session<'_, P> {
             if more_may_wait || was_full && !self.is_full() {
                 continue; // there is room again, and no other event would wake this connection
             }
-            return match self.ended && self.in_flight.is_empty() {
+            return match self.ended && self.in_flight.is_empty() && self.output.held.is_empty() {
                 true => Poll::Ready(Ok(())),
                 false => Poll::Pending,
             };
@@ -230,7 +230,7 @@ impl<P: Protocol> Session<'_, P> {
 
     /// Whether no more requests are taken until some are answered, and answers sent.
     fn is_full(&self) -> bool {
-        let pending = self.in_flight.bytes() + self.output.unsent();
+        let pending = self.in_flight.bytes() + self.output.held.len() + self.output.unsent();
         self.in_flight.requests() >= MAX_IN_FLIGHT || pending >= MAX_PENDING
     }
 
@@ -279,18 +279,26 @@ impl<P: Protocol> Session<'_, P> {
     }
 
     /// Appends an answer to the output.
-    fn reply(&mut self, reply: P::Reply) {
+    fn reply(&mut self, mut reply: P::Reply) {
         let counted = self.tally.as_mut().zip(P::counted(&reply));
         if let Some((tally, (counted, failed))) = counted {
             tally.count(counted, failed);
         }
-        let (before, moved) = (self.output.bytes.len(), P::moved(&reply));
-        let out = &mut self.output.bytes;
+        let (held, moved) = (P::held(&mut reply), P::moved(&reply));
+        let out = match held {
+            Some(_) => &mut self.output.held,
+            None => &mut self.output.bytes,
+        };
+        let before = out.len();
         if !self.protocol.write(&mut self.state, reply, out) {
             self.ended = true;
             (self.input, self.state) = Default::default();
         }
-        let size = moved.max(self.output.bytes.len() - before);
+        let written = out.len() - before;
+        if let Some(reached) = held {
+            self.output.note(reached, written);
+        }
+        let size = moved.max(written);
         if size > 0 {
             self.turn += size;
             self.in_flight.learn(size);
@@ -457,7 +465,9 @@ impl<'a, P: Protocol> InFlight<'a, P> {
 #[derive(Default)]
 struct Output {
     bytes: Vec<u8>,
-    sent: usize, // of the bytes
+    sent: usize,                       // of the bytes
+    held: Vec<u8>,                     // answers that are held back
+    until: VecDeque<(Reached, usize)>, // how many bytes of them, one behind the other
 }
 
 impl Output {
@@ -465,11 +475,36 @@ impl Output {
         self.bytes.len() - self.sent
     }
 
+    fn capacity(&self) -> usize {
+        self.bytes.capacity() + self.held.capacity()
+    }
+
+    /// So many bytes more are held until then. None overtakes another one.
+    fn note(&mut self, reached: Reached, size: usize) {
+        match self.until.back_mut() {
+            Some((last, held)) if last.is_behind(&reached) => *held += size,
+            _ => self.until.push_back((reached, size)),
+        }
+    }
+
+    /// Those leave for which nothing is waited any more.
+    fn release(&mut self, context: &mut Context<'_>) {
+        while let Some((reached, size)) = self.until.front_mut() {
+            if reached.poll_unpin(context).is_pending() {
+                return;
+            }
+            self.bytes.extend(self.held.drain(..*size));
+            self.held.shrink_to(64 << 10);
+            self.until.pop_front();
+        }
+    }
+
     fn poll_write(
         &mut self,
         stream: &mut Box<dyn Connection>,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
+        self.release(context);
         while let Some(unsent @ [_, ..]) = self.bytes.get(self.sent..) {
             match ready!(Pin::new(&mut *stream).poll_write(context, unsent))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),

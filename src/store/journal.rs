@@ -1,41 +1,43 @@
 //! What a store keeps that is not on disk yet, in the order in which it was kept. It is there for a node with
 //! `[disk]` alone. An answer about a key waits until what it may reveal is on disk.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::future::OptionFuture;
 use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
-use crate::rpc::lock;
+use crate::rpc::{Gate, HEDGE, Reached, lock};
 use crate::status::micros;
 
 /// What is committed together, in bytes, unless it is one record: the frame of it must fit into a segment.
 const BATCH: usize = 1 << 20;
+/// Places of keys, see [`place`].
+const PLACES: usize = 1 << 12;
+/// What most batches of a busy node have, in bytes.
+const FEW: usize = 4 << 10;
 /// How many bytes may wait for the disk before more is refused.
 const MOST: usize = 16 << 20;
-
-/// Ready when something is on disk.
-pub type Settling = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
 /// What is to be written, and who waits for it.
 #[derive(Default)]
 pub struct Journal {
     kept: Mutex<Kept>,
     grown: Notify,
-    settled: Notify,
+    gate: Arc<Gate>, // a step of it is a batch
 }
 
 #[derive(Default)]
 struct Kept {
     batches: VecDeque<Batch>,
-    appended: u64,           // so many records
-    settled: u64,            // of them, so many are on disk
-    unsettled: usize,        // the bytes of the others
-    keys: HashMap<u16, u64>, // by their hashes: the last record of each
-    all: u64,                // the last one that concerns all keys
+    newest: u64,      // batch
+    unsettled: usize, // the bytes that are not on disk
+    keys: Vec<u64>,   // by their hashes: the batch of the last record of each
+    all: u64,         // that of the last one that concerns all keys
     told: Told,
 }
 
@@ -55,7 +57,6 @@ pub struct Told {
 pub struct Batch {
     records: Vec<u8>,
     count: u32,
-    last: u64,
 }
 
 impl Batch {
@@ -69,26 +70,30 @@ impl Journal {
     /// Appends a record, which concerns this key, or all of them.
     pub fn append(&self, key: Option<&[u8]>, record: &[&[u8]]) {
         let mut kept = lock(&self.kept);
-        kept.appended += 1;
-        let last = kept.appended;
-        match key {
-            Some(key) => drop(kept.keys.insert(place(key), last)),
-            None => kept.all = last,
-        }
         let is_full = |batch: &Batch| batch.records.len() >= BATCH;
         if kept.batches.back().is_none_or(is_full) {
-            kept.batches.push_back(Batch::default());
+            kept.batches.push_back(Batch {
+                records: Vec::with_capacity(FEW),
+                count: 0,
+            });
+            kept.newest += 1;
+            self.grown.notify_one();
+        }
+        let newest = kept.newest;
+        kept.keys.resize(PLACES, 0);
+        match key.and_then(|key| kept.keys.get_mut(place(key))) {
+            Some(of_key) => *of_key = newest,
+            None => kept.all = newest,
         }
         if let Some(batch) = kept.batches.back_mut() {
             let before = batch.records.len();
             for piece in record {
                 batch.records.extend_from_slice(piece);
             }
-            (batch.count, batch.last) = (batch.count + 1, last);
+            batch.count += 1;
             let added = batch.records.len() - before;
             kept.unsettled += added;
         }
-        self.grown.notify_one();
     }
 
     /// The next records to be written.
@@ -104,37 +109,37 @@ impl Journal {
     /// These are on disk, which took so long and has so many bytes now.
     pub fn note_settled(&self, batch: &Batch, took: Duration, bytes: usize) {
         let mut kept = lock(&self.kept);
-        kept.settled = batch.last;
         kept.unsettled -= batch.records.len();
         let (told, took) = (&mut kept.told, micros(took));
         (told.bytes, told.commit_us) = (bytes, took.max(told.commit_us - told.commit_us / 8));
         drop(kept);
-        self.settled.notify_waiters();
+        self.gate.advance();
     }
 
     /// Ready when what is kept of a key now is on disk, and what concerns all keys; `None` if it is.
-    pub fn settling(self: &Arc<Self>, key: Option<&[u8]>) -> Option<Settling> {
+    pub fn settling(&self, key: Option<&[u8]>) -> Option<Reached> {
         let kept = lock(&self.kept);
-        let of_key = key.and_then(|key| kept.keys.get(&place(key)));
-        let until = kept.all.max(of_key.copied().unwrap_or(0));
-        let journal = (kept.settled < until).then(|| self.clone())?;
-        Some(Box::pin(async move { journal.reached(until).await }))
+        let of_key = key.and_then(|key| kept.keys.get(place(key)));
+        self.gate
+            .reached(kept.all.max(of_key.copied().unwrap_or(0)))
     }
 
     /// Ready when all is on disk that is kept now.
     pub async fn all_settled(&self) {
-        let until = lock(&self.kept).appended;
-        self.reached(until).await;
+        let newest = lock(&self.kept).newest;
+        OptionFuture::from(self.gate.reached(newest)).await;
     }
 
-    async fn reached(&self, until: u64) {
+    /// Does this, and wakes now and then those who wait for what is not on disk yet: they may turn elsewhere.
+    /// `woken` is when that was last.
+    pub async fn late<T>(&self, work: impl Future<Output = T>, woken: &mut Instant) -> T {
+        let mut work = pin!(work);
         loop {
-            let mut settled = pin!(self.settled.notified());
-            settled.as_mut().enable();
-            if lock(&self.kept).settled >= until {
-                return;
+            match timeout_at(*woken + HEDGE, &mut work).await {
+                Ok(done) => return done,
+                Err(_) => self.gate.wake(),
             }
-            settled.await;
+            *woken = Instant::now();
         }
     }
 
@@ -155,6 +160,6 @@ impl Journal {
 }
 
 /// Keys that share a place wait for each other.
-fn place(key: &[u8]) -> u16 {
-    (crc32fast::hash(key) >> 20) as u16
+fn place(key: &[u8]) -> usize {
+    crc32fast::hash(key) as usize >> 20
 }

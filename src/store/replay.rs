@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::journal::{Journal, Settling};
+use super::journal::Journal;
 use super::{Held, Kept, Memory, Replica, Store};
 use crate::cluster::{Cluster, Told};
 use crate::entry::{Entry, Stamp, entry, key};
 use crate::error::{Error, Kind};
 use crate::rpc::codec::{self, NIL, encode_bytes, encode_numbers};
-use crate::rpc::lock;
+use crate::rpc::{Reached, lock};
 use crate::sabotage::{Bug, planted};
 use crate::status::Status;
 
@@ -221,7 +221,7 @@ impl Replica<'_> {
     }
 
     /// Ready when what is kept of a key now is on disk; `None` if it is, or need not be.
-    pub fn settling(&self, key: &[u8]) -> Option<Settling> {
+    pub fn settling(&self, key: &[u8]) -> Option<Reached> {
         self.store.journal.get()?.settling(Some(key))
     }
 

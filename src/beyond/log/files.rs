@@ -12,6 +12,9 @@ use futures::future::BoxFuture;
 use super::segment::{Body, Header, SECTOR, Segment, VERSION, Verdict, frame, read, sectors};
 use crate::sabotage::{Bug, planted};
 
+/// What a segment is filled with at first.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
 /// What a log asks of the folder in which it lies. Names are names of files in it.
 pub trait Files: Send + 'static {
     /// The names that are there.
@@ -263,9 +266,7 @@ impl<F: Files> Segments<F> {
 
     fn tidy(&mut self) -> io::Result<()> {
         if self.is_torn {
-            let start = self.end.at * SECTOR;
-            let zeros = vec![0; self.size().saturating_sub(start)];
-            self.files.write(&self.end.name, start, &zeros)?;
+            self.write_zeros(&self.end.name.clone(), self.end.at)?;
         }
         if !planted(Bug::NoSyncAtOpen) {
             for name in self.before.iter().chain([&self.end.name]) {
@@ -318,15 +319,24 @@ impl<F: Files> Segments<F> {
     /// Makes a segment, which is not called by its name yet, and has no frame but a header; where the next one goes.
     fn make(&mut self, name: &str, number: u64) -> io::Result<usize> {
         let name = format!("{name}.new");
-        let mut bytes = frame(number, 0, &Body::Header(self.header.clone()).bytes());
-        let at = bytes.len() / SECTOR;
-        bytes.resize(self.size(), 0);
-        let made = self.files.write(&name, 0, &bytes);
+        let header = frame(number, 0, &Body::Header(self.header.clone()).bytes());
+        let at = header.len() / SECTOR;
+        let made = self.files.write(&name, 0, &header);
+        let made = made.and_then(|()| self.write_zeros(&name, at));
         let made = made.and_then(|()| self.files.sync(&name));
         if made.is_err() {
             let _ = self.files.remove(&name); // what is left is removed at the next start
         }
         made.map(|()| at)
+    }
+
+    /// Nothing, from this sector on to the end of a segment.
+    fn write_zeros(&mut self, name: &str, at: usize) -> io::Result<()> {
+        for start in (at * SECTOR..self.size()).step_by(ZEROS.len()) {
+            let zeros = ZEROS.get(..self.size() - start).unwrap_or(&ZEROS);
+            self.files.write(name, start, zeros)?;
+        }
+        Ok(())
     }
 
     /// Gives segments that are on disk their names.

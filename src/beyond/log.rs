@@ -7,6 +7,7 @@ mod dir;
 pub mod files;
 pub mod segment;
 
+use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -320,8 +321,12 @@ impl Node {
 }
 
 impl Service for Gated<'_> {
-    async fn answer(&self, method: &str, params: &[&[u8]]) -> Result<Answer, Error> {
-        self.0.answer(method, params).await
+    fn answer(
+        &self,
+        method: &str,
+        params: &[&[u8]],
+    ) -> impl Future<Output = Result<Answer, Error>> + Send {
+        self.0.answer(method, params)
     }
 
     fn held(&self, method: &str, params: &[&[u8]]) -> Option<Reached> {

@@ -349,11 +349,33 @@ struct Done<R> {
     reply: R,
 }
 
+/// An answer that is awaited. What belongs to it stands beside its future: that is long, and each wrapper
+/// would move it once more.
+struct Awaited<'a, R> {
+    number: usize,
+    weight: usize,
+    answer: ReusableBoxFuture<'a, R>,
+}
+
+impl<R> Future for Awaited<'_, R> {
+    type Output = Done<R>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Done<R>> {
+        let (number, weight) = (self.number, self.weight);
+        let answer = self.answer.poll(context);
+        answer.map(|reply| Done {
+            number,
+            weight,
+            reply,
+        })
+    }
+}
+
 /// The requests of one connection that wait for their answers.
 struct InFlight<'a, P: Protocol> {
-    answers: FuturesUnordered<ReusableBoxFuture<'a, Done<P::Reply>>>,
-    spare: Option<ReusableBoxFuture<'a, Done<P::Reply>>>, // memory for the next: most are answered at once
-    weight: usize,                                        // of the requests, in bytes
+    answers: FuturesUnordered<Awaited<'a, P::Reply>>,
+    spare: Option<ReusableBoxFuture<'a, P::Reply>>, // memory for the next: most are answered at once
+    weight: usize,                                  // of the requests, in bytes
     estimate: usize, // of one answer, in bytes: a decaying maximum of recent answers
     queue: VecDeque<Option<P::Reply>>, // where answers leave in order: one for each request, once it is there
     left: usize,                       // answers that were in the queue
@@ -380,12 +402,6 @@ impl<'a, P: Protocol> InFlight<'a, P> {
         weight: usize,
         context: &mut Context<'_>,
     ) -> Option<P::Reply> {
-        let number = self.left + self.queue.len();
-        let answer = answer.map(move |reply| Done {
-            number,
-            weight,
-            reply,
-        });
         let mut answering = match self.spare.take() {
             None => ReusableBoxFuture::new(answer),
             Some(mut spare) => {
@@ -393,16 +409,21 @@ impl<'a, P: Protocol> InFlight<'a, P> {
                 spare
             }
         };
-        let Poll::Ready(done) = answering.poll(context) else {
+        let Poll::Ready(reply) = answering.poll(context) else {
+            let number = self.left + self.queue.len();
             if P::IN_ORDER {
                 self.queue.push_back(None);
             }
             self.weight += weight;
-            self.answers.push(answering);
+            self.answers.push(Awaited {
+                number,
+                weight,
+                answer: answering,
+            });
             return None;
         };
         self.spare = Some(answering);
-        self.end_at_once(done.reply)
+        self.end_at_once(reply)
     }
 
     /// An answer that was ready at once, if it may leave now. Else it is kept, and counted.

@@ -119,9 +119,8 @@ impl Journal {
     /// Ready when what is kept of a key now is on disk, and what concerns all keys; `None` if it is.
     pub fn settling(&self, key: Option<&[u8]>) -> Option<Reached> {
         let kept = lock(&self.kept);
-        let of_key = key.and_then(|key| kept.keys.get(place(key)));
-        self.gate
-            .reached(kept.all.max(of_key.copied().unwrap_or(0)))
+        let of_key = key.and_then(|key| kept.keys.get(place(key))).copied();
+        self.gate.reached(kept.all.max(of_key.unwrap_or(0)))
     }
 
     /// Ready when all is on disk that is kept now.

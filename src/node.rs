@@ -1,16 +1,21 @@
 //! A node's life: it is put together, binds its address, joins and serves until it is stopped.
 //! Other programs start nodes in the same way on networks of their own (`examples/tour.rs`).
 
-use std::future::ready;
+use std::future::{Future, ready};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
+use futures::TryFutureExt as _;
+use futures::channel::mpsc;
+use futures::future::{try_join, try_join_all};
 use futures::stream::{FuturesUnordered, Stream, StreamExt as _};
 use tokio::net::{TcpListener, lookup_host};
-use tokio::sync::watch;
+use tokio::runtime::Builder;
+use tokio::sync::{Barrier, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +23,7 @@ use crate::client::Client;
 use crate::cluster::{self, Cluster};
 use crate::join::join;
 use crate::replicas::Replicas;
-use crate::rpc::{self, Connecting, Dial, tls};
+use crate::rpc::{self, Admitted, Dial, tls};
 use crate::server::Node;
 use crate::store::Store;
 
@@ -35,9 +40,9 @@ impl Node {
     }
 
     /// Joins the ring, and answers on these connections until `stop`.
-    pub async fn live<L>(self: &Arc<Self>, incoming: L, stop: CancellationToken)
+    pub async fn live<L>(self: &Arc<Self>, connections: L, stop: CancellationToken)
     where
-        L: Stream<Item = io::Result<Connecting>> + Unpin,
+        L: Stream<Item = Admitted> + Unpin,
     {
         let (node, mut joining) = (self.clone(), JoinSet::new()); // dropping the set aborts its tasks
         joining.spawn(async move { join(&node.store, &node.client.replicas).await });
@@ -45,8 +50,56 @@ impl Node {
         joining.spawn(async move { node.sweep().await });
         let node = self.clone();
         joining.spawn(async move { node.forget().await });
-        let (limits, meter) = (|| self.store.limits(), &self.store.meter);
-        rpc::serve_counted(incoming, &self.gated(), limits, meter, stop).await;
+        self.serve(connections, stop).await;
+    }
+
+    async fn serve<L>(&self, connections: L, stop: CancellationToken)
+    where
+        L: Stream<Item = Admitted> + Unpin,
+    {
+        let meter = self.store.meter();
+        rpc::serve_counted(connections, &self.gated(), &meter, stop).await;
+    }
+
+    /// Lives in this thread, and answers in so many more, each with a runtime and with connections to the
+    /// other nodes of its own.
+    async fn live_in_threads(
+        self: Arc<Self>,
+        listener: &'static TcpListener,
+        guard: tls::Guard,
+        stop: CancellationToken,
+    ) -> io::Result<()> {
+        let count = self.store.limits().threads.unwrap_or(1);
+        let (mut others, mut ends, all) = (Vec::new(), Vec::new(), Arc::new(Barrier::new(count)));
+        let stop = stop.child_token();
+        let _ends_all = stop.clone().drop_guard();
+        for _ in 1..count {
+            let (to, connections) = mpsc::unbounded();
+            let replicas = self.client.replicas.beside();
+            let (store, client) = (self.store.clone(), Arc::new(Client { replicas }));
+            let (node, stop, all) = (Node { store, client }, stop.clone(), all.clone());
+            let serving = async move {
+                node.serve(connections, stop).await;
+                all.wait().await; // it may still do swaps for guests of other threads
+            };
+            let name = self.store.name().to_owned();
+            ends.push(in_thread(name, async { Ok(tokio::spawn(serving).await?) })?);
+            others.push(to);
+        }
+        let store = self.store.clone();
+        let incoming = match count {
+            1 => rpc::incoming(listener, move |stream, from| guard(stream, from)),
+            _ => rpc::incoming_for_threads(listener, guard),
+        };
+        let connections = rpc::hand_out(rpc::admit(incoming, move || store.limits()), others);
+        // Spawned: the runtime polls a task in turn with those of the peers, but its main future
+        // only after a look at the network.
+        let first = tokio::spawn(async move {
+            self.live(connections, stop).await;
+            all.wait().await;
+        });
+        try_join(first.map_err(io::Error::from), try_join_all(ends)).await?;
+        Ok(())
     }
 
     /// Takes from each newer file what can change while it runs.
@@ -68,15 +121,35 @@ impl Node {
             let of_a_start = |file: &Cluster| {
                 (
                     file.node(name).cloned(),
+                    file.limits.threads,
                     file.tls.clone(),
                     file.disk.clone(),
                 )
             };
             if of_a_start(&started) != of_a_start(&newer) {
-                log::warn!("its own address, [tls] and [disk] are taken at its next start");
+                log::warn!(
+                    "its own address, threads, [tls] and [disk] are taken at its next start"
+                );
             }
         }
     }
+}
+
+/// Runs this in a thread of its own, with a runtime of its own: what becomes of it. The log shows the name.
+pub fn in_thread(
+    name: String,
+    life: impl Future<Output = io::Result<()>> + Send + 'static,
+) -> io::Result<impl Future<Output = io::Result<()>> + Send> {
+    let (end, ended) = oneshot::channel();
+    let run = move || {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let _ = end.send(runtime.block_on(life));
+        runtime.shutdown_background(); // does not wait for a name that is still being looked up
+        io::Result::Ok(())
+    };
+    thread::Builder::new().name(name).spawn(run)?;
+    let panicked = |_| Err(io::Error::other("a node has panicked"));
+    Ok(ended.unwrap_or_else(panicked))
 }
 
 /// Runs the node at this place of the ring until `stop`. It goes by the newest `file`. It listens on
@@ -104,11 +177,9 @@ pub async fn run(
     let life = async {
         log::info!("listening on {address}");
         warn_if_open(&cluster, address);
-        let (following, incoming) = (node.clone(), rpc::incoming(listener, guard));
+        let following = node.clone();
         tokio::spawn(async move { following.follow(file).await });
-        // Spawned: the runtime polls a task in turn with those of the peers, but its main future
-        // only after a look at the network.
-        tokio::spawn(async move { node.live(incoming, stop).await }).await?;
+        node.live_in_threads(listener, guard, stop).await?;
         log::info!("stopped");
         Ok(())
     };

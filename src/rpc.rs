@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream::{self, BoxStream, FuturesUnordered, StreamExt as _, TryStreamExt as _};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -37,7 +37,7 @@ pub use gate::{Gate, Reached};
 pub use meter::Meter;
 pub use peer::{Call, HEDGE, Peer};
 pub use protocol::{Found, Protocol, REQUEST, take};
-pub use serve::{serve, serve_counted, serve_protocol};
+pub use serve::{Admitted, admit, hand_out, serve, serve_counted, serve_protocol};
 
 /// A connection: TCP here, a simulated or an encrypted one elsewhere.
 pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -154,20 +154,37 @@ pub fn incoming<'a>(
 ) -> BoxStream<'a, io::Result<Connecting>> {
     let accepted = stream::repeat(listener).then(accept);
     accepted
-        .map_ok(move |(stream, from)| welcome(stream, from))
+        .map_ok(move |(stream, from)| welcome(Box::new(stream), from))
         .boxed()
+}
+
+/// The same for several threads: each connection belongs to the runtime of the thread that makes it.
+pub fn incoming_for_threads(
+    listener: &TcpListener,
+    welcome: tls::Guard,
+) -> BoxStream<'_, io::Result<Connecting>> {
+    let accepted = stream::repeat(listener).then(accept);
+    let moved = accepted.map_ok(move |(stream, from)| {
+        let welcome = welcome.clone();
+        let moved = async move {
+            let stream = TcpStream::from_std(stream.into_std()?)?;
+            welcome(Box::new(stream), from).await
+        };
+        moved.boxed()
+    });
+    moved.boxed()
 }
 
 /// The next connection to a TCP listener. An error takes a moment: most likely there are no
 /// more files, and one that closes is worth waiting for.
-async fn accept(listener: &TcpListener) -> io::Result<(Box<dyn Connection>, SocketAddr)> {
+async fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     let accepted = listener.accept().await;
     if accepted.is_err() {
         sleep(Duration::from_millis(100)).await;
     }
     let (stream, from) = accepted?;
     tune(&stream)?;
-    Ok((Box::new(stream), from))
+    Ok((stream, from))
 }
 
 /// Without `TCP_NODELAY` the kernel holds a small answer back for up to 40 ms. Without keepalive a

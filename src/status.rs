@@ -1,12 +1,12 @@
 //! How a node is, in its own words.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use msgpack_rpc::Value;
 use serde::{Deserialize, Serialize};
-use tokio::runtime::Handle;
 
 use crate::error::{Error, plain};
 use crate::rpc::codec::{self, Encoded};
@@ -77,7 +77,7 @@ pub struct Status {
     pub uptime_us: u64,
     /// A number that it has drawn at its start: with another one, the counters have begun anew.
     pub start_id: u64,
-    /// How long its thread was at work, in microseconds.
+    /// How long its threads were at work, in microseconds, all together.
     pub busy_us: u64,
     /// How many connections are open now.
     pub connections: usize,
@@ -95,27 +95,24 @@ pub struct Status {
 }
 
 impl Status {
-    /// What has been counted, on this thread's runtime.
-    pub fn counted(meter: &Meter) -> Self {
-        let (connections, accepted) = meter.connections();
-        let answered = meter
-            .answered()
-            .map(|(method, count)| (method.to_owned(), count));
-        let busy = Handle::try_current().map(|runtime| -> Duration {
-            let metrics = runtime.metrics();
-            let busy = |worker| metrics.worker_total_busy_duration(worker);
-            (0..metrics.num_workers()).map(busy).sum()
-        });
-        Status {
-            busy_us: micros(busy.unwrap_or_default()),
-            connections,
-            accepted,
-            answered: answered.collect(),
-            failed: meter.failed(),
-            waited: meter.waited().collect(),
-            waited_us: meter.waited_us(),
-            ..Status::default()
+    /// What has been counted, by all threads together.
+    pub fn counted(meters: &[Arc<Meter>]) -> Self {
+        let mut status = Status::default();
+        for meter in meters {
+            let (connections, accepted) = meter.connections();
+            status.connections += connections;
+            status.accepted += accepted;
+            for (method, count) in meter.answered() {
+                *status.answered.entry(method.to_owned()).or_default() += count;
+            }
+            status.failed += meter.failed();
+            for (end, count) in meter.waited() {
+                *status.waited.entry(end).or_default() += count;
+            }
+            status.waited_us += meter.waited_us();
+            status.busy_us += micros(meter.busy());
         }
+        status
     }
 
     /// Reads a node's answer, and makes every text in it plain.

@@ -52,8 +52,7 @@ pub struct Store {
     pub rings: Arc<Rings>,
     /// When this node started.
     pub started: Instant,
-    /// What this node has answered.
-    pub meter: Meter,
+    meters: Mutex<Vec<Arc<Meter>>>, // what each thread has answered
     name: String,
     start_id: u64,
     forgets_from: AtomicUsize,
@@ -112,7 +111,7 @@ impl Store {
         Store {
             rings,
             started: Instant::now(),
-            meter: Meter::default(),
+            meters: Mutex::default(),
             name,
             start_id: fastrand::u64(..),
             forgets_from: AtomicUsize::new(FORGETS_FROM),
@@ -120,6 +119,13 @@ impl Store {
             journal: OnceLock::new(),
             kept: Mutex::new(kept),
         }
+    }
+
+    /// Where one more thread counts what it answers.
+    pub fn meter(&self) -> Arc<Meter> {
+        let meter = Arc::<Meter>::default();
+        lock(&self.meters).push(meter.clone());
+        meter
     }
 
     /// The limits of this node now; those of the rings are the ones that it started with.

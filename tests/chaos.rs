@@ -249,7 +249,8 @@ impl Net {
                 runtime.spawn(proxy(listener, behind, from, to, weather));
                 line
             });
-            let file = format!("[nodes]\n{}", lines.collect::<String>());
+            let (lines, threads) = (lines.collect::<String>(), 1 + from % 2); // both, side by side
+            let file = format!("[nodes]\n{lines}[limits]\nthreads = {threads}\n");
             net.cluster.file(&file_of(from), &file);
         }
         (0..FIVE.len()).for_each(|place| net.start(place));

@@ -192,6 +192,8 @@ fn a_bad_limit_is_named() {
         ("memory = \"1048575B\"", &["limits.memory", "1MiB"]),
         ("connections = 0", &["limits.connections", "1000000"]),
         ("connections = 1000001", &["limits.connections", "1000000"]),
+        ("threads = 0", &["limits.threads", "1024"]),
+        ("threads = 1025", &["limits.threads", "1024"]),
     ] {
         let file = format!("{ALICE}\n[limits]\n{limit}\n");
         refuses(&cluster, &file, 5, parts);
@@ -207,6 +209,8 @@ fn a_field_of_the_wrong_type_is_named() {
         ("connections = \"many\"", "connections"),
         ("connections = -1", "connections"),
         ("connections = 1.5", "connections"),
+        ("threads = \"all\"", "limits.threads"),
+        ("threads = -1", "limits.threads"),
     ] {
         let file = format!("{ALICE}\n[limits]\n{limit}\n");
         refuses(&cluster, &file, 5, &[field]);

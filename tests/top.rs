@@ -126,7 +126,7 @@ fn each_latency_is_in_its_bucket_and_none_is_wider_than_an_eighth() {
     runtime.block_on(async {
         let (mut guest, far) = tokio::io::duplex(1 << 20);
         let incoming = stream::iter([Ok(connected(Box::new(far)))]);
-        let meter = Meter::default();
+        let (incoming, meter) = (rpc::admit(incoming, Limits::default), Meter::default());
         let stop = CancellationToken::new();
         let ask = async {
             for ms in &waits {
@@ -137,7 +137,7 @@ fn each_latency_is_in_its_bucket_and_none_is_wider_than_an_eighth() {
             }
         };
         tokio::select! {
-            () = serve_counted(incoming, &Sleeper, Limits::default, &meter, stop) => panic!("it serves on"),
+            () = serve_counted(incoming, &Sleeper, &meter, stop) => panic!("it serves on"),
             () = ask => {}
         }
         let told: Vec<(u64, u64)> = meter.waited().collect();

@@ -42,6 +42,9 @@ pub struct Limits {
     /// Connections that a node accepts at once.
     #[serde(deserialize_with = "connections")]
     pub connections: usize,
+    /// Threads that answer. Where the file does not say it, `serve` chooses.
+    #[serde(deserialize_with = "threads")]
+    pub threads: Option<usize>,
     /// Connections beyond these, on which other nodes are let in and clients are not: two for each
     /// other node. It is not in the file.
     #[serde(skip)]
@@ -58,6 +61,7 @@ impl Default for Limits {
             window: Duration::from_secs(1),
             memory: 1 << 30,
             connections: 1024,
+            threads: None,
             reserve: 0,
             buffers: 256 << 20,
         }
@@ -80,6 +84,11 @@ fn memory<'de, D: Deserializer<'de>>(field: D) -> Result<usize, D::Error> {
 fn connections<'de, D: Deserializer<'de>>(field: D) -> Result<usize, D::Error> {
     let count = usize::deserialize(field)?;
     within(1..=1_000_000, count, "from 1 to 1000000")
+}
+
+fn threads<'de, D: Deserializer<'de>>(field: D) -> Result<Option<usize>, D::Error> {
+    let count = usize::deserialize(field)?;
+    within(1..=1024, count, "from 1 to 1024").map(Some)
 }
 
 fn within<T: PartialOrd, E: Error>(range: RangeInclusive<T>, it: T, why: &str) -> Result<T, E> {

@@ -327,8 +327,8 @@ impl Rings {
         }
         (known.certain, known.state) = (true, Arc::new(heard));
         let state = known.state.clone();
+        self.version.fetch_add(1, Relaxed); // still locked: what another thread knows is never older
         drop(known);
-        self.version.fetch_add(1, Relaxed);
         self.moved.notify_waiters();
         Ok(Some(state))
     }

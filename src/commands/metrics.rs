@@ -18,7 +18,7 @@ doubts gauge doubts Parts whose writes may be lost, until they are acknowledged.
 connections gauge connections Connections that are open.
 connections_accepted_total counter accepted Connections that were accepted.
 errors_total counter failed Requests of clients that were answered by an error.
-busy_seconds_total counter busy_us Time that the thread of the node was at work.
+busy_seconds_total counter busy_us Time that the threads of the node were at work, all together.
 uptime_seconds gauge uptime_us Time since the start of the node.
 ";
 

@@ -1,27 +1,27 @@
-//! `serve`: runs a node, or every node of the file, each in a thread of its own.
+//! `serve`: runs a node, or every node of the file, each in threads of its own.
 
 use std::io::{self, IsTerminal as _, Write as _};
+use std::num::NonZero;
 use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 
 use clap::{Args, ValueHint};
-use futures::stream::FuturesUnordered;
-use futures::{StreamExt as _, TryFutureExt as _};
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use rlimit::Resource;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Failure, Options, Outcome, block_on, unless_empty};
+use super::{Failure, Options, Outcome, unless_empty};
 use crate::cluster::{Cluster, Limits};
 use crate::error::plain;
 use crate::node;
 
-/// How many files a node needs beside its connections: its own, those of the process, and the dials
-/// of a host that is out of reach.
-const OWN_FILES: usize = 24;
+/// How many files a node needs beside its connections and 8 for each thread: those of the process, and the
+/// dials of a host that is out of reach.
+const OWN_FILES: usize = 16;
 
 /// Run a node, or all of them.
 #[derive(Args)]
@@ -53,7 +53,12 @@ impl Serve {
             true => (0..cluster.nodes().len() + cluster.leaving().len()).collect(),
             false => vec![self.place(&cluster, options)?],
         };
-        fit(&mut Arc::make_mut(&mut cluster).limits, places.len())?;
+        let limits = &mut Arc::make_mut(&mut cluster).limits;
+        limits.threads.get_or_insert(match self.all {
+            true => 1, // the nodes share the cores
+            false => thread::available_parallelism().map_or(1, NonZero::get),
+        });
+        fit(limits, places.len())?;
         self.run_all(options, cluster, &places).await
     }
 
@@ -66,12 +71,7 @@ impl Serve {
         for &place in places {
             let name = file.borrow().name(place).to_owned();
             let (file, listen, stop) = (file.subscribe(), self.listen.clone(), stop.clone());
-            let (end, ended) = oneshot::channel();
-            let life = async move { Ok(node::run(file, place, listen, stop).await?) };
-            let run = move || end.send(block_on(life));
-            thread::Builder::new().name(name).spawn(run)?;
-            let panicked = |_| Err(Failure::usage("a node has panicked"));
-            ends.push(ended.unwrap_or_else(panicked));
+            ends.push(node::in_thread(name, node::run(file, place, listen, stop))?);
         }
         let mut outcome = tokio::select! {
             () = &mut stopped => Ok(()),
@@ -81,7 +81,8 @@ impl Serve {
         while let Some(end) = ends.next().await {
             outcome = outcome.and(end);
         }
-        outcome.map(|()| ExitCode::SUCCESS)
+        outcome?;
+        Ok(ExitCode::SUCCESS)
     }
 
     /// The place of the named node, or of the node that has this machine's name.
@@ -145,6 +146,7 @@ fn reload(options: &Options, nodes: usize, file: &watch::Sender<Arc<Cluster>>) {
     if running != other {
         log::info!("{path}: another ring ({other}); kv54 resize changes the running one to it");
     }
+    new.limits.threads = new.limits.threads.or(file.borrow().limits.threads);
     match fit(&mut new.limits, nodes) {
         Ok(()) => drop(file.send_replace(Arc::new(new))),
         Err(error) => log::error!("{error}; nothing is changed"),
@@ -153,8 +155,11 @@ fn reload(options: &Options, nodes: usize, file: &watch::Sender<Arc<Cluster>>) {
 
 /// Lowers `connections` to what the limit on open files leaves for each of so many nodes.
 pub(super) fn fit(limits: &mut Limits, nodes: usize) -> io::Result<()> {
-    // Other nodes connect within the reserve, and are dialled as often.
-    let others = OWN_FILES + 2 * limits.reserve;
+    // Each thread of another node connects within the reserve, and that node once more to join; they are
+    // dialled as often.
+    let threads = limits.threads.unwrap_or(1);
+    limits.reserve = limits.reserve / 2 * (threads + 1);
+    let others = OWN_FILES + 8 * threads + 2 * limits.reserve;
     let enough = nodes * (limits.connections + others);
     let allowed = rlimit::increase_nofile_limit(enough as u64);
     let allowed = allowed.or_else(|_| Resource::NOFILE.get_soft());

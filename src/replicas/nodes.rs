@@ -33,8 +33,8 @@ pub struct Replicas {
     patience: Option<Duration>, // of connections apart, where an answer may take as long as bytes come
     pub(crate) timeout: Duration, // of an operation
     pub(super) id: u16,         // the last bits of its ballots
-    pub(crate) turns: Turns,
-    clock: OnceLock<Clock>, // instead of the system's
+    pub(crate) turns: Arc<Turns>, // of all threads of a node
+    clock: OnceLock<Clock>,     // instead of the system's
     view: Mutex<Arc<View>>,
 }
 
@@ -106,7 +106,7 @@ impl Replicas {
             patience: None,
             timeout,
             id: fastrand::u16(..),
-            turns: Turns::default(),
+            turns: Arc::default(),
             clock: OnceLock::new(),
             view: Mutex::new(Arc::new(nowhere)),
         }
@@ -121,6 +121,16 @@ impl Replicas {
             patience: Some(patience),
             clock: self.clock.clone(),
             ..Replicas::with(rings, own_store, Duration::MAX, &self.dial)
+        }
+    }
+
+    /// The same node in another thread, on connections of its own. Their swaps of one key take turns.
+    pub(crate) fn beside(&self) -> Self {
+        let (rings, own_store) = (self.rings.clone(), self.own_store.clone());
+        Replicas {
+            turns: self.turns.clone(),
+            clock: self.clock.clone(),
+            ..Replicas::with(rings, own_store, self.timeout, &self.dial)
         }
     }
 

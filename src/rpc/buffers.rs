@@ -19,8 +19,8 @@ pub(super) struct Buffers {
 }
 
 /// What one connection holds of it.
-pub(super) struct Share<'a> {
-    buffers: &'a Buffers,
+pub(super) struct Share {
+    buffers: Arc<Buffers>,
     held: Arc<Held>,
 }
 
@@ -39,9 +39,14 @@ impl Buffers {
         }
     }
 
+    /// How many connections there are.
+    pub(super) fn connections(&self) -> usize {
+        lock(&self.shares).len()
+    }
+
     /// The share of one more connection.
-    pub(super) fn join(&self) -> Share<'_> {
-        let (buffers, held) = (self, Arc::<Held>::default());
+    pub(super) fn join(self: &Arc<Self>) -> Share {
+        let (buffers, held) = (self.clone(), Arc::<Held>::default());
         lock(&self.shares).push(held.clone());
         Share { buffers, held }
     }
@@ -63,7 +68,7 @@ impl Buffers {
     }
 }
 
-impl Share<'_> {
+impl Share {
     /// Notes how much this connection holds now; fails if it is the one to be closed.
     pub(super) fn hold(&self, bytes: usize, context: &Context<'_>) -> io::Result<()> {
         let before = self.held.bytes.swap(bytes, Relaxed);
@@ -83,7 +88,7 @@ impl Share<'_> {
     }
 }
 
-impl Drop for Share<'_> {
+impl Drop for Share {
     fn drop(&mut self) {
         let bytes = self.held.bytes.load(Relaxed);
         self.buffers.total.fetch_sub(bytes, Relaxed);

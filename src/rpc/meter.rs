@@ -1,9 +1,11 @@
-//! What a node counts: how many requests it has answered, and how long its guests waited. All these
+//! What a thread of a node counts: how many requests it has answered, and how long its guests waited. All these
 //! numbers only grow, so what a moment brought is the difference between two readings.
 
 use std::array;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
+use tokio::runtime::{Handle, RuntimeMetrics};
 use tokio::time::Instant;
 
 use crate::methods::{AMONG_NODES, FOR_GUESTS};
@@ -14,8 +16,9 @@ const BUCKETS: usize = 232;
 /// Room for so many batches of one connection stays behind.
 const FEW: usize = 16;
 
-/// The counters of one node.
+/// The counters of one thread of a node.
 pub struct Meter {
+    runtime: Option<RuntimeMetrics>,
     started: Instant,
     answered: [AtomicU64; FOR_GUESTS.len() + AMONG_NODES.len()],
     failed: AtomicU64,
@@ -45,6 +48,7 @@ pub(super) struct Tally<'a> {
 impl Default for Meter {
     fn default() -> Self {
         Meter {
+            runtime: Handle::try_current().ok().map(|runtime| runtime.metrics()),
             started: Instant::now(),
             answered: Default::default(),
             failed: AtomicU64::default(),
@@ -80,6 +84,14 @@ impl Meter {
     /// How long the guests have waited in all, in microseconds.
     pub fn waited_us(&self) -> u64 {
         self.waited_us.load(Relaxed)
+    }
+
+    /// How long the runtime in which it was made was at work.
+    pub fn busy(&self) -> Duration {
+        let runtime = self.runtime.iter();
+        runtime
+            .map(|runtime| runtime.worker_total_busy_duration(0))
+            .sum()
     }
 
     /// How many connections are open now, and how many were ever accepted.

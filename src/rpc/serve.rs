@@ -7,10 +7,12 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use futures::channel::mpsc::UnboundedSender;
 use futures::stream::{FuturesUnordered, Stream, StreamExt as _};
 use futures::{FutureExt as _, future};
 use tokio::io::{AsyncWrite as _, AsyncWriteExt as _};
@@ -60,26 +62,22 @@ pub async fn serve<L, S>(
     L: Stream<Item = io::Result<Connecting>> + Unpin,
     S: Service,
 {
-    serve_counted(incoming, service, limits, &Meter::default(), stop).await;
+    let admitted = admit(incoming, limits);
+    serve_counted(admitted, service, &Meter::default(), stop).await;
 }
 
-/// The same, where `meter` counts what is answered.
-pub async fn serve_counted<L, S>(
-    incoming: L,
-    service: &S,
-    limits: impl Fn() -> Limits,
-    meter: &Meter,
-    stop: CancellationToken,
-) where
-    L: Stream<Item = io::Result<Connecting>> + Unpin,
+/// The same for connections that are let in, where `meter` counts what is answered.
+pub async fn serve_counted<L, S>(admitted: L, service: &S, meter: &Meter, stop: CancellationToken)
+where
+    L: Stream<Item = Admitted> + Unpin,
     S: Service,
 {
-    serve_protocol(incoming, &MessagePackRpc(service, meter), limits, stop).await;
+    serve_admitted(admitted, &MessagePackRpc(service, meter), stop).await;
 }
 
 /// The same in another protocol.
 pub async fn serve_protocol<L, P>(
-    mut incoming: L,
+    incoming: L,
     protocol: &P,
     limits: impl Fn() -> Limits,
     stop: CancellationToken,
@@ -87,9 +85,80 @@ pub async fn serve_protocol<L, P>(
     L: Stream<Item = io::Result<Connecting>> + Unpin,
     P: Protocol,
 {
-    let buffers = Buffers::new(limits().buffers);
-    let mut connections = FuturesUnordered::new();
+    serve_admitted(admit(incoming, limits), protocol, stop).await;
+}
+
+/// A connection that is let in.
+pub struct Admitted {
+    connecting: Connecting,
+    on_trial: bool,
+    share: Share,
+    thread: Option<Arc<()>>, // that serves it; there are as many of it as the thread has connections
+}
+
+/// Lets connections in as these limits allow. They are the limits of a node: all its threads take their
+/// connections from one such stream.
+pub fn admit<L>(incoming: L, limits: impl Fn() -> Limits) -> impl Stream<Item = Admitted> + Unpin
+where
+    L: Stream<Item = io::Result<Connecting>> + Unpin,
+{
+    let buffers = Arc::new(Buffers::new(limits().buffers));
     let refused = Rarely::every(Duration::from_secs(1));
+    incoming.filter_map(move |accepted| {
+        let Limits {
+            connections: most,
+            reserve,
+            ..
+        } = limits();
+        let open = buffers.connections();
+        let on_trial = open >= most;
+        if let (Ok(_), true) = (&accepted, on_trial) {
+            refused.warn(&format!("connections are refused: at most {most} may be open"));
+        }
+        future::ready(match accepted {
+            Ok(connecting) => (open < most + reserve).then(|| Admitted {
+                connecting,
+                on_trial,
+                share: buffers.join(),
+                thread: None,
+            }),
+            Err(error) => {
+                refused.warn(&format!("a connection could not be accepted: {error}"));
+                None
+            }
+        })
+    })
+}
+
+/// Hands connections out to the threads of a node, each to the one that has the fewest. Those that are left are
+/// for the thread that asks for them.
+pub fn hand_out(
+    admitted: impl Stream<Item = Admitted> + Unpin,
+    others: Vec<UnboundedSender<Admitted>>,
+) -> impl Stream<Item = Admitted> + Unpin {
+    let all = others.into_iter().map(Some).chain([None]);
+    let threads: Vec<_> = all.map(|to| (to, Arc::new(()))).collect();
+    admitted.filter_map(move |mut connection| {
+        let fewest = threads
+            .iter()
+            .min_by_key(|(_, thread)| Arc::strong_count(thread));
+        connection.thread = fewest.map(|(_, thread)| thread.clone());
+        future::ready(match fewest {
+            Some((Some(other), _)) => {
+                let _ = other.unbounded_send(connection); // one that has ended ends the node
+                None
+            }
+            _ => Some(connection),
+        })
+    })
+}
+
+async fn serve_admitted<L, P>(mut admitted: L, protocol: &P, stop: CancellationToken)
+where
+    L: Stream<Item = Admitted> + Unpin,
+    P: Protocol,
+{
+    let mut connections = FuturesUnordered::new();
     let mut stopped = pin!(stop.cancelled());
     loop {
         let open = connections.len();
@@ -98,19 +167,9 @@ pub async fn serve_protocol<L, P>(
             biased;
             () = &mut stopped => break,
             Some(()) = connections.next() => {}
-            Some(accepted) = incoming.next() => match accepted {
-                Ok(connecting) => {
-                    let Limits { connections: most, reserve, .. } = limits();
-                    let full = open >= most;
-                    if full {
-                        refused.warn(&format!("connections are refused: at most {most} may be open"));
-                    }
-                    if open < most + reserve {
-                        connections.push(connection(connecting, protocol, &buffers, full, stop.clone()));
-                    }
-                }
-                Err(error) => refused.warn(&format!("a connection could not be accepted: {error}")),
-            },
+            Some(admitted) = admitted.next() => {
+                connections.push(connection(admitted, protocol, stop.clone()));
+            }
             else => break,
         }
     }
@@ -119,13 +178,13 @@ pub async fn serve_protocol<L, P>(
     }
 }
 
-async fn connection<P: Protocol>(
-    connecting: Connecting,
-    protocol: &P,
-    buffers: &Buffers,
-    on_trial: bool,
-    stop: CancellationToken,
-) {
+async fn connection<P: Protocol>(admitted: Admitted, protocol: &P, stop: CancellationToken) {
+    let Admitted {
+        connecting,
+        on_trial,
+        share,
+        thread: _counted,
+    } = admitted;
     let patience = if on_trial { TRIAL } else { Duration::MAX };
     let made = timeout(patience, stop.run_until_cancelled(connecting));
     let Ok(Some(Ok(stream))) = made.await else {
@@ -143,7 +202,7 @@ async fn connection<P: Protocol>(
         turn: 0,
         timer: None,
         due: 0,
-        share: buffers.join(),
+        share,
         tally: protocol.meter().map(Meter::tally),
     };
     let (mut stopped, mut trial) = (pin!(stop.cancelled()), pin!(sleep(TRIAL)));
@@ -180,7 +239,7 @@ struct Session<'a, P: Protocol> {
     turn: usize, // what it has used of its turn, and what it owes from those before, in bytes
     timer: Option<Pin<Box<Sleep>>>, // runs while a message is unfinished
     due: usize,  // the bytes of the message that must be there when it ends
-    share: Share<'a>,
+    share: Share,
     tally: Option<Tally<'a>>, // where it is counted
 }
 

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use super::{Connecting, Connection, Dial, connected, tcp};
 use crate::cluster::Cluster;
@@ -12,7 +13,7 @@ use crate::cluster::Cluster;
 mod mutual;
 
 /// Lets an accepted connection in, or turns it away, before it is served.
-pub type Guard = Box<dyn Fn(Box<dyn Connection>, SocketAddr) -> Connecting + Send>;
+pub type Guard = Arc<dyn Fn(Box<dyn Connection>, SocketAddr) -> Connecting + Send + Sync>;
 
 /// How the nodes of this ring are reached.
 pub fn dial(cluster: &Cluster) -> io::Result<Dial> {
@@ -29,6 +30,6 @@ pub fn guard(cluster: &Cluster, name: &str) -> io::Result<Guard> {
         // without the feature, the name is not needed
         #[cfg(feature = "tls")]
         (Some(files), name) => mutual::guard(files, name),
-        _ => Ok(Box::new(|stream, _| connected(stream))),
+        _ => Ok(Arc::new(|stream, _| connected(stream))),
     }
 }

@@ -69,7 +69,7 @@ impl Store {
 
     /// What has been counted, and what there is to say about the disk.
     pub(super) fn counted(&self) -> Status {
-        let mut status = Status::counted(&self.meter);
+        let mut status = Status::counted(&lock(&self.meters));
         if let Some(journal) = self.journal.get() {
             let told = journal.told();
             status.disk = Some(told.bytes);

@@ -129,7 +129,13 @@ impl Cluster {
             let lines = lines.map(|name| format!("{name} = {:?}\n", self.address(name)));
             lines.collect::<String>()
         };
-        let (nodes, leaving, limits) = (lines(nodes), lines(leaving), &self.limits);
+        let (nodes, leaving) = (lines(nodes), lines(leaving));
+        // Stories are the same on any machine, unless they are told in several threads.
+        let threads = std::env::var("KV54_TEST_THREADS").unwrap_or_else(|_| "1".to_owned());
+        let limits = match self.limits.contains("threads") {
+            true => self.limits.clone(),
+            false => format!("{}\nthreads = {threads}", self.limits),
+        };
         let leaving = match &*leaving {
             "" => String::new(),
             leaving => format!("[leaving]\n{leaving}\n"),

@@ -25,7 +25,7 @@ use kv54::entry::Packed;
 use kv54::error::{Error, Kind};
 use kv54::replicas::{Clock, Replicas};
 use kv54::rpc::codec::{decode, encode};
-use kv54::rpc::{Connection, Dial, Peer, connected, insist};
+use kv54::rpc::{Connection, Dial, Peer, admit, connected, insist};
 use kv54::server::Node;
 use kv54::store::Store;
 use msgpack_rpc::Value;
@@ -757,8 +757,8 @@ async fn serve_on(
         let accepted = accepted.map(|(stream, _)| connected(Box::new(stream)));
         Some((accepted, listener))
     }));
-    let never = CancellationToken::new();
-    node.live(incoming, never).await;
+    let (never, limits) = (CancellationToken::new(), || node.store.limits());
+    node.live(admit(incoming, limits), never).await;
     Ok(())
 }
 

@@ -117,7 +117,7 @@ pub(super) fn guard(files: &Files, name: &str) -> io::Result<Guard> {
         .map_err(|error| unfit(files, &error))?;
     let acceptor = TlsAcceptor::from(Arc::new(config));
     let refused = Arc::new(Rarely::every(Duration::from_secs(5)));
-    Ok(Box::new(move |stream, from| {
+    Ok(Arc::new(move |stream, from| {
         Box::pin(accept(acceptor.accept(stream), from, refused.clone()))
     }))
 }

@@ -1,0 +1,179 @@
+//! Stories of nodes that answer in two threads: each is still one node.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::history::{Content, End, History, Operation};
+use common::wire::{NIL, PATIENCE, Wire};
+use common::{Cluster, Node};
+use fastrand::Rng;
+use msgpack_rpc::Value;
+
+#[test]
+fn what_two_threads_answer_one_register_could_have_answered() {
+    let cluster = running(&["alice"], "threads = 2");
+    let (history, values) = (History::default(), AtomicU64::new(1));
+    let before = work(cluster.node("alice"));
+    thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| be_a_guest(&cluster, &history, &values));
+        }
+    });
+    history.check().unwrap_or_else(|why| panic!("{why}"));
+    let tally = history.tally();
+    assert!(tally.done > 15_000 && tally.swapped > 500, "{tally:?}");
+    let after = work(cluster.node("alice"));
+    let worked = after.iter().zip(&before).filter(|(now, then)| now > then);
+    assert_eq!(worked.count(), 2, "{before:?} {after:?}");
+}
+
+#[test]
+fn two_connections_that_are_busy_keep_two_threads_at_work() {
+    let cluster = running(&["alice"], "threads = 2");
+    let mut wires = [(); 2].map(|()| Wire::to(&cluster, "alice"));
+    let (node, done, start) = (
+        cluster.node("alice"),
+        AtomicBool::new(false),
+        Instant::now(),
+    );
+    thread::scope(|scope| {
+        for wire in &mut wires {
+            scope.spawn(|| {
+                while !done.load(Relaxed) {
+                    wire.does("get", ["tea".into()]);
+                }
+            });
+        }
+        let before = work(node);
+        let both = |now: &[u64]| now.iter().zip(&before).all(|(now, then)| now - then >= 5);
+        while !both(&work(node)) && start.elapsed() < PATIENCE {
+            thread::sleep(Duration::from_millis(20));
+        }
+        done.store(true, Relaxed);
+        let after = work(node);
+        assert!(both(&after), "{before:?} {after:?}");
+    });
+}
+
+#[test]
+fn swaps_of_one_key_are_all_done_once_whichever_threads_they_come_to() {
+    let names = ["alice", "bob", "carol"];
+    let cluster = running(&names, "threads = 2");
+    let sums = thread::scope(|scope| {
+        let guests: Vec<_> = (0..12)
+            .map(|guest| {
+                let mut wire = Wire::to(&cluster, names[guest % 3]);
+                let mut incr = move || wire.does("incr", ["cups".into()]).as_u64().unwrap();
+                scope.spawn(move || (0..50).map(|_| incr()).collect::<Vec<_>>())
+            })
+            .collect();
+        let sums = guests.into_iter().flat_map(|guest| guest.join().unwrap());
+        sums.collect::<BTreeSet<_>>()
+    });
+    assert!(sums.into_iter().eq(1..=600));
+}
+
+#[test]
+fn a_node_has_its_limit_of_connections_and_not_each_thread() {
+    let mut cluster = running(&["alice"], "threads = 2\nconnections = 4");
+    let mut wires: Vec<_> = (0..4).map(|_| Wire::to(&cluster, "alice")).collect();
+    for wire in &mut wires {
+        wire.does("set", ["tea".into(), "green".into()]);
+    }
+    assert_eq!(wires[0].status("connections"), 4);
+    assert!(Wire::to(&cluster, "alice").greets().is_none());
+    cluster.node("alice").wait_for("4 are open");
+    // One goes, from either thread, and another one comes.
+    for _ in 0..3 {
+        wires.remove(0);
+        wires.push(lets_in(&cluster));
+    }
+    cluster.edit("connections = 4", "connections = 5");
+    cluster.reload("connections are 5");
+    wires.push(lets_in(&cluster));
+    assert_eq!(wires[0].status("connections"), 5);
+    assert!(Wire::to(&cluster, "alice").greets().is_none());
+
+    cluster.stop("alice");
+    wires.iter_mut().for_each(Wire::is_closed);
+}
+
+/// These nodes, each with these limits, running and ready.
+fn running(names: &[&str], limits: &str) -> Cluster {
+    let mut cluster = Cluster::with_limits(names, limits);
+    cluster.start_all();
+    cluster
+}
+
+/// A connection to alice, as soon as she takes one more.
+fn lets_in(cluster: &Cluster) -> Wire {
+    let start = Instant::now();
+    loop {
+        let mut wire = Wire::to(cluster, "alice");
+        if wire.greets().is_some() {
+            return wire;
+        }
+        assert!(start.elapsed() < PATIENCE, "no connection is taken");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Reads, writes and swaps three keys, three thousand times.
+fn be_a_guest(cluster: &Cluster, history: &History, values: &AtomicU64) {
+    let (mut wire, mut rng, mut seen) = (Wire::to(cluster, "alice"), Rng::new(), [None; 3]);
+    let packed = |content: Content| content.map_or(NIL, Value::from);
+    for _ in 0..3_000 {
+        let at = rng.usize(..3);
+        let (key, new) = (format!("key{at}"), Some(values.fetch_add(1, Relaxed)));
+        let expected = seen[at];
+        let (operation, method, rest) = match rng.u8(..20) {
+            0..10 => (Operation::Get, "get", vec![]),
+            10 => (Operation::Set(None), "delete", vec![]),
+            11..15 => (Operation::Set(new), "set", vec![packed(new)]),
+            _ => {
+                let swap = Operation::Cas { expected, new };
+                (swap, "cas", vec![packed(expected), packed(new)])
+            }
+        };
+        let params = [vec![key.as_str().into()], rest].concat();
+        let began = history.begin(&key, operation);
+        let answer = wire.asks(method, params);
+        let end = match (operation, answer) {
+            (Operation::Get, Ok(value)) => End::Got(value.as_u64()),
+            (Operation::Cas { .. }, Ok(answer)) if answer[0] == false.into() => {
+                End::Got(answer[1].as_u64())
+            }
+            (_, Ok(_)) => End::Done,
+            (_, Err(why)) if why.starts_with("unknown-outcome:") => End::Unknown,
+            (_, Err(_)) => End::Refused,
+        };
+        history.end(began, end);
+        match end {
+            End::Got(content) => seen[at] = content,
+            End::Done if operation != Operation::Set(None) => seen[at] = new,
+            _ => {}
+        }
+    }
+}
+
+/// How long each thread of a node has been at work, in ticks of the system's clock.
+fn work(node: &Node) -> Vec<u64> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", node.pid())).unwrap();
+    let of_task = |path: std::path::PathBuf| {
+        let stat = fs::read_to_string(path.join("stat")).ok()?;
+        let (name, fields) = stat.split_once(") ")?;
+        let fields: Vec<&str> = fields.split(' ').collect();
+        let [user, system] = [11, 12].map(|at| fields[at].parse::<u64>().unwrap());
+        name.ends_with("(alice").then_some(user + system)
+    };
+    let paths = tasks.map(|task| task.unwrap().path());
+    let mut paths: Vec<_> = paths.collect();
+    paths.sort();
+    paths.into_iter().filter_map(of_task).collect()
+}

@@ -176,8 +176,9 @@ async fn live(store: Arc<Store>, listener: TcpListener, network: &Dial, stop: &C
     };
     let node = Node::new(store, TIMEOUT, network);
     let incoming = rpc::incoming(&listener, |stream, _| rpc::connected(stream));
+    let connections = rpc::admit(incoming, || node.store.limits());
     tokio::select! {
-        () = node.live(incoming, CancellationToken::new()) => {}
+        () = node.live(connections, CancellationToken::new()) => {}
         () = stop.cancelled() => {} // in the middle of whatever it does
     }
 }

@@ -135,17 +135,19 @@ impl Node {
     }
 }
 
-/// Runs this in a thread of its own, with a runtime of its own: what becomes of it. The log shows the name.
+/// Runs this in a thread of its own, with a runtime of its own, and says how it ended. The log shows the name.
 pub fn in_thread(
     name: String,
     life: impl Future<Output = io::Result<()>> + Send + 'static,
 ) -> io::Result<impl Future<Output = io::Result<()>> + Send> {
     let (end, ended) = oneshot::channel();
     let run = move || {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        let _ = end.send(runtime.block_on(life));
-        runtime.shutdown_background(); // does not wait for a name that is still being looked up
-        io::Result::Ok(())
+        let runtime = Builder::new_current_thread().enable_all().build();
+        end.send(runtime.and_then(|runtime| {
+            let outcome = runtime.block_on(life);
+            runtime.shutdown_background(); // does not wait for a name that is still being looked up
+            outcome
+        }))
     };
     thread::Builder::new().name(name).spawn(run)?;
     let panicked = |_| Err(io::Error::other("a node has panicked"));

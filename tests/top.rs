@@ -131,7 +131,10 @@ fn each_latency_is_in_its_bucket_and_none_is_wider_than_an_eighth() {
         let ask = async {
             for ms in &waits {
                 // Both came together, and the second is answered after the first.
-                let one = [request(1, "get", [(*ms).into()]), request(2, "load", [(*ms).into()])];
+                let one = [
+                    request(1, "get", [(*ms).into()]),
+                    request(2, "load", [(*ms).into()]),
+                ];
                 guest.write_all(&one.concat()).await.unwrap();
                 guest.read_exact(&mut [0; 2 * 9]).await.unwrap();
             }
@@ -145,12 +148,26 @@ fn each_latency_is_in_its_bucket_and_none_is_wider_than_an_eighth() {
         for ms in &waits {
             let us = ms * 1000;
             let (end, _) = *told.iter().find(|(end, _)| us < *end).unwrap_or(&(last, 0));
-            assert!(end == last || end - us <= us / 8 + 1, "{ms} ms is in the bucket that ends at {end} µs");
+            assert!(
+                end == last || end - us <= us / 8 + 1,
+                "{ms} ms is in the bucket that ends at {end} µs"
+            );
         }
         for (end, count) in &told {
-            let begin = told.iter().map(|(end, _)| *end).filter(|before| before < end).max();
-            let here = |ms: &&u64| (begin.unwrap_or(0)..*end).contains(&(*ms * 1000)) || *end == last && *ms * 1000 >= last;
-            assert_eq!(*count, waits.iter().filter(here).count() as u64, "below {end} µs");
+            let begin = told
+                .iter()
+                .map(|(end, _)| *end)
+                .filter(|before| before < end)
+                .max();
+            let here = |ms: &&u64| {
+                (begin.unwrap_or(0)..*end).contains(&(*ms * 1000))
+                    || *end == last && *ms * 1000 >= last
+            };
+            assert_eq!(
+                *count,
+                waits.iter().filter(here).count() as u64,
+                "below {end} µs"
+            );
         }
         assert_eq!(meter.waited_us(), waits.iter().sum::<u64>() * 1000);
     });

@@ -39,7 +39,7 @@ Columns:
   calls/s   what other nodes, and clients that coordinate themselves, have asked it for
   conns     open connections, that of this command too
   p50, p99  half of the clients' requests, and 99 of 100, took less in the node than this; an eighth too high at most
-  busy      how much of the time its thread was at work")]
+  busy      how much of the time it was at work, the sum of its threads")]
 pub(super) struct Top {
     /// The time from one look to the next
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = pause)]

@@ -59,9 +59,9 @@ pub async fn join(store: &Store, replicas: &Replicas) {
 async fn hear(store: &Store, replicas: &Replicas) {
     let mut refusals = BTreeMap::new(); // the last of each node, which is logged once
     loop {
-        let unheard = store.unheard();
+        let unheard = store.unheard_or_answers();
         if unheard.is_empty() {
-            return store.heard_all();
+            return;
         }
         let names: Vec<&str> = unheard.iter().map(|name| &**name).collect();
         let told = replicas.exchange_with(&names, true).await;

@@ -48,16 +48,23 @@ impl Node {
                 due = (epoch, Instant::now());
             }
             // The first one may not reach all others. Several that drive one round do no harm.
-            let place = u32::try_from(self.store.at(0).place()).unwrap_or(u32::MAX);
+            let place = u32::try_from(self.place()).unwrap_or(u32::MAX);
             if is_first || due.1.elapsed() > STAND_IN.saturating_mul(place) {
                 self.turn().await;
             }
         }
     }
 
+    /// Its place in the ring as it is now, which another thread may change at any time; one behind its end where
+    /// it is not in it.
+    fn place(&self) -> usize {
+        let ring = self.store.rings.known().state.ring.clone();
+        ring.place(self.store.name()).unwrap_or(ring.nodes().len())
+    }
+
     /// Whether no node before this one is ready.
     async fn is_first(&self) -> bool {
-        for place in 0..self.store.at(0).place() {
+        for place in 0..self.place() {
             let status = self.client.replicas.status(place).await;
             if status.is_ok_and(|status| status.state == "ready") {
                 return false;
@@ -75,8 +82,8 @@ impl Node {
         if self.store.is_to_be_resized() {
             return false;
         }
-        let others = 0..state.ring.nodes().len();
-        let others = others.filter(|place| *place != self.store.at(0).place());
+        let (own_place, others) = (self.place(), 0..state.ring.nodes().len());
+        let others = others.filter(|place| *place != own_place);
         let asked = others.map(|place| self.client.replicas.status(place));
         let nodes: Result<Vec<Status>, Error> = join_all(asked).await.into_iter().collect();
         nodes.is_ok_and(|mut nodes| {

@@ -54,7 +54,7 @@ impl Buffers {
     /// Marks the largest connections until the rest of them fits.
     fn make_room(&self) {
         let mut shares = lock(&self.shares);
-        shares.sort_by_key(|held| held.bytes.load(Relaxed));
+        shares.sort_by_cached_key(|held| held.bytes.load(Relaxed)); // other threads change them
         let mut total = self.total.load(Relaxed);
         for held in shares.iter().rev() {
             if total <= self.limit {
@@ -73,9 +73,11 @@ impl Share {
     pub(super) fn hold(&self, bytes: usize, context: &Context<'_>) -> io::Result<()> {
         let before = self.held.bytes.swap(bytes, Relaxed);
         let changed = bytes.wrapping_sub(before);
-        let total = self.buffers.total.fetch_add(changed, Relaxed);
-        if bytes > before && total + changed > self.buffers.limit {
-            self.buffers.make_room();
+        if changed != 0 {
+            let total = self.buffers.total.fetch_add(changed, Relaxed);
+            if bytes > before && total + changed > self.buffers.limit {
+                self.buffers.make_room();
+            }
         }
         self.held.waker.register(context.waker());
         if self.held.over.load(Relaxed) {

@@ -79,6 +79,17 @@ impl Store {
         self.unheard_in(&lock(&self.kept))
     }
 
+    /// The same. If nobody is left, this node answers from now on: at this state, not at one to which another
+    /// thread moves it meanwhile.
+    pub(crate) fn unheard_or_answers(&self) -> Vec<String> {
+        let mut kept = lock(&self.kept);
+        let unheard = self.unheard_in(&kept);
+        if unheard.is_empty() {
+            self.answer_from_now_on(&mut kept);
+        }
+        unheard
+    }
+
     pub(super) fn unheard_in(&self, kept: &Kept) -> Vec<String> {
         let known = self.rings.known();
         if !kept.unheard {
@@ -109,11 +120,14 @@ impl Store {
 
     /// Every node that could know of a later state has been heard: this node answers from now on.
     pub fn heard_all(&self) {
-        let mut kept = lock(&self.kept);
+        self.answer_from_now_on(&mut lock(&self.kept));
+    }
+
+    fn answer_from_now_on(&self, kept: &mut Kept) {
         kept.unheard = false;
         kept.starting = kept.is_joining();
         kept.member = self.rings.known().state.has(&self.name);
         self.rings.is_certain();
-        self.note_state(&mut kept);
+        self.note_state(kept);
     }
 }

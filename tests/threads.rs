@@ -104,6 +104,23 @@ fn a_node_has_its_limit_of_connections_and_not_each_thread() {
     wires.iter_mut().for_each(Wire::is_closed);
 }
 
+#[test]
+fn every_thread_of_another_node_gets_in_where_guests_do_not() {
+    let mut cluster = running(&["alice", "bob"], "threads = 2\nconnections = 8");
+    cluster.stop("bob");
+    let mut guests = vec![lets_in(&cluster)];
+    counts(&mut guests[0], 1); // his connections have gone
+    guests.extend((1..8).map(|_| lets_in(&cluster)));
+    // He joins, and asks for the guests of each of his threads: neither can do without her.
+    cluster.start("bob");
+    cluster.node("bob").wait_for("ready with");
+    let mut wires = [(); 4].map(|()| Wire::to(&cluster, "bob"));
+    for wire in &mut wires {
+        wire.does("set", ["tea".into(), "green".into()]);
+    }
+    counts(&mut guests[0], 8 + 3);
+}
+
 /// These nodes, each with these limits, running and ready.
 fn running(names: &[&str], limits: &str) -> Cluster {
     let mut cluster = Cluster::with_limits(names, limits);

@@ -46,7 +46,7 @@ pub struct Limits {
     #[serde(deserialize_with = "threads")]
     pub threads: Option<usize>,
     /// Connections beyond these, on which other nodes are let in and clients are not: two for each
-    /// other node. It is not in the file.
+    /// other node, more where it has several threads. It is not in the file.
     #[serde(skip)]
     pub reserve: usize,
     /// Unfinished input, requests in flight and unsent answers of all connections, in bytes. At this

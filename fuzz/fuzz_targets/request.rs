@@ -18,7 +18,7 @@ use kv54::join::entries;
 use kv54::rpc::codec::{
     Codec, NIL, Request, Response, decode, encode_numbers, string, write_request,
 };
-use kv54::rpc::{Dial, connected};
+use kv54::rpc::{Dial, admit, connected};
 use kv54::server::Node;
 use kv54::status::Status;
 use kv54::store::Store;
@@ -90,7 +90,8 @@ async fn visit(cluster: Cluster, bytes: &[u8]) {
     let nodes: Vec<Arc<Node>> = (0..cluster.nodes().len()).map(node).collect();
     let stores: Vec<Arc<Store>> = nodes.iter().map(|node| node.store.clone()).collect();
     let lives = nodes.iter().zip(incoming).map(async |(node, incoming)| {
-        node.live(incoming, CancellationToken::new()).await;
+        let connections = admit(incoming, || node.store.limits());
+        node.live(connections, CancellationToken::new()).await;
     });
     let guest = async {
         until("ready", || {

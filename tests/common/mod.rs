@@ -134,7 +134,7 @@ impl Cluster {
         let threads = std::env::var("KV54_TEST_THREADS").unwrap_or_else(|_| "1".to_owned());
         let limits = match self.limits.contains("threads") {
             true => self.limits.clone(),
-            false => format!("{}\nthreads = {threads}", self.limits),
+            false => format!("threads = {threads}\n{}", self.limits), // a table may follow them
         };
         let leaving = match &*leaving {
             "" => String::new(),

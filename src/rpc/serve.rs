@@ -113,7 +113,9 @@ where
         let open = buffers.connections();
         let on_trial = open >= most;
         if let (Ok(_), true) = (&accepted, on_trial) {
-            refused.warn(&format!("connections are refused: at most {most} may be open"));
+            refused.warn(&format!(
+                "connections are refused: at most {most} may be open"
+            ));
         }
         future::ready(match accepted {
             Ok(connecting) => (open < most + reserve).then(|| Admitted {

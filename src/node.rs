@@ -71,16 +71,17 @@ impl Node {
     ) -> io::Result<()> {
         let count = self.store.limits().threads.unwrap_or(1);
         let (mut others, mut ends, all) = (Vec::new(), Vec::new(), Arc::new(Barrier::new(count)));
-        let stop = stop.child_token();
-        let _ends_all = stop.clone().drop_guard();
+        let (stop, ended) = (stop.child_token(), CancellationToken::new());
+        let _ends_all = [&stop, &ended].map(|token| token.clone().drop_guard());
         for _ in 1..count {
             let (to, connections) = mpsc::unbounded();
             let replicas = self.client.replicas.beside();
             let (store, client) = (self.store.clone(), Arc::new(Client { replicas }));
             let (node, stop, all) = (Node { store, client }, stop.clone(), all.clone());
+            let ended = ended.clone();
             let serving = async move {
                 node.serve(connections, stop).await;
-                all.wait().await; // it may still do swaps for guests of other threads
+                ended.run_until_cancelled(all.wait()).await; // it may still do swaps for guests of other threads
             };
             let name = self.store.name().to_owned();
             ends.push(in_thread(name, async { Ok(tokio::spawn(serving).await?) })?);
@@ -121,15 +122,12 @@ impl Node {
             let of_a_start = |file: &Cluster| {
                 (
                     file.node(name).cloned(),
-                    file.limits.threads,
                     file.tls.clone(),
                     file.disk.clone(),
                 )
             };
             if of_a_start(&started) != of_a_start(&newer) {
-                log::warn!(
-                    "its own address, threads, [tls] and [disk] are taken at its next start"
-                );
+                log::warn!("its own address, [tls] and [disk] are taken at its next start");
             }
         }
     }

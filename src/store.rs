@@ -663,8 +663,8 @@ impl Store {
 
     /// What there is to say about this node.
     pub fn status(&self) -> Status {
+        let (counted, uptime) = (self.counted(), self.started.elapsed()); // other threads want the lock
         let (kept, known) = (lock(&self.kept), self.rings.known());
-        let uptime = self.started.elapsed();
         let mut status = Status {
             name: self.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -683,7 +683,7 @@ impl Store {
             uptime_s: uptime.as_secs(),
             uptime_us: micros(uptime),
             doubts: kept.doubts.iter().cloned().collect(),
-            ..self.counted()
+            ..counted
         };
         // What it holds of the old ring counts, or of the new one where it was not in the old one.
         if let Some(held) = kept.held.first() {

@@ -53,6 +53,7 @@ pub struct Disk<F> {
     batch: Option<Batch>,           // what is to be committed next
     page: Option<crate::store::At>, // the next one of those that are written anew
     most: usize,                    // its bytes
+    is_alone: bool,                 // its node has one thread
     slow: u32,                      // so many commits are handed over
     owed: usize,                    // bytes of those, before the next commit
     woken: Instant,                 // those who wait for what is late
@@ -96,15 +97,7 @@ impl<F: Files> Disk<F> {
         let (begun, store) = (Instant::now(), Store::new(cluster.clone(), place));
         let mut segments = Segments::new(files()?, store.name(), size);
         match segments.open(&mut |records| store.replay(records).map_err(io::Error::other))? {
-            Found::Whole => {
-                let took = begun.elapsed();
-                let and_joins = match store.replayed().map_err(io::Error::other)? {
-                    true => "",
-                    false => ", was not ready, and joins",
-                };
-                segments.take_over()?;
-                log::info!("read its log in {took:.1?}{and_joins}");
-            }
+            Found::Whole => take_over(&mut segments, &store, begun.elapsed())?,
             Found::Nothing => segments.begin()?,
             Found::Damaged(why) => {
                 let kept = segments.files.put_aside()?;
@@ -118,6 +111,7 @@ impl<F: Files> Disk<F> {
             batch: None,
             page: None,
             most: PAGE.min(size as usize / 4),
+            is_alone: true,
             slow: SLOW,
             owed: 0,
             woken: begun,
@@ -130,6 +124,8 @@ impl<F: Files> Disk<F> {
 
     /// Writes down what the store keeps. Ends with the first error that is more than a full disk.
     pub async fn write(&mut self, store: &Store) -> io::Result<()> {
+        // Threads that are not held up by a commit in place wait for its own to wake them.
+        self.is_alone = store.limits().threads.unwrap_or(1) == 1;
         loop {
             let done = match self.commit().await {
                 Ok(()) => self.look_ahead(store).await,
@@ -194,7 +190,7 @@ impl<F: Files> Disk<F> {
             segments.commit(records)?;
             Ok((segments.bytes(), begun.elapsed()))
         };
-        let is_quick = self.slow == 0 && !self.needs_spare();
+        let is_quick = self.is_alone && self.slow == 0 && !self.needs_spare();
         match self.on_or_in(commit, is_quick).await {
             Ok((size, took)) => {
                 self.slow = match took > HAND_OVER {
@@ -297,6 +293,21 @@ impl<F: Files> Disk<F> {
             log::warn!("the disk is full ({error}): new sets are refused until it has room");
         }
     }
+}
+
+/// Goes on with a whole log, which was read for this store in that time.
+fn take_over<F: Files>(
+    segments: &mut Segments<F>,
+    store: &Store,
+    took: Duration,
+) -> io::Result<()> {
+    let is_ready = store.replayed().map_err(io::Error::other)?;
+    segments.take_over()?;
+    match is_ready {
+        true => log::info!("read its log in {took:.1?}"),
+        false => log::info!("read its log in {took:.1?}, was not ready, and joins"),
+    }
+    Ok(())
 }
 
 /// A node that answers what is on disk alone. A coordinator counts its own replica in the same way; see `replicas`.

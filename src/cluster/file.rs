@@ -45,14 +45,21 @@ pub struct Limits {
     /// Threads that answer. Where the file does not say it, `serve` chooses.
     #[serde(deserialize_with = "threads")]
     pub threads: Option<usize>,
-    /// Connections beyond these, on which other nodes are let in and clients are not: two for each
-    /// other node, more where it has several threads. It is not in the file.
+    /// How many other nodes connect. It is not in the file.
     #[serde(skip)]
-    pub reserve: usize,
+    pub others: usize,
     /// Unfinished input, requests in flight and unsent answers of all connections, in bytes. At this
     /// limit the connection that holds the most of them is closed. It is not in the file.
     #[serde(skip)]
     pub buffers: usize,
+}
+
+impl Limits {
+    /// Connections beyond those, on which other nodes are let in and clients are not: each of their threads has
+    /// one, and a node that joins one more. Those of nodes are expected to have as many threads as this one.
+    pub fn reserve(&self) -> usize {
+        self.others * (self.threads.unwrap_or(1) + 1)
+    }
 }
 
 impl Default for Limits {
@@ -62,7 +69,7 @@ impl Default for Limits {
             memory: 1 << 30,
             connections: 1024,
             threads: None,
-            reserve: 0,
+            others: 0,
             buffers: 256 << 20,
         }
     }
@@ -186,7 +193,7 @@ fn ring(file: File, path: &Path) -> Result<Cluster, Wrong> {
         certified.map_err(|why| (table.span().start, format!("tls: {why}")))?;
     }
     let (mut limits, mut tls) = (file.limits, file.tls.map(Spanned::into_inner));
-    limits.reserve = 2 * (nodes.len() + leaving.len() - 1);
+    limits.others = nodes.len() + leaving.len() - 1;
     if let Some(Files { ca, cert, key }) = &mut tls {
         for file in [ca, cert, key] {
             *file = path.with_file_name(&*file);

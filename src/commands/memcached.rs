@@ -81,7 +81,8 @@ impl Memcached {
 fn read(options: &Options) -> Result<(Arc<Cluster>, Limits), Failure> {
     let file = options.cluster()?;
     let mut limits = file.limits;
+    limits.threads = Some(1);
     fit(&mut limits, 1)?;
-    limits.reserve = 0; // it is for nodes
+    limits.others = 0; // nodes do not connect
     Ok((file, limits))
 }

@@ -54,15 +54,23 @@ impl Serve {
             false => vec![self.place(&cluster, options)?],
         };
         let limits = &mut Arc::make_mut(&mut cluster).limits;
-        limits.threads.get_or_insert(match self.all {
+        let wanted = limits.threads;
+        let mut threads = wanted.unwrap_or_else(|| match self.all {
             true => 1, // the nodes share the cores
             false => thread::available_parallelism().map_or(1, NonZero::get),
         });
-        fit(limits, places.len())?;
+        limits.threads = Some(threads);
+        while let Err(error) = fit(limits, places.len()) {
+            if wanted.is_some() || threads == 1 {
+                return Err(error.into());
+            }
+            threads /= 2; // nobody has asked for so many
+            limits.threads = Some(threads);
+        }
         self.run_all(options, cluster, &places).await
     }
 
-    /// Runs each node in a thread of its own, until a signal ends them or a node ends.
+    /// Runs each node in threads of its own, until a signal ends them or a node ends.
     async fn run_all(&self, options: &Options, cluster: Arc<Cluster>, places: &[usize]) -> Outcome {
         let file = watch::Sender::new(cluster);
         let mut stopped = pin!(until_stopped(|| reload(options, places.len(), &file))?);
@@ -146,7 +154,15 @@ fn reload(options: &Options, nodes: usize, file: &watch::Sender<Arc<Cluster>>) {
     if running != other {
         log::info!("{path}: another ring ({other}); kv54 resize changes the running one to it");
     }
-    new.limits.threads = new.limits.threads.or(file.borrow().limits.threads);
+    let running = file.borrow().limits.threads;
+    if new
+        .limits
+        .threads
+        .is_some_and(|threads| Some(threads) != running)
+    {
+        log::warn!("{path}: threads are taken at the next start");
+    }
+    new.limits.threads = running;
     match fit(&mut new.limits, nodes) {
         Ok(()) => drop(file.send_replace(Arc::new(new))),
         Err(error) => log::error!("{error}; nothing is changed"),
@@ -157,9 +173,7 @@ fn reload(options: &Options, nodes: usize, file: &watch::Sender<Arc<Cluster>>) {
 pub(super) fn fit(limits: &mut Limits, nodes: usize) -> io::Result<()> {
     // Each thread of another node connects within the reserve, and that node once more to join; they are
     // dialled as often.
-    let threads = limits.threads.unwrap_or(1);
-    limits.reserve = limits.reserve / 2 * (threads + 1);
-    let others = OWN_FILES + 8 * threads + 2 * limits.reserve;
+    let others = OWN_FILES + 8 * limits.threads.unwrap_or(1) + 2 * limits.reserve();
     let enough = nodes * (limits.connections + others);
     let allowed = rlimit::increase_nofile_limit(enough as u64);
     let allowed = allowed.or_else(|_| Resource::NOFILE.get_soft());

@@ -128,6 +128,7 @@ impl Replicas {
     pub(crate) fn beside(&self) -> Self {
         let (rings, own_store) = (self.rings.clone(), self.own_store.clone());
         Replicas {
+            id: self.id, // else a replica would take a swap of one thread for a stranger to those of the others
             turns: self.turns.clone(),
             clock: self.clock.clone(),
             ..Replicas::with(rings, own_store, self.timeout, &self.dial)

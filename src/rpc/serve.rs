@@ -1,4 +1,4 @@
-//! The loop that answers. All connections of a node live in one task, and all
+//! The loop that answers. All connections of a thread live in one task, and all
 //! requests of a connection in its own small set: nothing is spawned. What is
 //! ready at once is answered in place, and what a batch of requests produced
 //! leaves in one write.
@@ -105,11 +105,8 @@ where
     let buffers = Arc::new(Buffers::new(limits().buffers));
     let refused = Rarely::every(Duration::from_secs(1));
     incoming.filter_map(move |accepted| {
-        let Limits {
-            connections: most,
-            reserve,
-            ..
-        } = limits();
+        let limits = limits();
+        let (most, reserve) = (limits.connections, limits.reserve());
         let open = buffers.connections();
         let on_trial = open >= most;
         if let (Ok(_), true) = (&accepted, on_trial) {

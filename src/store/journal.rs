@@ -71,13 +71,13 @@ impl Journal {
     pub fn append(&self, key: Option<&[u8]>, record: &[&[u8]]) {
         let mut kept = lock(&self.kept);
         let is_full = |batch: &Batch| batch.records.len() >= BATCH;
-        if kept.batches.back().is_none_or(is_full) {
+        let begins = kept.batches.back().is_none_or(is_full);
+        if begins {
             kept.batches.push_back(Batch {
                 records: Vec::with_capacity(FEW),
                 count: 0,
             });
             kept.newest += 1;
-            self.grown.notify_one();
         }
         let newest = kept.newest;
         kept.keys.resize(PLACES, 0);
@@ -93,6 +93,10 @@ impl Journal {
             batch.count += 1;
             let added = batch.records.len() - before;
             kept.unsettled += added;
+        }
+        drop(kept);
+        if begins {
+            self.grown.notify_one();
         }
     }
 

@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::serve::{fit, log_at, until_stopped};
+use super::serve::{check_window, fit, log_at, until_stopped};
 use super::{Failure, Options, Outcome, unless_empty};
 use crate::beyond::memcached::{Gateway, Memcached as Protocol};
 use crate::cluster::{Cluster, Limits};
@@ -41,12 +41,17 @@ impl Memcached {
         log_at(self.log);
         let client = Arc::new(options.client()?);
         let limits = watch::Sender::new(read(options)?.1);
-        let stopped = until_stopped(|| match read(options) {
+        let newer = || {
+            let (file, new) = read(options)?;
+            check_window(options, &client.replicas.cluster(), &file)?;
+            Ok((file, new))
+        };
+        let stopped = until_stopped(|| match newer() {
             Ok((file, new)) => {
                 client.replicas.move_to(&file);
                 limits.send_replace(new);
             }
-            Err(failure) => log::error!("{}; nothing is changed", failure.why),
+            Err(Failure { why, .. }) => log::error!("{why}; nothing is changed"),
         })?;
         let bound = self.bind().await?;
         let gateway = Protocol::of(Gateway::of(client.clone(), self.allow_flush));

@@ -142,16 +142,11 @@ fn reload(options: &Options, nodes: usize, file: &watch::Sender<Arc<Cluster>>) {
         Ok(new) => new,
         Err(error) => return log::error!("{error}; nothing is changed"),
     };
-    let (path, [running, other]) = (
-        options.config.display(),
-        [&**file.borrow(), &new].map(Cluster::ring),
-    );
-    if file.borrow().limits.window != new.limits.window {
-        return log::error!(
-            "{path}: another ring ({other}) than the running one ({running}); nothing is changed"
-        );
+    if let Err(error) = check_window(options, &file.borrow(), &new) {
+        return log::error!("{error}; nothing is changed");
     }
-    if running != other {
+    let (path, other) = (options.config.display(), new.ring());
+    if file.borrow().ring() != other {
         log::info!("{path}: another ring ({other}); kv54 resize changes the running one to it");
     }
     let running = file.borrow().limits.threads;
@@ -167,6 +162,17 @@ fn reload(options: &Options, nodes: usize, file: &watch::Sender<Arc<Cluster>>) {
         Ok(()) => drop(file.send_replace(Arc::new(new))),
         Err(error) => log::error!("{error}; nothing is changed"),
     }
+}
+
+/// No ring changes into one with another window.
+pub(super) fn check_window(options: &Options, running: &Cluster, new: &Cluster) -> io::Result<()> {
+    if running.limits.window == new.limits.window {
+        return Ok(());
+    }
+    let path = options.config.display();
+    let (running, other) = (running.ring(), new.ring());
+    let why = format!("{path}: another ring ({other}) than the running one ({running})");
+    Err(io::Error::other(why))
 }
 
 /// Lowers `connections` to what the limit on open files leaves for each of so many nodes.

@@ -40,6 +40,7 @@ enum Wires {
     Kv54Cas,
     Kv54Incr,
     Redis,
+    RedisWait,
     Memcached,
     Etcd,
 }
@@ -52,6 +53,7 @@ async fn main() -> ExitCode {
         Wires::Kv54Cas => measure(&cli, || kv54::Guest::Cas).await,
         Wires::Kv54Incr => measure(&cli, || kv54::Guest::Incr).await,
         Wires::Redis => measure(&cli, redis::Redis::default).await,
+        Wires::RedisWait => measure(&cli, redis::Redis::waiting).await,
         Wires::Memcached => measure(&cli, memcached::Memcached::default).await,
         Wires::Etcd => measure(&cli, etcd::Etcd::default).await,
     };

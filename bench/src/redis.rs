@@ -9,6 +9,17 @@ use crate::memcached::{line, number};
 #[derive(Default)]
 pub struct Redis {
     asked: VecDeque<u32>,
+    waits: bool,
+}
+
+impl Redis {
+    /// A set is done when a replica has it, too.
+    pub fn waiting() -> Self {
+        Redis {
+            waits: true,
+            ..Redis::default()
+        }
+    }
 }
 
 impl Wire for Redis {
@@ -24,6 +35,9 @@ impl Wire for Redis {
             values.write(out, number);
         }
         out.extend(b"\r\n");
+        if op == Op::Set && self.waits {
+            out.extend(b"*3\r\n$4\r\nWAIT\r\n$1\r\n1\r\n$1\r\n0\r\n"); // for one, as long as it takes
+        }
     }
 
     fn response<'a>(&mut self, input: &'a [u8], _: &mut Vec<u8>) -> Parsed<'a> {
@@ -32,7 +46,8 @@ impl Wire for Redis {
         };
         let mut len = line.len() + 2;
         let answer = match line {
-            b"+OK" | b"$-1" => Answer::Nil,
+            b"+OK" if self.waits => return Ok(Some(Response { len, answer: None })),
+            b"+OK" | b"$-1" | b":1" | b":2" => Answer::Nil,
             [b'$', digits @ ..] => {
                 let Some(value) = input.get(len..len + number(digits)? + 2) else {
                     return Ok(None);

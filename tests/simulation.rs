@@ -383,6 +383,11 @@ fn what_was_read_outlives_the_power() {
 }
 
 #[test]
+fn a_guest_does_not_wait_for_a_disk_that_stalls() {
+    stories::stalled().unwrap();
+}
+
+#[test]
 fn a_seed_replays_exactly() {
     for seed in [1, 2, 3, 5, 8] {
         for test in [

@@ -24,7 +24,8 @@ struct Disk {
     done: Vec<Op>,  // since what is synced
     settled: usize, // so many of them are over; the others, of one job, may be under way
     asides: usize,
-    slow: u64, // the longest that a job takes, in milliseconds
+    least: u64, // that a job takes, in milliseconds
+    slow: u64,  // the longest that it takes
     rng: Option<Rng>,
     is_full: bool, // for new files
     broken: Option<Part>,
@@ -124,6 +125,12 @@ impl Ram {
         let ram = Ram::default();
         (ram.lock().slow, ram.lock().rng) = (milliseconds, Some(rng));
         ram
+    }
+
+    /// From now on a job takes so many milliseconds.
+    pub fn stall(&self, milliseconds: u64) {
+        let mut disk = self.lock();
+        (disk.least, disk.slow) = (milliseconds, milliseconds);
     }
 
     fn lock(&self) -> MutexGuard<'_, Disk> {
@@ -309,8 +316,8 @@ impl Files for Ram {
 
     fn pause(&self) -> Option<futures::future::BoxFuture<'static, ()>> {
         let (ram, mut disk) = (self.clone(), self.lock());
-        let slow = disk.slow;
-        let pause = Duration::from_millis(disk.rng.as_mut()?.u64(0..=slow));
+        let (least, slow) = (disk.least, disk.slow);
+        let pause = Duration::from_millis(disk.rng.as_mut()?.u64(least..=slow));
         Some(Box::pin(async move {
             tokio::time::sleep(pause).await;
             ram.settle();

@@ -20,7 +20,7 @@ use kv54::entry::{Entry, Packed, Stamp, loaded};
 use kv54::error::Error;
 use kv54::replicas::{Replicas, Source};
 use kv54::rpc::codec::{Encoded, encode};
-use kv54::rpc::{Connection, Dial};
+use kv54::rpc::{Connection, Dial, Peer};
 use kv54::store::Store;
 use msgpack_rpc::Value;
 use tokio::sync::Notify;
@@ -29,7 +29,7 @@ use tokio_util::io::InspectWriter;
 use turmoil::Builder;
 
 use crate::ram::Ram;
-use crate::world::{NAMES, PATIENCE, TICK, WINDOW, dial, file_of, serve, serve_alone};
+use crate::world::{NAMES, PATIENCE, TICK, WINDOW, dial, file_of, serve, serve_first};
 
 const TEA: &[u8] = b"tea";
 const ALL: [&str; 3] = [ALICE, BOB, CAROL];
@@ -644,7 +644,7 @@ where
     let (disk, mut rng) = (Ram::slow(100, Rng::with_seed(54)), Rng::with_seed(54));
     let (hers, stage) = (disk.clone(), Rc::new(Stage::default()));
     sim.host(ALICE, move || {
-        serve_alone(hers.clone(), file_of(&[ALICE], &[]))
+        serve_first(hers.clone(), file_of(&[ALICE], &[]))
     });
     sim.client("story", story(stage.clone()));
     while !sim.step().map_err(|error| error.to_string())? {
@@ -703,6 +703,33 @@ pub fn read_before_a_power_cut() -> Result<(), String> {
         }
         Ok(())
     })
+}
+
+/// Alice's disk stalls while she keeps what was answered. Her guests need not wait for it: bob and carol have it.
+pub fn stalled() -> Result<(), String> {
+    // Bob answers before carol would be asked for his sake.
+    let (quick, disk) = (Duration::from_millis(1), Ram::slow(1, Rng::with_seed(54)));
+    let mut sim = Builder::new().max_message_latency(quick).build();
+    let hers = disk.clone();
+    sim.host(ALICE, move || serve_first(hers.clone(), file()));
+    for name in [BOB, CAROL] {
+        let place = file().place(name).unwrap();
+        sim.host(name, move || serve(Arc::new(Store::new(file(), place))));
+    }
+    sim.client("story", async move {
+        for name in ALL {
+            until_ready(name).await;
+        }
+        all_have("black").await?;
+        disk.stall(10_000);
+        client().set(TEA, &Packed::of("green")).await?;
+        sleep(WINDOW).await; // it is at alice too
+        let alice = Peer::new(&file().nodes()[0], PATIENCE, dial());
+        let asked = timeout(WINDOW, alice.ask("get", &[&key()])).await;
+        let answer = asked.map_err(|_| "tea is with two of three, and alice waits for her disk")?;
+        expect("it was answered", &Packed::from(&*answer?), "green")
+    });
+    sim.run().map_err(|error| error.to_string())
 }
 
 /// A client of whose swaps the first one is kept by one node alone, and the name of that.

@@ -737,8 +737,8 @@ pub async fn serve(store: Arc<Store>) -> turmoil::Result {
     serve_on(store, listener, None).await
 }
 
-/// The same of a node that is alone and has a disk.
-pub async fn serve_alone(disk: Ram, cluster: Arc<Cluster>) -> turmoil::Result {
+/// The same of the first node of a ring, which has a disk.
+pub async fn serve_first(disk: Ram, cluster: Arc<Cluster>) -> turmoil::Result {
     let listener = TcpListener::bind("0.0.0.0:54").await?;
     serve_from(&disk, (cluster, 0), |store| store, listener, None).await
 }

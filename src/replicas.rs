@@ -368,7 +368,8 @@ impl Operation<'_> {
                 return Ok(answers);
             }
             *taken |= self.give_up(phase.view, &mut attempts);
-            let told = self.follow(phase.view, &attempts).await;
+            // Boxed: it is rare, and every request would be as long.
+            let told = Box::pin(self.follow(phase.view, &attempts)).await;
             if !self.replicas.view().state.is(&phase.view.state) {
                 return Err(Failed::RingChanged);
             }

@@ -126,8 +126,7 @@ impl<T: Answered> Attempt<'_, T> {
         context: &mut Context<'_>,
     ) -> Poll<()> {
         loop {
-            self.start(ask);
-            let now = Instant::now();
+            let now = self.start(ask);
             self.collect(read, context);
             let is_refused = self.has_no_room(&[Kind::Full, Kind::Busy]);
             let left = self.answers.len() + self.calls.len() + self.to_ask.len();
@@ -145,16 +144,20 @@ impl<T: Answered> Attempt<'_, T> {
         }
     }
 
-    /// Asks as many replicas as are due. The clock is read after our own store has answered.
-    fn start(&mut self, ask: &mut impl FnMut(At) -> Sent<T>) {
-        for _ in 0..std::mem::take(&mut self.due) {
-            let next = self.to_ask.next();
-            match next.map(|place| (place, ask((self.number, place)))) {
-                Some((place, Sent::Answered(answer))) => self.count(place, Instant::now(), answer),
-                Some((place, Sent::Awaited(call))) => self.calls.push((place, call)),
-                None => {}
+    /// Asks as many replicas as are due, and reads the clock after our own store has answered.
+    fn start(&mut self, ask: &mut impl FnMut(At) -> Sent<T>) -> Instant {
+        let (mut answered, due) = (Few::new(), std::mem::take(&mut self.due));
+        for place in self.to_ask.by_ref().take(due) {
+            match ask((self.number, place)) {
+                Sent::Answered(answer) => answered.push((place, answer)),
+                Sent::Awaited(call) => self.calls.push((place, call)),
             }
         }
+        let now = Instant::now();
+        for (place, answer) in answered {
+            self.count(place, now, answer);
+        }
+        now
     }
 
     /// Takes the answers that are there.

@@ -3,6 +3,7 @@
 //! speed depends on it.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry::{Occupied, Vacant};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -54,26 +55,29 @@ impl Turns {
     /// [`Turns::next`] when it ends.
     pub(crate) fn enter(&self, key: &[u8], swap: impl FnOnce() -> Waiting) {
         let mut waiting = lock(&self.waiting);
-        match waiting.get_mut(key) {
-            Some(others) => {
+        match waiting.entry(Key::from_slice(key)) {
+            Occupied(mut others) => {
+                let others = others.get_mut();
                 if others.len() % 64 == 63 {
                     others.retain(|swap| !swap.answer.is_closed()); // whose guests are gone
                 }
                 others.push(swap());
             }
-            None => drop(waiting.insert(Key::from_slice(key), Vec::new())),
+            Vacant(place) => drop(place.insert(Vec::new())),
         }
     }
 
     /// All that wait for a key. Where there are none, its turn is over.
     pub(crate) fn next(&self, key: &[u8]) -> Option<Vec<Waiting>> {
         let mut waiting = lock(&self.waiting);
-        let next = std::mem::take(waiting.get_mut(key)?);
-        if next.is_empty() {
-            waiting.remove(key);
+        let Occupied(mut others) = waiting.entry(Key::from_slice(key)) else {
+            return None;
+        };
+        if others.get().is_empty() {
+            others.remove();
             return None;
         }
-        Some(next)
+        Some(others.insert(Vec::new()))
     }
 
     /// Notes that swaps of another node are in the way of this key's.

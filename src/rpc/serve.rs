@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
 use super::buffers::{Buffers, Share};
 use super::meter::{Meter, Tally};
 use super::protocol::{MessagePackRpc, Protocol};
-use super::{Connecting, Connection, Rarely, Reached, Service};
+use super::{Connecting, Connection, Rarely, Reached, Service, lock};
 use crate::cluster::Limits;
 use crate::error::{Error, Kind};
 
@@ -157,7 +157,7 @@ where
     L: Stream<Item = Admitted> + Unpin,
     P: Protocol,
 {
-    let mut connections = FuturesUnordered::new();
+    let (mut connections, spares) = (FuturesUnordered::new(), Spares::default());
     let mut stopped = pin!(stop.cancelled());
     loop {
         let open = connections.len();
@@ -167,7 +167,7 @@ where
             () = &mut stopped => break,
             Some(()) = connections.next() => {}
             Some(admitted) = admitted.next() => {
-                connections.push(connection(admitted, protocol, stop.clone()));
+                connections.push(connection(admitted, protocol, spares.clone(), stop.clone()));
             }
             else => break,
         }
@@ -177,7 +177,12 @@ where
     }
 }
 
-async fn connection<P: Protocol>(admitted: Admitted, protocol: &P, stop: CancellationToken) {
+async fn connection<'a, P: Protocol>(
+    admitted: Admitted,
+    protocol: &'a P,
+    spares: Spares<'a, P::Reply>,
+    stop: CancellationToken,
+) {
     let Admitted {
         connecting,
         on_trial,
@@ -196,7 +201,7 @@ async fn connection<P: Protocol>(admitted: Admitted, protocol: &P, stop: Cancell
         input: BytesMut::new(),
         on_trial,
         ended: false,
-        in_flight: InFlight::new(),
+        in_flight: InFlight::new(spares),
         output: Output::default(),
         turn: 0,
         timer: None,
@@ -412,16 +417,29 @@ struct Done<R> {
 struct Awaited<'a, R> {
     number: usize,
     weight: usize,
-    answer: ReusableBoxFuture<'a, R>,
+    answer: Option<ReusableBoxFuture<'a, R>>, // until it is there
+    spares: Spares<'a, R>,
 }
+
+/// Memory for the futures of answers, which all connections of a thread share: one is so large that the
+/// allocator would look for a place each time.
+type Spares<'a, R> = Arc<Mutex<Vec<ReusableBoxFuture<'a, R>>>>;
+
+/// So many are kept.
+const MAX_SPARES: usize = 256;
 
 impl<R> Future for Awaited<'_, R> {
     type Output = Done<R>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Done<R>> {
         let (number, weight) = (self.number, self.weight);
-        let answer = self.answer.poll(context);
-        answer.map(|reply| Done {
+        let answer = self.answer.as_mut().map(|answer| answer.poll(context));
+        let Some(Poll::Ready(reply)) = answer else {
+            return Poll::Pending;
+        };
+        let spare = self.answer.take();
+        keep(&self.spares, spare);
+        Poll::Ready(Done {
             number,
             weight,
             reply,
@@ -429,11 +447,19 @@ impl<R> Future for Awaited<'_, R> {
     }
 }
 
+/// Keeps the memory of an answer that is there for the next one.
+fn keep<'a, R>(spares: &Spares<'a, R>, spare: Option<ReusableBoxFuture<'a, R>>) {
+    let mut spares = lock(spares);
+    if spares.len() < MAX_SPARES {
+        spares.extend(spare);
+    }
+}
+
 /// The requests of one connection that wait for their answers.
 struct InFlight<'a, P: Protocol> {
     answers: FuturesUnordered<Awaited<'a, P::Reply>>,
-    spare: Option<ReusableBoxFuture<'a, P::Reply>>, // memory for the next: most are answered at once
-    weight: usize,                                  // of the requests, in bytes
+    spares: Spares<'a, P::Reply>,
+    weight: usize,                     // of the requests, in bytes
     estimate: usize, // of one answer, in bytes: a decaying maximum of recent answers
     queue: VecDeque<Option<P::Reply>>, // where answers leave in order: one for each request, once it is there
     left: usize,                       // answers that were in the queue
@@ -441,10 +467,10 @@ struct InFlight<'a, P: Protocol> {
 }
 
 impl<'a, P: Protocol> InFlight<'a, P> {
-    fn new() -> Self {
+    fn new(spares: Spares<'a, P::Reply>) -> Self {
         InFlight {
             answers: FuturesUnordered::new(),
-            spare: None,
+            spares,
             weight: 0,
             estimate: UNKNOWN_ANSWER,
             queue: VecDeque::new(),
@@ -460,7 +486,8 @@ impl<'a, P: Protocol> InFlight<'a, P> {
         weight: usize,
         context: &mut Context<'_>,
     ) -> Option<P::Reply> {
-        let mut answering = match self.spare.take() {
+        let spare = lock(&self.spares).pop();
+        let mut answering = match spare {
             None => ReusableBoxFuture::new(answer),
             Some(mut spare) => {
                 spare.set(answer);
@@ -476,11 +503,12 @@ impl<'a, P: Protocol> InFlight<'a, P> {
             self.answers.push(Awaited {
                 number,
                 weight,
-                answer: answering,
+                answer: Some(answering),
+                spares: self.spares.clone(),
             });
             return None;
         };
-        self.spare = Some(answering);
+        keep(&self.spares, Some(answering));
         self.end_at_once(reply)
     }
 

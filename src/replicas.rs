@@ -368,8 +368,7 @@ impl Operation<'_> {
                 return Ok(answers);
             }
             *taken |= self.give_up(phase.view, &mut attempts);
-            // Boxed: it is rare, and every request would be as long.
-            let told = Box::pin(self.follow(phase.view, &attempts)).await;
+            let told = Box::pin(self.follow(phase.view, &attempts)).await; // it is long, and rare
             if !self.replicas.view().state.is(&phase.view.state) {
                 return Err(Failed::RingChanged);
             }

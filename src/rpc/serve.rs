@@ -194,7 +194,7 @@ async fn connection<'a, P: Protocol>(
     let Ok(Some(Ok(stream))) = made.await else {
         return;
     };
-    let mut session = Session {
+    let session = Session {
         stream,
         protocol,
         state: P::Stream::default(),
@@ -209,16 +209,7 @@ async fn connection<'a, P: Protocol>(
         share,
         tally: protocol.meter().map(Meter::tally),
     };
-    let (mut stopped, mut trial) = (pin!(stop.cancelled()), pin!(sleep(TRIAL)));
-    let end = future::poll_fn(|context| {
-        session.ended |= stopped.as_mut().poll(context).is_ready()
-            || session.on_trial && trial.as_mut().poll(context).is_ready();
-        session.poll(context)
-    });
-    // An error means that the peer has gone: there is no one to tell.
-    if end.await.is_ok() {
-        close(session.stream).await;
-    }
+    session.serve(stop).await;
 }
 
 /// Lets the peer read the last bytes: closing on unread input would reset the connection.
@@ -248,6 +239,19 @@ struct Session<'a, P: Protocol> {
 }
 
 impl<P: Protocol> Session<'_, P> {
+    async fn serve(mut self, stop: CancellationToken) {
+        let (mut stopped, mut trial) = (pin!(stop.cancelled()), pin!(sleep(TRIAL)));
+        let end = future::poll_fn(|context| {
+            self.ended |= stopped.as_mut().poll(context).is_ready()
+                || self.on_trial && trial.as_mut().poll(context).is_ready();
+            self.poll(context)
+        });
+        // An error means that the peer has gone: there is no one to tell.
+        if end.await.is_ok() {
+            close(self.stream).await;
+        }
+    }
+
     /// Reads until the input runs dry, then writes all that it gave rise to in one go. Ready
     /// when nothing more will be read and everything is answered.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -541,6 +541,25 @@ fn swaps_as_long_as_a_message_may_be() {
 }
 
 #[test]
+fn a_swap_whose_guest_reads_no_answers() {
+    let cluster = Cluster::running(&RING);
+    let (mut other, mut idle) = (Wire::to(&cluster, "alice"), Wire::to(&cluster, "alice"));
+    other.does("set", ["jug".into(), bin(&vec![7; MIB])]);
+    let gets: Vec<u8> = (0..25)
+        .flat_map(|id| request(id, "get", ["jug".into()]))
+        .collect();
+    // It has begun, and nothing of it goes on while the answers before it are not read.
+    idle.send(&[gets, request(25, "incr", ["cups".into()])].concat());
+    let begun = Instant::now();
+    while let Err(why) = other.asks("incr", ["cups".into()]) {
+        assert!(begun.elapsed() < PATIENCE, "{why}");
+    }
+    assert!(idle.answers(26).contains_key(&25));
+    let cups = other.does("get", ["cups".into()]).as_u64().unwrap();
+    assert!((1..=3).contains(&cups), "{cups}"); // its own outcome, and one of the others, may have been unknown
+}
+
+#[test]
 fn many_large_sets_at_once() {
     attack(HEAVY, |cluster| {
         let set = |n: u32| request(n, "set", [format!("key{n}").into(), bin(&vec![7; MIB])]);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::Client;
 use crate::entry::{Packed, check_value, key, value};
@@ -115,7 +115,8 @@ impl Client {
         insists: bool,
     ) -> Result<Swapped, Error> {
         let mut answered = None;
-        self.replicas.turns.enter(key, || {
+        let longest = self.replicas.timeout;
+        self.replicas.turns.enter(key, longest, || {
             let (answer, received) = oneshot::channel();
             answered = Some(received);
             let (since, swap) = (Instant::now(), swap.clone());
@@ -128,8 +129,10 @@ impl Client {
             }
         });
         if let Some(answered) = answered {
-            let stopping = |_| Error::new(Kind::UnknownOutcome, "this node is stopping");
-            return answered.await.map_err(stopping)?;
+            let unknown = |why| Error::new(Kind::UnknownOutcome, why);
+            let answered = timeout(2 * longest, answered).await; // it is done together with others, after others
+            let answered = answered.map_err(|_| unknown("it has waited too long for its turn"))?;
+            return answered.map_err(|_| unknown("this node is stopping"))?;
         }
         let client = self;
         let _turn = Turn { client, key };

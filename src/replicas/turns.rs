@@ -46,38 +46,52 @@ pub(crate) struct Waiting {
 /// The swaps that wait at one node, by their keys.
 #[derive(Default)]
 pub(crate) struct Turns {
-    waiting: Mutex<HashMap<Key, Vec<Waiting>>>,
+    waiting: Mutex<HashMap<Key, Line>>,
     contended: Mutex<HashMap<Key, Instant>>,
+}
+
+/// Those behind one swap.
+struct Line {
+    begun: Instant,
+    waiting: Vec<Waiting>,
 }
 
 impl Turns {
     /// The first swap of a key begins at once; later ones wait behind it. The first must call
-    /// [`Turns::next`] when it ends.
-    pub(crate) fn enter(&self, key: &[u8], swap: impl FnOnce() -> Waiting) {
-        let mut waiting = lock(&self.waiting);
+    /// [`Turns::next`] when it ends. After `longest` it is waited for no more: most likely its guest reads no
+    /// answers, so that nothing is done for it.
+    pub(crate) fn enter(&self, key: &[u8], longest: Duration, swap: impl FnOnce() -> Waiting) {
+        let (mut waiting, begun) = (lock(&self.waiting), Instant::now());
         match waiting.entry(Key::from_slice(key)) {
-            Occupied(mut others) => {
-                let others = others.get_mut();
+            Occupied(mut line) if line.get().begun + longest <= begun => {
+                line.get_mut().begun = begun;
+            }
+            Occupied(mut line) => {
+                let others = &mut line.get_mut().waiting;
                 if others.len() % 64 == 63 {
                     others.retain(|swap| !swap.answer.is_closed()); // whose guests are gone
                 }
                 others.push(swap());
             }
-            Vacant(place) => drop(place.insert(Vec::new())),
+            Vacant(place) => {
+                let waiting = Vec::new();
+                place.insert(Line { begun, waiting });
+            }
         }
     }
 
     /// All that wait for a key. Where there are none, its turn is over.
     pub(crate) fn next(&self, key: &[u8]) -> Option<Vec<Waiting>> {
         let mut waiting = lock(&self.waiting);
-        let Occupied(mut others) = waiting.entry(Key::from_slice(key)) else {
+        let Occupied(mut line) = waiting.entry(Key::from_slice(key)) else {
             return None;
         };
-        if others.get().is_empty() {
-            others.remove();
+        if line.get().waiting.is_empty() {
+            line.remove();
             return None;
         }
-        Some(others.insert(Vec::new()))
+        line.get_mut().begun = Instant::now();
+        Some(std::mem::take(&mut line.get_mut().waiting))
     }
 
     /// Notes that swaps of another node are in the way of this key's.

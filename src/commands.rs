@@ -15,12 +15,11 @@ use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value as Json;
 use socket2::SockRef;
-use tokio::runtime::Builder;
 
 use crate::client::Client;
 use crate::cluster::{Cluster, Node};
 use crate::error::{Error, Kind, escaped, is_control, plain};
-use crate::node;
+use crate::node::{self, block_on};
 use crate::replicas::Replicas;
 use crate::rpc::tls;
 
@@ -275,14 +274,6 @@ impl From<Error> for Failure {
         let (code, why) = (if refused { 2 } else { 3 }, error.to_string());
         Failure { code, why }
     }
-}
-
-/// Runs on this thread alone: a client and a node are both faster without others.
-fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    let outcome = runtime.block_on(work);
-    runtime.shutdown_background(); // does not wait for a name that is still being looked up
-    outcome
 }
 
 /// Prints a result. A reader that has read enough may close the pipe.

@@ -61,8 +61,8 @@ impl Node {
         rpc::serve_counted(connections, &self.gated(), &meter, stop).await;
     }
 
-    /// Lives in this thread, and answers in so many more, each with a runtime and with connections to the
-    /// other nodes of its own.
+    /// Lives in this thread, and answers in all threads of the limits, each with a runtime and with connections to
+    /// the other nodes of its own.
     async fn live_in_threads(
         self: Arc<Self>,
         listener: &'static TcpListener,
@@ -77,7 +77,8 @@ impl Node {
             let (to, connections) = mpsc::unbounded();
             let replicas = self.client.replicas.beside();
             let (store, client) = (self.store.clone(), Arc::new(Client { replicas }));
-            let (node, stop, all) = (Node { store, client }, stop.clone(), all.clone());
+            let (node, all) = (Node { store, client }, all.clone());
+            let stop = stop.child_token(); // each connection looks at it often, behind a lock
             let ended = ended.clone();
             let serving = async move {
                 node.serve(connections, stop).await;
@@ -96,7 +97,7 @@ impl Node {
         // Spawned: the runtime polls a task in turn with those of the peers, but its main future
         // only after a look at the network.
         let first = tokio::spawn(async move {
-            self.live(connections, stop).await;
+            self.live(connections, stop.child_token()).await;
             all.wait().await;
         });
         try_join(first.map_err(io::Error::from), try_join_all(ends)).await?;
@@ -139,17 +140,18 @@ pub fn in_thread(
     life: impl Future<Output = io::Result<()>> + Send + 'static,
 ) -> io::Result<impl Future<Output = io::Result<()>> + Send> {
     let (end, ended) = oneshot::channel();
-    let run = move || {
-        let runtime = Builder::new_current_thread().enable_all().build();
-        end.send(runtime.and_then(|runtime| {
-            let outcome = runtime.block_on(life);
-            runtime.shutdown_background(); // does not wait for a name that is still being looked up
-            outcome
-        }))
-    };
+    let run = move || end.send(block_on(life));
     thread::Builder::new().name(name).spawn(run)?;
     let panicked = |_| Err(io::Error::other("a node has panicked"));
     Ok(ended.unwrap_or_else(panicked))
+}
+
+/// Runs this in a runtime that has this thread alone: what belongs together is faster without others.
+pub fn block_on<T, E: From<io::Error>>(work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(work);
+    runtime.shutdown_background(); // does not wait for a name that is still being looked up
+    outcome
 }
 
 /// Runs the node at this place of the ring until `stop`. It goes by the newest `file`. It listens on

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::history::{Content, End, History, Operation};
 use common::wire::{NIL, PATIENCE, Wire};
-use common::{Cluster, Node};
+use common::{Cluster, FIVE, Node};
 use fastrand::Rng;
 use msgpack_rpc::Value;
 
@@ -99,6 +99,8 @@ fn a_node_has_its_limit_of_connections_and_not_each_thread() {
     wires.push(lets_in(&cluster));
     counts(&mut wires[0], 5);
     assert!(Wire::to(&cluster, "alice").greets().is_none());
+    cluster.edit("threads = 2", "threads = 3");
+    cluster.reload("threads are taken at the next start");
 
     cluster.stop("alice");
     wires.iter_mut().for_each(Wire::is_closed);
@@ -119,6 +121,14 @@ fn every_thread_of_another_node_gets_in_where_guests_do_not() {
         wire.does("set", ["tea".into(), "green".into()]);
     }
     counts(&mut guests[0], 8 + 3);
+}
+
+#[test]
+fn threads_that_nobody_asked_for_give_way_to_connections() {
+    let mut cluster = Cluster::with_limits(&FIVE, "# threads: as many as there are cores");
+    cluster.start_under("-n 100", "alice");
+    let says = "a node takes 60 connections, not 1024"; // as with one thread
+    cluster.node("alice").wait_for(says);
 }
 
 /// These nodes, each with these limits, running and ready.

@@ -34,7 +34,8 @@ const SEGMENT: u32 = 4 << 20;
 const PAGE: usize = 256 << 10;
 /// How many such pages are written between two commits, at most.
 const AT_ONCE: usize = 4;
-/// What handing a commit over to a thread costs, about: on a disk that needs no longer it is made in place.
+/// What handing a commit over to a thread costs, about: on a disk that needs no longer, a node of one thread makes
+/// it in place.
 const HAND_OVER: Duration = Duration::from_micros(50);
 /// How many commits are handed over after one that took longer.
 const SLOW: u32 = 4;
@@ -124,7 +125,7 @@ impl<F: Files> Disk<F> {
 
     /// Writes down what the store keeps. Ends with the first error that is more than a full disk.
     pub async fn write(&mut self, store: &Store) -> io::Result<()> {
-        // Threads that are not held up by a commit in place wait for its own to wake them.
+        // A commit in place stops this thread alone. Nobody would wake the others, who wait for it, while it is late.
         self.is_alone = store.limits().threads.unwrap_or(1) == 1;
         loop {
             let done = match self.commit().await {

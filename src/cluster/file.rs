@@ -55,8 +55,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Connections beyond those, on which other nodes are let in and clients are not: each of their threads has
-    /// one, and a node that joins one more. Those of nodes are expected to have as many threads as this one.
+    /// Connections beyond `connections`, on which other nodes are let in and clients are not: each of their threads
+    /// has one, and a node that joins one more. They are expected to have as many threads as this node.
     pub fn reserve(&self) -> usize {
         self.others * (self.threads.unwrap_or(1) + 1)
     }

@@ -60,13 +60,13 @@ impl Serve {
             false => thread::available_parallelism().map_or(1, NonZero::get),
         });
         limits.threads = Some(threads);
-        while let Err(error) = fit(limits, places.len()) {
-            if wanted.is_some() || threads == 1 {
-                return Err(error.into());
-            }
-            threads /= 2; // nobody has asked for so many
+        // Nobody has asked for so many.
+        while wanted.is_none() && threads > 1 && Files::of(limits, places.len()).are_most_others() {
+            threads /= 2;
             limits.threads = Some(threads);
+            log::warn!("few open files are allowed: a node takes {threads} threads");
         }
+        fit(limits, places.len())?;
         self.run_all(options, cluster, &places).await
     }
 
@@ -175,16 +175,50 @@ pub(super) fn check_window(options: &Options, running: &Cluster, new: &Cluster) 
     Err(io::Error::other(why))
 }
 
+/// What the limit on open files leaves for each of so many nodes.
+struct Files {
+    allowed: usize, // for all nodes
+    enough: usize,  // for all connections of all nodes
+    most: usize,    // connections of a node
+    wanted: usize,
+    others: usize, // files of a node
+}
+
+impl Files {
+    /// Raises the limit as far as it is needed and may be.
+    fn of(limits: &Limits, nodes: usize) -> Files {
+        // Each thread of another node connects within the reserve, and that node once more to join; they are
+        // dialled as often.
+        let others = OWN_FILES + 8 * limits.threads.unwrap_or(1) + 2 * limits.reserve();
+        let wanted = limits.connections;
+        let enough = nodes * (wanted + others);
+        let allowed = rlimit::increase_nofile_limit(enough as u64);
+        let allowed = allowed.or_else(|_| Resource::NOFILE.get_soft());
+        let allowed = allowed.map_or(enough, |files| usize::try_from(files).unwrap_or(enough));
+        Files {
+            allowed,
+            enough,
+            most: (allowed / nodes).saturating_sub(others),
+            wanted,
+            others,
+        }
+    }
+
+    /// Whether connections go short, and have fewer files than the rest.
+    fn are_most_others(&self) -> bool {
+        self.most < self.wanted.min(self.others)
+    }
+}
+
 /// Lowers `connections` to what the limit on open files leaves for each of so many nodes.
 pub(super) fn fit(limits: &mut Limits, nodes: usize) -> io::Result<()> {
-    // Each thread of another node connects within the reserve, and that node once more to join; they are
-    // dialled as often.
-    let others = OWN_FILES + 8 * limits.threads.unwrap_or(1) + 2 * limits.reserve();
-    let enough = nodes * (limits.connections + others);
-    let allowed = rlimit::increase_nofile_limit(enough as u64);
-    let allowed = allowed.or_else(|_| Resource::NOFILE.get_soft());
-    let allowed = allowed.map_or(enough, |files| usize::try_from(files).unwrap_or(enough));
-    let most = (allowed / nodes).saturating_sub(others);
+    let Files {
+        allowed,
+        enough,
+        most,
+        wanted,
+        ..
+    } = Files::of(limits, nodes);
     if most == 0 {
         let nodes = if nodes == 1 {
             "a node"
@@ -195,8 +229,8 @@ pub(super) fn fit(limits: &mut Limits, nodes: usize) -> io::Result<()> {
             format!("{allowed} open files are too few for {nodes}: ulimit -n {enough} is enough");
         return Err(io::Error::other(why));
     }
-    if most < limits.connections {
-        let wanted = std::mem::replace(&mut limits.connections, most);
+    if most < wanted {
+        limits.connections = most;
         log::warn!(
             "{allowed} open files are allowed: a node takes {most} connections, not {wanted}; \
              ulimit -n {enough} is enough for all"

@@ -126,12 +126,14 @@ impl<T: Answered> Attempt<'_, T> {
         context: &mut Context<'_>,
     ) -> Poll<()> {
         loop {
-            let now = self.start(ask);
+            let started = self.start(ask);
             self.collect(read, context);
-            let is_refused = self.has_no_room(&[Kind::Full, Kind::Busy]);
+            if self.has_no_room(&[Kind::Full, Kind::Busy]) || self.has_majority() {
+                return Poll::Ready(());
+            }
+            let now = started.unwrap_or_else(Instant::now);
             let left = self.answers.len() + self.calls.len() + self.to_ask.len();
-            let is_over = left < self.needed && self.is_outbid() || now > self.closes;
-            if is_refused || self.has_majority() || is_over {
+            if left < self.needed && self.is_outbid() || now > self.closes {
                 return Poll::Ready(());
             }
             if !self.needs_another(now) {
@@ -144,20 +146,21 @@ impl<T: Answered> Attempt<'_, T> {
         }
     }
 
-    /// Asks as many replicas as are due, and reads the clock after our own store has answered.
-    fn start(&mut self, ask: &mut impl FnMut(At) -> Sent<T>) -> Instant {
-        let (mut answered, due) = (Few::new(), std::mem::take(&mut self.due));
+    /// Asks as many replicas as are due. Reads the clock after our own store has answered, if it has.
+    fn start(&mut self, ask: &mut impl FnMut(At) -> Sent<T>) -> Option<Instant> {
+        let mut answered = Few::<(usize, Result<T, Error>)>::new();
+        let due = std::mem::take(&mut self.due);
         for place in self.to_ask.by_ref().take(due) {
             match ask((self.number, place)) {
                 Sent::Answered(answer) => answered.push((place, answer)),
                 Sent::Awaited(call) => self.calls.push((place, call)),
             }
         }
-        let now = Instant::now();
+        let now = (!answered.is_empty()).then(Instant::now)?;
         for (place, answer) in answered {
             self.count(place, now, answer);
         }
-        now
+        Some(now)
     }
 
     /// Takes the answers that are there.

@@ -93,7 +93,7 @@ pub struct Admitted {
     connecting: Connecting,
     on_trial: bool,
     share: Share,
-    thread: Option<Arc<()>>, // that serves it; there are as many of it as the thread has connections
+    thread: Option<Arc<()>>, // that serves it: its clones count the connections of the thread
 }
 
 /// Lets connections in as these limits allow. They are the limits of a node: all its threads take their
@@ -129,8 +129,8 @@ where
     })
 }
 
-/// Hands connections out to the threads of a node, each to the one that has the fewest. Those that are left are
-/// for the thread that asks for them.
+/// Hands connections out to the threads of a node, each to the one that has the fewest. What comes out of the stream
+/// is for the thread that polls it.
 pub fn hand_out(
     admitted: impl Stream<Item = Admitted> + Unpin,
     others: Vec<UnboundedSender<Admitted>>,
@@ -410,10 +410,11 @@ impl<P: Protocol> Session<'_, P> {
 }
 
 /// An answer, and what was counted for its request.
-struct Done<R> {
+struct Done<'a, R> {
     number: usize, // of the request among those of the connection
     weight: usize,
     reply: R,
+    spare: Option<ReusableBoxFuture<'a, R>>, // its memory, for the next one
 }
 
 /// An answer that is awaited. What belongs to it stands beside its future: that is long, and each wrapper
@@ -422,7 +423,6 @@ struct Awaited<'a, R> {
     number: usize,
     weight: usize,
     answer: Option<ReusableBoxFuture<'a, R>>, // until it is there
-    spares: Spares<'a, R>,
 }
 
 /// Memory for the futures of answers, which all connections of a thread share: one is so large that the
@@ -432,30 +432,20 @@ type Spares<'a, R> = Arc<Mutex<Vec<ReusableBoxFuture<'a, R>>>>;
 /// So many are kept.
 const MAX_SPARES: usize = 256;
 
-impl<R> Future for Awaited<'_, R> {
-    type Output = Done<R>;
+impl<'a, R> Future for Awaited<'a, R> {
+    type Output = Done<'a, R>;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Done<R>> {
-        let (number, weight) = (self.number, self.weight);
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let answer = self.answer.as_mut().map(|answer| answer.poll(context));
         let Some(Poll::Ready(reply)) = answer else {
             return Poll::Pending;
         };
-        let spare = self.answer.take();
-        keep(&self.spares, spare);
         Poll::Ready(Done {
-            number,
-            weight,
+            number: self.number,
+            weight: self.weight,
             reply,
+            spare: self.answer.take(),
         })
-    }
-}
-
-/// Keeps the memory of an answer that is there for the next one.
-fn keep<'a, R>(spares: &Spares<'a, R>, spare: Option<ReusableBoxFuture<'a, R>>) {
-    let mut spares = lock(spares);
-    if spares.len() < MAX_SPARES {
-        spares.extend(spare);
     }
 }
 
@@ -508,11 +498,10 @@ impl<'a, P: Protocol> InFlight<'a, P> {
                 number,
                 weight,
                 answer: Some(answering),
-                spares: self.spares.clone(),
             });
             return None;
         };
-        keep(&self.spares, Some(answering));
+        self.keep(Some(answering));
         self.end_at_once(reply)
     }
 
@@ -542,11 +531,19 @@ impl<'a, P: Protocol> InFlight<'a, P> {
                 return None;
             };
             self.weight -= done.weight;
+            self.keep(done.spare);
             let Some(place) = self.queue.get_mut(done.number - self.left) else {
                 return Some(done.reply);
             };
             self.early += P::size(&done.reply);
             *place = Some(done.reply);
+        }
+    }
+
+    fn keep(&self, spare: Option<ReusableBoxFuture<'a, P::Reply>>) {
+        let mut spares = lock(&self.spares);
+        if spares.len() < MAX_SPARES {
+            spares.extend(spare);
         }
     }
 

@@ -55,16 +55,20 @@ impl Serve {
         };
         let limits = &mut Arc::make_mut(&mut cluster).limits;
         let wanted = limits.threads;
-        let mut threads = wanted.unwrap_or_else(|| match self.all {
+        let usual = || match self.all {
             true => 1, // the nodes share the cores
             false => thread::available_parallelism().map_or(1, NonZero::get),
-        });
+        };
+        let most = wanted.unwrap_or_else(usual);
+        let mut threads = most;
         limits.threads = Some(threads);
         // Nobody has asked for so many.
         while wanted.is_none() && threads > 1 && Files::of(limits, places.len()).are_most_others() {
             threads /= 2;
             limits.threads = Some(threads);
-            log::warn!("few open files are allowed: a node takes {threads} threads");
+        }
+        if threads < most {
+            log::warn!("few open files are allowed: threads are {threads}, not {most}");
         }
         fit(limits, places.len())?;
         self.run_all(options, cluster, &places).await

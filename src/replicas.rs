@@ -33,7 +33,7 @@ pub(crate) use nodes::now;
 pub use nodes::{Clock, Replicas, Source};
 pub use swap::Change;
 pub use turns::Swapped;
-pub(crate) use turns::Waiting;
+pub(crate) use turns::{Turns, Waiting};
 
 /// Between two attempts of one operation.
 const PAUSE: Duration = Duration::from_millis(50);

@@ -968,6 +968,20 @@ fn strangers_hurt_nobody() {
     gateway.client().plays(&[("get tea\r\n", tea)]);
 }
 
+/// Its answers are behind others that nobody reads, so that it does not go on.
+#[test]
+fn a_count_whose_client_reads_nothing_holds_nobody_up() {
+    let (_cluster, gateway) = running(&[]);
+    let (mut idle, mut other) = (gateway.client(), gateway.client());
+    let jug = format!("set jug 0 0 {MIB}\r\n{}\r\n", "x".repeat(MIB));
+    let stored = "STORED\r\n";
+    other.plays(&[(&jug, stored), ("set cups 0 0 1\r\n5\r\n", stored)]);
+    idle.sends(&format!("{}incr cups 0\r\n", "get jug\r\n".repeat(25)));
+    for _ in 0..3 {
+        other.plays(&[("incr cups 0\r\n", "5\r\n")]);
+    }
+}
+
 /// Its nodes are silent: what came behind the first request is answered, and waits.
 #[test]
 fn quiet_lines_behind_a_frozen_replica_fill_no_memory() {

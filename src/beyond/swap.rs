@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::OptionFuture;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
@@ -11,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::client::Client;
 use crate::entry::{Packed, check_value, key, value};
 use crate::error::{Error, Kind};
-use crate::replicas::{Swapped as Outcome, Waiting};
+use crate::replicas::{Swapped as Outcome, Turns, Waiting};
 use crate::rpc::Answer;
 use crate::rpc::codec::{self, Encoded, encode_bytes, encode_numbers, number, quoted, string};
 use crate::server::Node;
@@ -68,24 +69,24 @@ impl Client {
         node: Option<&Arc<Self>>,
     ) -> Result<Swapped, Error> {
         let (begun, turns) = (Instant::now(), &self.replicas.turns);
+        let left = || self.replicas.timeout.saturating_sub(begun.elapsed());
         let mut insists = turns.is_contended(key);
         loop {
             let at_owner = match insists {
                 true => self.at_owner(key, swap).await,
                 false => None,
             };
-            let left = self.replicas.timeout.saturating_sub(begun.elapsed());
             let done = match (at_owner, node) {
                 (Some(answer), _) => answer.and_then(|answer| swap.read(&answer)),
                 (None, Some(node)) => node.in_turn(key, swap, insists).await,
                 (None, None) => {
-                    let operation = self.replicas.of_within(key, left)?;
+                    let operation = self.replicas.of_within(key, left())?;
                     let ended = operation.swap(&mut |old, _| swap.made(old), insists).await;
                     ended.map(Swapped::from)
                 }
             };
             match done {
-                Err(error) if was_not_done(&error) && left > self.window() => {
+                Err(error) if was_not_done(&error) && left() > self.window() => {
                     if insists {
                         sleep(self.window() / 20).await;
                     }
@@ -115,8 +116,7 @@ impl Client {
         insists: bool,
     ) -> Result<Swapped, Error> {
         let mut answered = None;
-        let longest = self.replicas.timeout;
-        self.replicas.turns.enter(key, longest, || {
+        let number = self.replicas.turns.enter(key, || {
             let (answer, received) = oneshot::channel();
             answered = Some(received);
             let (since, swap) = (Instant::now(), swap.clone());
@@ -128,17 +128,46 @@ impl Client {
                 answer,
             }
         });
-        if let Some(answered) = answered {
-            let unknown = |why| Error::new(Kind::UnknownOutcome, why);
-            let answered = timeout(2 * longest, answered).await; // it is done together with others, after others
-            let answered = answered.map_err(|_| unknown("it has waited too long for its turn"))?;
-            return answered.map_err(|_| unknown("this node is stopping"))?;
-        }
         let client = self;
-        let _turn = Turn { client, key };
+        let Some(number) = number else {
+            return self.wait(key, answered).await;
+        };
+        let _turn = Turn {
+            client,
+            key,
+            number,
+        };
         let operation = self.replicas.of_within(key, self.patience(insists))?;
         let mut change = |old: &Packed, _| swap.made(old);
         Ok(operation.swap(&mut change, insists).await?.into())
+    }
+
+    /// Waits for a swap that is done together with others: after the one before them, or when that has taken too
+    /// long.
+    async fn wait(
+        self: &Arc<Self>,
+        key: &[u8],
+        answered: Option<oneshot::Receiver<Result<Swapped, Error>>>,
+    ) -> Result<Swapped, Error> {
+        let unknown = |why| Error::new(Kind::UnknownOutcome, why);
+        let (turns, longest) = (&self.replicas.turns, self.replicas.timeout);
+        let mut waits = Waits {
+            turns,
+            key,
+            answered,
+        };
+        for _ in 0..2 {
+            let answer = OptionFuture::from(waits.answered.as_mut());
+            if let Ok(answer) = timeout(longest, answer).await {
+                waits.answered = None;
+                let stopping = || unknown("this node is stopping");
+                return answer.and_then(Result::ok).ok_or_else(stopping)?;
+            }
+            if let Some((number, waiting)) = turns.take_over(key, longest) {
+                Turn::of_all(self, key, number, waiting);
+            }
+        }
+        Err(unknown("it has waited too long for its turn"))
     }
 
     /// How long a swap may take here. An owner must answer before the one who asks takes it for silent.
@@ -206,18 +235,51 @@ impl Client {
 struct Turn<'a> {
     client: &'a Arc<Client>,
     key: &'a [u8],
+    number: u64,
+}
+
+impl Turn<'_> {
+    /// Has all of these done, whether their guests read or not.
+    fn of_all(client: &Arc<Client>, key: &[u8], number: u64, waiting: Vec<Waiting>) {
+        if let Ok(runtime) = Handle::try_current() {
+            let (client, key) = (client.clone(), key.to_vec());
+            runtime.spawn(async move {
+                let (client, key) = (&client, &*key);
+                let _turn = Turn {
+                    client,
+                    key,
+                    number,
+                };
+                client.swap_all(key, waiting).await;
+            });
+        }
+    }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let next = self.client.replicas.turns.next(self.key);
-        if let (Some(waiting), Ok(runtime)) = (next, Handle::try_current()) {
-            let (client, key) = (self.client.clone(), self.key.to_vec());
-            runtime.spawn(async move {
-                let (client, key) = (&client, &*key);
-                let _turn = Turn { client, key };
-                client.swap_all(key, waiting).await;
-            });
+        let Turn {
+            client,
+            key,
+            number,
+        } = *self;
+        if let Some(waiting) = client.replicas.turns.next(key, number) {
+            Turn::of_all(client, key, number, waiting);
+        }
+    }
+}
+
+/// A swap that waits for its turn.
+struct Waits<'a> {
+    turns: &'a Turns,
+    key: &'a [u8],
+    answered: Option<oneshot::Receiver<Result<Swapped, Error>>>, // until it is
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        if self.answered.take().is_some() {
+            self.turns.leave(self.key);
         }
     }
 }

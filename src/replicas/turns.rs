@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry::{Occupied, Vacant};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -47,51 +48,79 @@ pub(crate) struct Waiting {
 #[derive(Default)]
 pub(crate) struct Turns {
     waiting: Mutex<HashMap<Key, Line>>,
+    given: AtomicU64, // numbers, to turns
     contended: Mutex<HashMap<Key, Instant>>,
 }
 
-/// Those behind one swap.
+/// Those behind one swap, or some that are done together.
 struct Line {
+    turn: u64,
     begun: Instant,
     waiting: Vec<Waiting>,
 }
 
+impl Line {
+    fn of(turn: u64) -> Self {
+        Line {
+            turn,
+            begun: Instant::now(),
+            waiting: Vec::new(),
+        }
+    }
+}
+
 impl Turns {
-    /// The first swap of a key begins at once; later ones wait behind it. The first must call
-    /// [`Turns::next`] when it ends. After `longest` it is waited for no more: most likely its guest reads no
-    /// answers, so that nothing is done for it.
-    pub(crate) fn enter(&self, key: &[u8], longest: Duration, swap: impl FnOnce() -> Waiting) {
-        let (mut waiting, begun) = (lock(&self.waiting), Instant::now());
-        match waiting.entry(Key::from_slice(key)) {
-            Occupied(mut line) if line.get().begun + longest <= begun => {
-                line.get_mut().begun = begun;
-            }
+    /// The first swap of a key has its turn at once, with this number; later ones wait behind it. The first
+    /// must call [`Turns::next`] when it ends.
+    pub(crate) fn enter(&self, key: &[u8], swap: impl FnOnce() -> Waiting) -> Option<u64> {
+        match lock(&self.waiting).entry(Key::from_slice(key)) {
             Occupied(mut line) => {
-                let others = &mut line.get_mut().waiting;
-                if others.len() % 64 == 63 {
-                    others.retain(|swap| !swap.answer.is_closed()); // whose guests are gone
-                }
-                others.push(swap());
+                line.get_mut().waiting.push(swap());
+                None
             }
-            Vacant(place) => {
-                let waiting = Vec::new();
-                place.insert(Line { begun, waiting });
-            }
+            Vacant(place) => Some(place.insert(Line::of(self.number())).turn),
         }
     }
 
-    /// All that wait for a key. Where there are none, its turn is over.
-    pub(crate) fn next(&self, key: &[u8]) -> Option<Vec<Waiting>> {
+    /// All that wait for a key, when this turn ends. Where there are none, or others did not wait for its end,
+    /// it was the last.
+    pub(crate) fn next(&self, key: &[u8], turn: u64) -> Option<Vec<Waiting>> {
         let mut waiting = lock(&self.waiting);
         let Occupied(mut line) = waiting.entry(Key::from_slice(key)) else {
             return None;
         };
+        if line.get().turn != turn {
+            return None;
+        }
         if line.get().waiting.is_empty() {
             line.remove();
             return None;
         }
         line.get_mut().begun = Instant::now();
         Some(std::mem::take(&mut line.get_mut().waiting))
+    }
+
+    /// All that wait for a key, if its turn has gone on for so long, and the number of their turn: most likely the
+    /// guest of the one before reads no answers, so that nothing is done for it.
+    pub(crate) fn take_over(&self, key: &[u8], longest: Duration) -> Option<(u64, Vec<Waiting>)> {
+        let mut waiting = lock(&self.waiting);
+        let line = waiting.get_mut(key)?;
+        if line.begun.elapsed() < longest {
+            return None;
+        }
+        let taken = std::mem::replace(line, Line::of(self.number()));
+        Some((line.turn, taken.waiting))
+    }
+
+    fn number(&self) -> u64 {
+        self.given.fetch_add(1, Relaxed)
+    }
+
+    /// Those who do not wait any more hold no memory.
+    pub(crate) fn leave(&self, key: &[u8]) {
+        if let Some(line) = lock(&self.waiting).get_mut(key) {
+            line.waiting.retain(|swap| !swap.answer.is_closed());
+        }
     }
 
     /// Notes that swaps of another node are in the way of this key's.

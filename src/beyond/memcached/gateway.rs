@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::try_join_all;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use super::queues::Queues;
 use super::{Cache, Item, Outcome, Request, Turn, Verb};
@@ -21,6 +21,9 @@ use crate::rpc::codec::NIL;
 const RELATIVE: i64 = 30 * 86_400;
 /// How many keys of one page are deleted at once.
 const AT_ONCE: usize = 64;
+/// How long a swap waits for those of its key that came before. Only speed depends on it, and who reads no answers
+/// would keep the turn.
+const TURN: Duration = Duration::from_secs(1);
 
 const REFUSED: &str = "flush_all is refused: it would delete every key of the ring; kv54 memcached --allow-flush lets it";
 const DELAY: &str = "flush_all is refused: a delay is not taken";
@@ -89,8 +92,8 @@ impl Gateway {
     /// Writes what the request makes of the item, and answers what it says of it.
     async fn swap(&self, request: &mut Request, until: Instant) -> Result<Outcome, Error> {
         let place = self.swaps.place(&request.key);
-        let turn = timeout_at(until, place.queue.turn(true)).await;
-        let _turn = turn.map_err(|_| place.late())?;
+        let half = until.saturating_duration_since(Instant::now()) / 2;
+        let _turn = timeout(half.min(TURN), place.queue.turn(true)).await;
         let (replicas, mut outcomes, mut moved) = (&self.client.replicas, Vec::new(), 0);
         let mut change = |old: &Packed, stamp: Stamp| {
             let (new, mut outcome) = request.made(Item::read(old, stamp), replicas.now());

@@ -190,8 +190,8 @@ impl Operation<'_> {
                 Err(Failed::RingChanged) => {
                     // No replica has taken it, nor will: it may have another stamp.
                     let stamp = match entry.value {
-                        NIL => self.load().await?.entry.stamp, // a delete is never refused for memory
-                        value => self.load_stamp(value).await?,
+                        NIL => Box::pin(self.load()).await?.entry.stamp, // a delete is never refused for memory
+                        value => Box::pin(self.load_stamp(value)).await?,
                     };
                     (chosen, view) = (self.loaded_under(), self.loaded_under());
                     entry = stamp.newer(entry.value).of_epoch(chosen.state.epoch());
@@ -231,7 +231,7 @@ impl Operation<'_> {
                 false => AllRings,
             };
             let entry = newest.entry.borrow();
-            match self.store_in(&view, target, entry, &mut false).await {
+            match Box::pin(self.store_in(&view, target, entry, &mut false)).await {
                 Ok(()) => newest.agreed = true,
                 // A swap has a higher promise. A load finds what it writes; if it writes no more, one of our own
                 // ends it.
@@ -241,11 +241,11 @@ impl Operation<'_> {
                         Err(error) if self.is_late() => return Err(error),
                         Err(_) => {
                             give_way(PAUSE).await;
-                            newest = self.load().await?;
+                            newest = Box::pin(self.load()).await?;
                         }
                     }
                 }
-                Err(Failed::RingChanged) => newest = self.load().await?,
+                Err(Failed::RingChanged) => newest = Box::pin(self.load()).await?,
                 Err(Failed::For(error)) => return Err(error.of_read()),
             }
         }
@@ -282,22 +282,22 @@ impl Operation<'_> {
             asks_all: true,
             is_swap: false,
         };
-        self.store_by(phase, entry, taken).await
+        self.store_by(&phase, entry, taken).await
     }
 
     async fn store_by(
         &self,
-        phase: Phase<'_>,
+        phase: &Phase<'_>,
         entry: Entry<&[u8]>,
         taken: &mut bool,
     ) -> Result<(), Failed> {
         let (around, at) = entry.stamp.around();
         let (begin, end) = around.split_at(at);
-        let ask = |at| match self.own_store_at(phase.view, at) {
+        let mut ask = |at| match self.own_store_at(phase.view, at) {
             Some(store) => Sent::own(store.keep(self.key, entry), store.settling(self.key)),
             None => self.send(phase.view, at, "store", [begin, entry.value, end]),
         };
-        let stored = self.majority(phase, |_| Ok(()), ask, taken).await;
+        let stored = self.majority(phase, |_| Ok(()), &mut ask, taken).await;
         stored.map(drop)
     }
 
@@ -309,7 +309,7 @@ impl Operation<'_> {
             // Our own replica answers first (see `order`). The others are told its stamp, and leave out
             // a value that we hold, and that our disk has.
             let mut told = known;
-            let ask = |at| {
+            let mut ask = |at| {
                 if let Some(store) = self.own_store_at(&view, at) {
                     let own = store.load(self.key, known);
                     let settling = store.settling(self.key);
@@ -330,7 +330,7 @@ impl Operation<'_> {
                 asks_all,
                 is_swap: false,
             };
-            match self.majority(phase, loaded, ask, &mut false).await {
+            match self.majority(&phase, loaded, &mut ask, &mut false).await {
                 Ok(answers) => return Ok(answers),
                 Err(Failed::For(error)) => return Err(error),
                 Err(Failed::RingChanged) => {
@@ -346,19 +346,19 @@ impl Operation<'_> {
     /// deadline, or until the ring has changed.
     async fn majority<T: Answered>(
         &self,
-        mut phase: Phase<'_>,
+        phase: &Phase<'_>,
         read: Read<T>,
-        mut ask: impl FnMut(At) -> Sent<T>,
+        ask: &mut impl FnMut(At) -> Sent<T>,
         taken: &mut bool,
     ) -> Result<Few<T>, Failed> {
         if phase.opened >= self.deadline {
             let why = "no time is left to ask its replicas";
             return Err(self.error(Kind::Unavailable, why).into());
         }
-        let mut kept = Vec::new(); // what an attempt before has counted: nothing, but with a bug
+        let (mut opened, mut kept) = (phase.opened, Vec::new()); // nothing is kept, but with a bug
         loop {
-            let mut attempts = self.attempts(phase, &mut kept);
-            future::poll_fn(|context| poll_all(&mut attempts, &mut ask, read, context)).await;
+            let mut attempts = self.attempts(phase, opened, &mut kept);
+            future::poll_fn(|context| poll_all(&mut attempts, ask, read, context)).await;
             if attempts.iter().all(Attempt::has_majority) {
                 // Where they lie: an attempt is long, and moving it costs more than the answers.
                 let mut answers = Few::new();
@@ -379,9 +379,9 @@ impl Operation<'_> {
             }
             kept = kept_across_windows(attempts);
             if !told {
-                sleep(PAUSE.mul_f32(0.5 + fastrand::f32())).await; // not in step with another set
+                Box::pin(sleep(PAUSE.mul_f32(0.5 + fastrand::f32()))).await; // not in step with another set
             }
-            phase.opened = Instant::now();
+            opened = Instant::now();
         }
     }
 
@@ -393,7 +393,8 @@ impl Operation<'_> {
     /// Opens a window in each ring that is asked.
     fn attempts<'v, T: Answered>(
         &self,
-        phase: Phase<'v>,
+        phase: &Phase<'v>,
+        opened: Instant,
         kept: &mut [Answers<T>],
     ) -> Attempts<'v, T> {
         let rings = phase.view.rings.iter().enumerate().take(phase.rings);
@@ -402,15 +403,15 @@ impl Operation<'_> {
             let cluster = &ring.cluster;
             let part = cluster.owner(self.key);
             let mut to_ask = match phase.is_store {
-                false => ring.order(part, phase.opened),
+                false => ring.order(part, opened),
                 true => cluster.replicas(part).collect(),
             };
             to_ask.retain(|place| answers.iter().all(|(counted, _)| counted != place));
             Attempt {
                 ring,
                 number,
-                opened: phase.opened,
-                closes: self.deadline.min(phase.opened + cluster.limits.window),
+                opened,
+                closes: self.deadline.min(opened + cluster.limits.window),
                 is_store: phase.is_store,
                 needed: match phase.is_store && planted(Bug::SetWaitsForOne) {
                     true => 1,

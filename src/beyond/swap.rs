@@ -307,10 +307,10 @@ impl Node {
             ("incr", [k]) => (Swap::Incr { by: 1 }, key(k)?),
             _ => return Err(Error::not_a_request(method, params.len())),
         };
-        let client = &self.client; // boxed: it is long, and every request would be
+        let client = &self.client;
         let swapped = match method {
-            "swap" => Box::pin(client.in_turn(key, &swap, true)).await, // another node asks the owner
-            _ => Box::pin(client.swap_anywhere(key, &swap, Some(client))).await,
+            "swap" => client.in_turn(key, &swap, true).await, // another node asks the owner
+            _ => client.swap_anywhere(key, &swap, Some(client)).await,
         };
         swap.answer(key, swapped?)
     }

@@ -102,8 +102,8 @@ impl Operation<'_> {
             }
         }
         let mut change = |old: &Packed, stamp| change(old, stamp);
-        let swap = Swap::new(self, &mut change, asked);
-        self.attempt(swap, view, insists).await
+        let mut swap = Swap::new(self, &mut change, asked);
+        self.attempt(&mut swap, view, insists).await
     }
 
     /// What a swap finds that changes nothing. It is written anew: what one replica has and no majority
@@ -112,7 +112,8 @@ impl Operation<'_> {
         let mut change = |_: &Packed, _| None;
         let mut swap = Swap::new(self, &mut change, 0);
         swap.is_read = true;
-        let Ended { found, value, .. } = self.attempt(swap, self.replicas.view(), insists).await?;
+        let view = self.replicas.view();
+        let Ended { found, value, .. } = self.attempt(&mut swap, view, insists).await?;
         Ok(Newest::agreed(found, value))
     }
 
@@ -135,14 +136,14 @@ impl Operation<'_> {
 
     async fn attempt(
         &self,
-        mut swap: Swap<'_>,
+        swap: &mut Swap<'_>,
         mut view: Arc<View>,
         insists: bool,
     ) -> Result<Ended, Error> {
         let mut attempts = 0_u8;
         loop {
             let begun = Instant::now();
-            let error = match swap.attempt(&view, begun).await {
+            let error = match Box::pin(swap.attempt(&view, begun)).await {
                 Ok(Next::End(ended)) => return Ok(ended),
                 Ok(Next::Unknown) => {
                     let why = "it was sent, and other writes may have hidden it";
@@ -223,7 +224,7 @@ impl<'a> Swap<'a> {
             asks_all: false,
             is_swap: true,
         };
-        let Some(newest) = self.promised(promises, ballot).await? else {
+        let Some(newest) = self.promised(&promises, ballot).await? else {
             return Ok(Next::Again);
         };
         if planted(Bug::SwapDeletesNothing) && newest.entry.stamp < nothing(view) {
@@ -238,7 +239,7 @@ impl<'a> Swap<'a> {
                 ..promises
             };
             let mut taken = false;
-            let stored = self.of.store_by(accepts, entry.borrow(), &mut taken);
+            let stored = self.of.store_by(&accepts, entry.borrow(), &mut taken);
             if let Err(failed) = stored.await {
                 if !taken || planted(Bug::SilentTakenForRefused) {
                     self.was_refused();
@@ -260,10 +261,10 @@ impl<'a> Swap<'a> {
 
     /// What a majority has that promises to accept nothing below this ballot; `None` if one of it has
     /// promised as much before.
-    async fn promised(&mut self, phase: Phase<'_>, ballot: u64) -> Result<Option<Newest>, Failed> {
+    async fn promised(&mut self, phase: &Phase<'_>, ballot: u64) -> Result<Option<Newest>, Failed> {
         let mut prepare = Prepare::of(ballot);
         prepare.is_read = self.is_read || self.first.is_some(); // what has begun must come to an end
-        let ask = |at| match self.of.own_store_at(phase.view, at) {
+        let mut ask = |at| match self.of.own_store_at(phase.view, at) {
             Some(store) => {
                 let own = store.promise(self.of.key, prepare);
                 let settling = store.settling(self.of.key);
@@ -276,7 +277,10 @@ impl<'a> Swap<'a> {
             None => (self.of).send(phase.view, at, "promise", [&prepare.encoded(), &[], &[]]),
         };
         let taken = &mut false;
-        let promises = self.of.majority(phase, Promise::read, ask, taken).await?;
+        let promises = self
+            .of
+            .majority(phase, Promise::read, &mut ask, taken)
+            .await?;
         let mut given = Few::<Loaded>::new();
         for promise in promises {
             let (stamp, value) = match promise {

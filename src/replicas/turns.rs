@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -47,25 +48,21 @@ pub(crate) struct Waiting {
 /// The swaps that wait at one node, by their keys.
 #[derive(Default)]
 pub(crate) struct Turns {
-    waiting: Mutex<HashMap<Key, Line>>,
+    waiting: Mutex<HashMap<Key, Line, RandomState>>,
     given: AtomicU64, // numbers, to turns
-    contended: Mutex<HashMap<Key, Instant>>,
+    contended: Mutex<HashMap<Key, Instant, RandomState>>,
 }
 
 /// Those behind one swap, or some that are done together.
 struct Line {
     turn: u64,
-    begun: Instant,
-    waiting: Vec<Waiting>,
+    waiting: Vec<Waiting>, // since this turn began
 }
 
 impl Line {
     fn of(turn: u64) -> Self {
-        Line {
-            turn,
-            begun: Instant::now(),
-            waiting: Vec::new(),
-        }
+        let waiting = Vec::new();
+        Line { turn, waiting }
     }
 }
 
@@ -96,16 +93,15 @@ impl Turns {
             line.remove();
             return None;
         }
-        line.get_mut().begun = Instant::now();
         Some(std::mem::take(&mut line.get_mut().waiting))
     }
 
-    /// All that wait for a key, if its turn has gone on for so long, and the number of their turn: most likely the
+    /// All that wait for a key, if one of them has for so long, and the number of their turn: most likely the
     /// guest of the one before reads no answers, so that nothing is done for it.
     pub(crate) fn take_over(&self, key: &[u8], longest: Duration) -> Option<(u64, Vec<Waiting>)> {
         let mut waiting = lock(&self.waiting);
         let line = waiting.get_mut(key)?;
-        if line.begun.elapsed() < longest {
+        if line.waiting.first()?.since.elapsed() < longest {
             return None;
         }
         let taken = std::mem::replace(line, Line::of(self.number()));

@@ -16,7 +16,7 @@ use futures::channel::mpsc::UnboundedSender;
 use futures::stream::{FuturesUnordered, Stream, StreamExt as _};
 use futures::{FutureExt as _, future};
 use tokio::io::{AsyncWrite as _, AsyncWriteExt as _};
-use tokio::task::yield_now;
+use tokio::task::{unconstrained, yield_now};
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::io::poll_read_buf;
 use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
@@ -158,20 +158,24 @@ where
     P: Protocol,
 {
     let (mut connections, spares) = (FuturesUnordered::new(), Spares::default());
-    let mut stopped = pin!(stop.cancelled());
-    loop {
-        let open = connections.len();
-        protocol.meter().inspect(|meter| meter.open(open));
-        tokio::select! {
-            biased;
-            () = &mut stopped => break,
-            Some(()) = connections.next() => {}
-            Some(admitted) = admitted.next() => {
-                connections.push(connection(admitted, protocol, spares.clone(), stop.clone()));
+    let answering = async {
+        let mut stopped = pin!(stop.cancelled());
+        loop {
+            let open = connections.len();
+            protocol.meter().inspect(|meter| meter.open(open));
+            tokio::select! {
+                biased;
+                () = &mut stopped => break,
+                Some(()) = connections.next() => {}
+                Some(admitted) = admitted.next() => {
+                    connections.push(connection(admitted, protocol, spares.clone(), stop.clone()));
+                }
+                else => break,
             }
-            else => break,
         }
-    }
+    };
+    // A task's budget is too small for many connections: those that it leaves out would come last each time.
+    unconstrained(answering).await;
     if timeout(STOP_GRACE, connections.count()).await.is_err() {
         log::warn!("stopped with requests in flight");
     }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::wire::Wire;
 use common::{Cluster, Hiccups, block_on};
 use kv54::cluster::{self, Limits, Node};
 use kv54::entry::{Packed, Stamp};
@@ -418,4 +419,69 @@ fn hear(stream: &mut TcpStream) -> Vec<u8> {
 fn answer(question: &[u8]) -> Vec<u8> {
     let msgid = question.get(2..7).unwrap_or(&[0xc0]);
     [&[0x94, 0x01], msgid, &[0xc0, 0xc0]].concat()
+}
+
+/// A part of a program may ask a ring for a while: what it has dialled does not stay open for ever.
+#[test]
+fn the_connection_of_a_peer_that_is_let_go_is_closed_when_all_is_answered() {
+    let (ended, end) = mpsc::channel();
+    let ended = Mutex::new(ended);
+    let (node, dials) = pretend(move |mut stream, _| {
+        let mut question = hear(&mut stream);
+        while !question.is_empty() {
+            thread::sleep(Duration::from_millis(50));
+            stream.write_all(&answer(&question)).unwrap();
+            question = hear(&mut stream);
+        }
+        ended.lock().unwrap().send(()).unwrap();
+    });
+    block_on(async {
+        let peer = Peer::new(&node, Duration::from_secs(5), tcp());
+        let is_open = || end.recv_timeout(Duration::from_millis(100)).is_err();
+        peer.call("status", &[]).await.1.unwrap();
+        drop(peer.clone());
+        tokio::task::yield_now().await;
+        assert!(is_open(), "another handle is left");
+        let last = peer.call("status", &[]);
+        drop(peer);
+        last.await.1.unwrap();
+        let closed = async || {
+            while is_open() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), closed())
+            .await
+            .unwrap();
+    });
+    assert_eq!(dials.load(Relaxed), 1);
+}
+
+/// All connections of a thread are in one task, which may read and write so often before others have their turn.
+#[test]
+fn of_many_busy_connections_each_is_answered_as_often_as_the_others() {
+    const CONNECTIONS: usize = 200;
+    let mut cluster = Cluster::with_limits(&["alice"], "threads = 1");
+    cluster.start_all();
+    let answered: Vec<_> = (0..CONNECTIONS).map(|_| AtomicUsize::new(0)).collect();
+    let total = || {
+        answered
+            .iter()
+            .map(|count| count.load(Relaxed))
+            .sum::<usize>()
+    };
+    thread::scope(|scope| {
+        for count in &answered {
+            let mut wire = Wire::to(&cluster, "alice");
+            scope.spawn(move || {
+                while total() < 50 * CONNECTIONS {
+                    wire.does("get", ["tea".into()]);
+                    count.fetch_add(1, Relaxed);
+                }
+            });
+        }
+    });
+    let counts = answered.iter().map(|count| count.load(Relaxed));
+    let (fewest, most) = (counts.clone().min().unwrap(), counts.max().unwrap());
+    assert!(fewest >= 10, "from {fewest} to {most} answers");
 }

@@ -8,7 +8,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -46,12 +46,19 @@ const MAX_OUTBOX: usize = 64 << 20;
 /// How a node with certificates begins its answer to a plain question.
 const TLS_ALERT: [u8; 2] = [21, 3];
 
-/// A node that can be asked. Cloning it gives another handle on the same connection.
+/// A node that can be asked. Cloning it gives another handle on the same connection, which ends with the last
+/// handle, once its questions are answered.
 #[derive(Clone)]
 pub struct Peer(Arc<Lines>);
 
 struct Lines {
     newest: Mutex<Arc<Line>>,
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        lock(&self.newest).to_watch.notify_one();
+    }
 }
 
 /// A connection, and the questions on it. One that was replaced is read until they are answered.
@@ -165,7 +172,8 @@ impl Peer {
         let idle = !std::mem::replace(&mut state.running, true);
         drop(state);
         if idle {
-            line.clone().start(self.clone(), (line.dial)(&line.node));
+            line.clone()
+                .start(Arc::downgrade(&self.0), (line.dial)(&line.node));
         }
         Call(slot)
     }
@@ -237,7 +245,7 @@ impl Line {
     }
 
     /// Connects, reads, writes and watches the clock until something breaks.
-    fn start(self: Arc<Self>, peer: Peer, dial: Connecting) {
+    fn start(self: Arc<Self>, lines: Weak<Lines>, dial: Connecting) {
         // Not in the task: a runtime that ends may drop that before it begins.
         let end = End {
             line: self,
@@ -250,7 +258,7 @@ impl Line {
             (end.sent, end.why) = tokio::select! {
                 biased;
                 broken = line.converse(dial) => broken,
-                silent = line.watch(&peer) => (true, silent),
+                silent = line.watch(&lines) => (true, silent),
             };
         });
     }
@@ -315,12 +323,13 @@ impl Line {
     }
 
     /// Wakes askers whose answer is late, dials beside a silent connection, and returns once it was
-    /// silent for too long, or was replaced and has no questions left.
-    async fn watch(self: &Arc<Self>, peer: &Peer) -> io::Error {
+    /// silent for too long, or was replaced or let go and has no questions left.
+    async fn watch(self: &Arc<Self>, lines: &Weak<Lines>) -> io::Error {
         let (mut beside, mut dial_from): (Option<Connecting>, _) = (None, Instant::now());
         loop {
             let now = Instant::now();
-            let replaced = !Arc::ptr_eq(self, &lock(&peer.0.newest));
+            let is_newest = |lines: Arc<Lines>| Arc::ptr_eq(self, &lock(&lines.newest));
+            let replaced = !lines.upgrade().is_some_and(is_newest);
             let Some((silent, stale)) = self.wake_late(now) else {
                 if replaced {
                     return io::ErrorKind::ConnectionAborted.into();
@@ -342,7 +351,7 @@ impl Line {
                 Some(dialled) = OptionFuture::from(beside.as_mut()) => {
                     (beside, dial_from) = (None, now + REDIAL);
                     if let Ok(stream) = dialled {
-                        self.replace(peer, stream);
+                        self.replace(lines, stream);
                     }
                 }
                 () = sleep(HEDGE) => {}
@@ -351,12 +360,15 @@ impl Line {
     }
 
     /// Asks what comes next on a fresh connection, unless the node has moved meanwhile.
-    fn replace(self: &Arc<Self>, peer: &Peer, stream: Box<dyn Connection>) {
-        let mut newest = lock(&peer.0.newest);
+    fn replace(self: &Arc<Self>, lines: &Weak<Lines>, stream: Box<dyn Connection>) {
+        let Some(kept) = lines.upgrade() else {
+            return;
+        };
+        let mut newest = lock(&kept.newest);
         if Arc::ptr_eq(self, &newest) {
             *newest = self.afresh(self.node.clone());
             lock(&newest.state).running = true;
-            newest.clone().start(peer.clone(), connected(stream));
+            newest.clone().start(lines.clone(), connected(stream));
         }
     }
 

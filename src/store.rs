@@ -198,6 +198,7 @@ impl Replica<'_> {
             self.store.has_room(bytes > 0)?;
             let added = match entry {
                 Some(old) => bytes.saturating_sub(size(old.value)),
+                None if bytes == 0 => 0,
                 None => bytes + key.len() + OVERHEAD,
             };
             let others = held
@@ -241,10 +242,17 @@ impl Replica<'_> {
         let mut kept = lock(&self.store.kept);
         let (_, held, _) = self.held(&mut kept)?;
         let number = held.part(key, &self.store.name)?.0;
-        if let Some(part) = held.parts.get_mut(&number) {
+        self.copy(&mut kept, key, entry)?;
+        self.is_settled(&mut kept, number, key)
+    }
+
+    /// Only now: what could not be kept yet is still known.
+    fn is_settled(&self, kept: &mut Kept, part: usize, key: &[u8]) -> Result<(), Error> {
+        let (_, held, _) = self.held(kept)?;
+        if let Some(part) = held.parts.get_mut(&part) {
             part.unsettled.remove(key);
         }
-        self.copy(&mut kept, key, entry)
+        Ok(())
     }
 
     fn copy(&self, kept: &mut Kept, key: &[u8], entry: Entry<&[u8]>) -> Result<(), Error> {
@@ -412,12 +420,13 @@ impl Replica<'_> {
     ) -> Result<(Unsettled, Option<Key>), Error> {
         let mut kept = lock(&self.store.kept);
         let (_, held, _) = self.held(&mut kept)?;
-        let part = held.parts.get_mut(&part);
-        let (clear, unclear, last) = part
+        let found = held.parts.get(&part);
+        let (clear, unclear, last) = found
             .map(|part| part.unsettled_after(after))
             .unwrap_or_default();
         for (key, entry) in clear {
             self.copy(&mut kept, &key, entry.borrow())?;
+            self.is_settled(&mut kept, part, &key)?;
         }
         Ok((unclear, last))
     }

@@ -15,11 +15,12 @@ use common::{Cluster, Node, Said, block_on};
 use fastrand::Rng;
 use kv54::beyond::swap::Swapped;
 use kv54::client::Client;
-use kv54::entry::{Packed, Stamp, next_ballot};
+use kv54::entry::{Entry, Packed, Stamp, next_ballot};
 use kv54::error::{Error, Kind};
 use kv54::rpc::codec::{encode, encode_bytes};
 use kv54::rpc::{Peer, tcp};
-use kv54::store::{Prepare, Promise};
+use kv54::store::journal::Journal;
+use kv54::store::{Prepare, Promise, Store};
 use msgpack_rpc::Value;
 use tokio::time::advance;
 
@@ -391,6 +392,49 @@ async fn a_replica_holds_off_others_for_a_moment() {
     assert!(is_given(yours(4)) && !is_given(mine(5)));
     advance(moment).await;
     assert!(is_given(mine(5)));
+}
+
+/// What others have while this one joins is kept later where its disk does not keep up.
+#[test]
+fn what_a_joining_node_cannot_keep_yet_is_not_forgotten() {
+    let cluster = Cluster::of(&THREE);
+    let (ring, journal) = (cluster.ring(), Arc::new(Journal::default()));
+    let store = Store::new(ring.clone(), 0);
+    store.heard_all();
+    store.write_down(journal.clone());
+    let numbered = |n: u32| format!("tea{n}").into_bytes();
+    let keys: Vec<_> = (0..)
+        .map(numbered)
+        .filter(|key| ring.owner(key) == 0)
+        .take(3)
+        .collect();
+    let value = Packed::of("green");
+    for key in &keys {
+        let (stamp, value) = (Stamp::new(1, 1, 1 << 16), &*value);
+        store
+            .at(0)
+            .take_over(key, Entry { stamp, value }, 1 << 16)
+            .unwrap();
+    }
+    journal.append(None, &[&vec![0; 17 << 20]]); // so much is not on disk yet
+    let error = store.at(0).unsettled(0, None).unwrap_err();
+    assert!(error.why.contains("does not keep up"), "{error}");
+    let unkept = store.at(0).settle(
+        &keys[0],
+        Entry {
+            stamp: Stamp::new(1, 1, 1 << 16),
+            value: &*value,
+        },
+    );
+    assert!(unkept.is_err());
+    while let Some(batch) = journal.take() {
+        journal.note_settled(&batch, Duration::ZERO, 0);
+    }
+    assert!(store.at(0).unsettled(0, None).unwrap().0.is_empty());
+    for key in &keys {
+        let (kept, promised) = store.at(0).value_and_promise(key).unwrap();
+        assert_eq!((kept, promised), (value.clone(), 1 << 16));
+    }
 }
 
 /// A replica does not send a swap what that knows already, and sends what is newer.

@@ -61,7 +61,8 @@ impl Store {
             log::log!(level, "{}", state.told());
         }
         let known = self.rings.known();
-        if !told.name.is_empty() && told.state(&known.file)?.is(&known.state) {
+        let is_awaited = self.unheard_in(&kept).contains(&told.name);
+        if is_awaited && told.state(&known.file)?.is(&known.state) {
             kept.heard.insert(told.name.clone());
         }
         Ok(())

@@ -1,6 +1,5 @@
 //! What a node holds of one ring: its parts, and in each the newest entry of every key.
 
-use std::collections::btree_map::Entry::{Occupied, Vacant};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
@@ -355,28 +354,17 @@ impl Part {
     /// Some of what was not accepted, behind this key: what may be kept, since no replica that was read has
     /// promised more, what else there is, and the last key.
     pub(super) fn unsettled_after(
-        &mut self,
+        &self,
         after: Option<Key>,
     ) -> (Unsettled, Unsettled, Option<Key>) {
         let behind = (after.map_or(Unbounded, Excluded), Unbounded);
-        let page: Vec<Key> = self
-            .unsettled
-            .range(behind)
-            .map(|(key, _)| key.clone())
-            .take(AT_ONCE)
-            .collect();
-        let last = page.last().cloned();
-        let (mut clear, mut unclear) = (Unsettled::new(), Unsettled::new());
-        for key in page {
-            let promised = promised(self.find(&key).as_ref());
-            match self.unsettled.entry(key) {
-                Occupied(found) if found.get().stamp.ballot >= promised => {
-                    clear.push(found.remove_entry());
-                }
-                Occupied(found) => unclear.push((found.key().clone(), found.get().clone())),
-                Vacant(_) => {}
-            }
-        }
+        let found = self.unsettled.range(behind).take(AT_ONCE);
+        let page = found.map(|(key, entry)| (key.clone(), entry.clone()));
+        let page: Unsettled = page.collect();
+        let last = page.last().map(|(key, _)| key.clone());
+        let may_be_kept =
+            |(key, entry): &(Key, Entry)| entry.stamp.ballot >= promised(self.find(key).as_ref());
+        let (clear, unclear) = page.into_iter().partition(may_be_kept);
         (clear, unclear, last)
     }
 

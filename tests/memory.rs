@@ -9,6 +9,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
+use common::gateway::Gateway;
 use common::wire::{MIB, Wire, bin, request};
 use common::{Cluster, FIVE};
 use kv54::cluster::{State, Told};
@@ -336,4 +337,36 @@ fn assert_holds(cluster: &Cluster, keys: &BTreeSet<String>) {
             assert!(!value.is_nil(), "{name} says that {key} is absent");
         }
     }
+}
+
+/// A delete frees memory: no way to ask for it needs some.
+#[test]
+fn a_full_ring_takes_a_delete_also_where_it_is_a_swap() {
+    let mut cluster = Cluster::with_limits(&THREE, LITTLE);
+    cluster.start_all();
+    let (written, _) = write_until_full(&cluster, &THREE, 6_000, 1);
+    // What was swapped takes a little more than before, until there is no room for that either.
+    let (mut wire, value) = (Wire::to(&cluster, "alice"), || bin(&[0; 6_000]));
+    let counters = (0..).map(|n| format!("counter{n}"));
+    let refused = counters
+        .map(|key| wire.asks("incr", [key.into()]))
+        .find_map(Result::err);
+    assert!(refused.unwrap().starts_with("full: "));
+    let mut keys = written.iter().map(String::as_str);
+    let mut is_refused = |key: &&str| {
+        let same = wire.asks("cas", [(*key).into(), value(), value()]);
+        same.is_err_and(|error| error.starts_with("full: "))
+    };
+    let by_cas = keys.find(&mut is_refused).unwrap();
+    let by_gateway = keys.find(&mut is_refused).unwrap();
+    let done = wire.does("cas", [by_cas.into(), value(), Value::Nil]);
+    assert_eq!(done[0], true.into());
+    assert_eq!(wire.does("get", [by_cas.into()]), Value::Nil);
+    let gateway = Gateway::of(&cluster, &[]);
+    gateway.client().plays(&[
+        (&format!("delete {by_gateway}\r\n"), "DELETED\r\n"),
+        (&format!("delete {by_gateway}\r\n"), "NOT_FOUND\r\n"),
+        ("delete nothing\r\n", "NOT_FOUND\r\n"),
+    ]);
+    assert_eq!(wire.does("get", [by_gateway.into()]), Value::Nil);
 }

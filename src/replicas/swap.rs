@@ -17,6 +17,7 @@ use super::{Failed, Few, Newest, Operation, PAUSE, Phase, target};
 use crate::entry::{Entry, Loaded, Packed, Stamp, check_value, next_ballot, size};
 use crate::error::{Error, Kind};
 use crate::rpc::codec::NIL;
+use crate::rpc::lock;
 use crate::sabotage::{Bug, planted};
 use crate::store::{Prepare, Promise, Replica};
 
@@ -42,6 +43,7 @@ pub(crate) struct Ended {
 struct Swap<'a> {
     of: &'a Operation<'a>,
     is_read: bool, // of a value that is there: no memory may be lacking for it
+    frees: bool,   // most likely: nor for this
     change: &'a mut Change<'a>,
     asked: usize,                      // how often
     first: Option<Arc<View>>,          // the rings to which it was first sent
@@ -144,21 +146,22 @@ impl Operation<'_> {
         loop {
             let begun = Instant::now();
             let error = match Box::pin(swap.attempt(&view, begun)).await {
-                Ok(Next::End(ended)) => return Ok(ended),
+                Ok(Next::End(ended)) => {
+                    lock(&self.view).clone_from(&view); // what builds on it belongs to these rings
+                    return Ok(ended);
+                }
                 Ok(Next::Unknown) => {
                     let why = "it was sent, and other writes may have hidden it";
                     return Err(self.error(Kind::UnknownOutcome, why));
                 }
-                Err(Failed::For(error)) if error.kind == Kind::Busy => {
-                    Error::new(Kind::Unavailable, error.why) // the word is for nodes
+                Err(Failed::For(error)) if error.kind == Kind::Full && swap.may_free() => {
+                    match Box::pin(swap.without_memory()).await? {
+                        Some(ended) => return Ok(ended),
+                        None if swap.frees => continue,
+                        None => error,
+                    }
                 }
-                Err(Failed::For(error)) => error,
-                Ok(Next::Again) => {
-                    self.error(Kind::Unavailable, "other swaps of it are in the way")
-                }
-                Err(Failed::RingChanged) => {
-                    self.error(Kind::Unavailable, "the ring has changed meanwhile")
-                }
+                next => self.hindrance(next),
             };
             match swap.first {
                 Some(_) if self.is_late() => return Err(error.of_a_write()),
@@ -171,6 +174,19 @@ impl Operation<'_> {
             view = self.replicas.view();
             self.own_value(&view); // others may have gone on meanwhile
         }
+    }
+
+    /// Why an attempt has not come to an end.
+    fn hindrance(&self, next: Result<Next, Failed>) -> Error {
+        let why = match next {
+            Err(Failed::For(error)) if error.kind == Kind::Busy => {
+                return Error::new(Kind::Unavailable, error.why); // the word is for nodes
+            }
+            Err(Failed::For(error)) => return error,
+            Err(Failed::RingChanged) => "the ring has changed meanwhile",
+            Ok(_) => "other swaps of it are in the way",
+        };
+        self.error(Kind::Unavailable, why)
     }
 
     /// Refuses a value that is too large, or for which there is no memory.
@@ -205,6 +221,7 @@ impl<'a> Swap<'a> {
         Swap {
             of,
             is_read: false,
+            frees: false,
             change,
             asked,
             first: None,
@@ -250,6 +267,24 @@ impl<'a> Swap<'a> {
         Ok(next)
     }
 
+    fn may_free(&self) -> bool {
+        !self.frees && self.first.is_none()
+    }
+
+    /// Looks what it does where there is no memory for a promise: a delete is never refused for that, nor what
+    /// changes nothing, which ends here.
+    async fn without_memory(&mut self) -> Result<Option<Ended>, Error> {
+        let Entry { stamp, value } = self.of.get().await?.entry;
+        self.asked += 1;
+        match (self.change)(&value, stamp) {
+            None => Ok(Some(end(stamp, stamp, value, None))),
+            Some(new) => {
+                self.frees = new.is_nil();
+                Ok(None)
+            }
+        }
+    }
+
     /// What was sent last has been refused by all who were asked, for example since the ring has changed:
     /// nobody will ever keep it.
     fn was_refused(&mut self) {
@@ -263,7 +298,8 @@ impl<'a> Swap<'a> {
     /// promised as much before.
     async fn promised(&mut self, phase: &Phase<'_>, ballot: u64) -> Result<Option<Newest>, Failed> {
         let mut prepare = Prepare::of(ballot);
-        prepare.is_read = self.is_read || self.first.is_some(); // what has begun must come to an end
+        let has_begun = self.first.is_some(); // it must come to an end
+        prepare.is_read = self.is_read || self.frees || has_begun;
         let mut ask = |at| match self.of.own_store_at(phase.view, at) {
             Some(store) => {
                 let own = store.promise(self.of.key, prepare);

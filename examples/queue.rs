@@ -8,11 +8,14 @@ use kv54::beyond::memcached::{Cache, Item, Memcached, Outcome, Queues, Request, 
 use kv54::beyond::programs::{Failed, client, words};
 use kv54::{client::Client, entry::Packed, error::Error, rpc::listen_in};
 use std::{sync::Arc, time::Duration};
+use tokio::select;
 use tokio::sync::{Notify, oneshot::Sender, oneshot::channel};
 use tokio::time::{sleep, timeout};
 
 /// How soon a task is seen that came through another server, and how soon is tried again what has failed.
 const POLL: Duration = Duration::from_millis(50);
+/// How long a put waits for those before it: who reads no answers would stop them all.
+const TURN: Duration = Duration::from_secs(1);
 
 /// Asks the ring, has those that put and those that take stand in lines, and tells of a new task.
 #[derive(Clone)]
@@ -20,8 +23,8 @@ struct Server(Arc<Client>, Arc<Queues>, Arc<Notify>);
 
 impl Server {
     async fn put(&self, queue: &[u8], task: &Packed) -> Result<Outcome, Error> {
-        let line = self.1.place(&[queue, b" put"].concat());
-        let _turn = line.queue.turn(true).await; // or all of them would want the same slot
+        let line = self.1.place(&[b"put ", queue].concat());
+        let _turn = timeout(TURN, line.queue.turn(true)).await; // or all of them would want the same slot
         self.0.put_task(queue, task).await?;
         self.2.notify_one();
         Ok(Outcome::Done(Item::default()))
@@ -29,24 +32,29 @@ impl Server {
 
     /// Waits for a task. This may be dropped at any time.
     async fn take(&self, queue: &[u8]) -> Result<Outcome, Error> {
-        let line = self.1.place(queue);
-        let _turn = line.queue.turn(true).await;
-        loop {
-            let (worker, taken) = channel();
-            tokio::spawn(self.clone().give(queue.to_owned(), worker));
-            match taken.await.unwrap_or(Ok(None)) {
-                Ok(Some(task)) => return Ok(Outcome::of(&task)),
-                Err(error) if error.kind.is_refusal() => return Err(error),
-                _ => drop(timeout(POLL, self.2.notified()).await),
-            }
-        }
+        let (worker, taken) = channel();
+        tokio::spawn(self.clone().give(queue.to_owned(), worker));
+        taken
+            .await
+            .unwrap_or_else(|_| Err(Error::bad_request("the queue failed")))
     }
 
-    /// Gives a task to a worker, if there is one, or puts it in again where the worker has gone meanwhile.
-    async fn give(self, queue: Vec<u8>, worker: Sender<Result<Option<Packed>, Error>>) {
-        if let Err(Ok(Some(task))) = worker.send(self.0.take_task(&queue).await) {
-            while self.put(&queue, &task).await.is_err() {
-                sleep(POLL).await;
+    /// Gives a task to a worker when its turn has come, or puts it in again where the worker has gone meanwhile.
+    async fn give(self, queue: Vec<u8>, mut worker: Sender<Result<Outcome, Error>>) {
+        let line = self.1.place(&[b"get ", &*queue].concat());
+        let _turn =
+            select! { turn = line.queue.turn(true) => turn, () = worker.closed() => return };
+        while !worker.is_closed() {
+            match self.0.take_task(&queue).await {
+                Ok(Some(task)) => {
+                    let is_gone = worker.send(Ok(Outcome::of(&task))).is_err();
+                    while is_gone && self.put(&queue, &task).await.is_err() {
+                        sleep(POLL).await;
+                    }
+                    return;
+                }
+                Err(error) if error.kind.is_refusal() => return drop(worker.send(Err(error))),
+                _ => drop(timeout(POLL, self.2.notified()).await),
             }
         }
     }

@@ -490,6 +490,22 @@ fn a_worker_that_leaves_while_it_waits_gets_no_task() {
     assert_eq!(second.line(), "VALUE tasks 0 4");
 }
 
+/// It has asked for more than its connection takes while it works.
+#[test]
+fn a_worker_that_does_not_read_its_tasks_stops_no_other_one() {
+    let ring = Cluster::running(&["alice", "bob", "carol"]);
+    let queue = Queue::of(&ring);
+    let (mut producer, mut idle) = (queue.client(), queue.client());
+    let large = "x".repeat((1 << 20) - 100);
+    for _ in 0..16 {
+        producer.puts("tasks", &large);
+    }
+    idle.sends(&format!("mn\r\n{}", "get tasks\r\n".repeat(16)));
+    assert_eq!(idle.line(), "MN");
+    producer.puts("tasks", "steep");
+    assert_eq!(queue.client().gets("tasks"), "steep");
+}
+
 #[test]
 fn a_task_that_was_taken_for_a_worker_that_has_left_is_put_in_again() {
     let ring = Cluster::running(&["alice", "bob", "carol"]);
@@ -635,6 +651,12 @@ fn a_queue_keeps_flags_and_refuses_what_a_queue_cannot() {
         ("add tasks 0 0 1\r\nx\r\n", refused),
         ("cas tasks 0 0 1 1\r\nx\r\n", refused),
         ("gat 60 tasks\r\n", refused),
+        ("gat 0 tasks\r\n", refused),
+        ("gets tasks\r\n", refused),
+        ("mg tasks v c\r\n", refused),
+        ("mg tasks v N0\r\n", refused),
+        ("ms tasks 1 c\r\ny\r\n", refused),
+        ("get tasks tea\r\n", refused), // what was taken for one would be lost with the other
         ("incr tasks 1\r\n", refused),
         ("delete tasks\r\n", refused),
         ("flush_all\r\n", refused),

@@ -970,6 +970,15 @@ fn strangers_hurt_nobody() {
 
 /// Its answers are behind others that nobody reads, so that it does not go on.
 #[test]
+fn a_web_page_is_not_listened_to() {
+    let (_cluster, gateway) = running(&[]);
+    let (mut page, mut client) = (gateway.client(), gateway.client());
+    page.sends("POST / HTTP/1.1\r\nHost: tea\r\n\r\nset tea 0 0 1\r\nx\r\n");
+    assert_eq!(page.rest(), b"");
+    client.plays(&[("get tea\r\n", "END\r\n")]);
+}
+
+#[test]
 fn a_count_whose_client_reads_nothing_holds_nobody_up() {
     let (_cluster, gateway) = running(&[]);
     let (mut idle, mut other) = (gateway.client(), gateway.client());

@@ -11,7 +11,7 @@
 //!        └─ the next take └─ is 2     └─ and the next put 4
 //! ```
 
-use std::cmp::Ordering::{Equal, Less};
+use std::cmp::Ordering::{Equal, Greater, Less};
 use std::fmt::Display;
 use std::time::Duration;
 
@@ -35,7 +35,8 @@ enum Slot {
     Own,         // it shows its own swap
     Swap(Value), // it becomes this
     PassOver,
-    End, // of the queue: there is no room, or no task
+    Lost, // a later task is there: what became of its own is not known any more
+    End,  // of the queue: there is no room, or no task
 }
 
 /// A put of this task, or a take.
@@ -47,8 +48,8 @@ struct Step<'a> {
 }
 
 impl Client {
-    /// Puts a task, which is not nil, at the end of a queue, once. An error means that it is not there. While the
-    /// outcome is unknown, this goes on until it is known: if it is dropped in the middle, the task may be there.
+    /// Puts a task, which is not nil, at the end of a queue, once. An error means that it is not there, but for
+    /// `unknown-outcome:`. While the outcome is unknown, this goes on until it is known, or all slots are used again: if it is dropped in the middle, the task may be there.
     pub async fn put_task(&self, queue: &[u8], task: &Packed) -> Result<(), Error> {
         let task = task.value()?;
         let full = || format!("queue {:?} has {SLOTS} tasks that wait", plain(queue));
@@ -80,7 +81,13 @@ impl Client {
             match self.try_step(&mut step, &slot, hint).await {
                 Ok(Slot::Own) => return Ok(Some(step.task)),
                 Ok(Slot::End) => return Ok(None),
-                Ok(Slot::PassOver) => (step.number, is_sent) = (step.number + 1, false),
+                Ok(Slot::Lost) if is_sent => {
+                    let why = format!("{SLOTS} later tasks came while it had no answer");
+                    return Err(Error::new(Kind::UnknownOutcome, why));
+                }
+                Ok(Slot::PassOver | Slot::Lost) => {
+                    (step.number, is_sent) = (step.number + 1, false);
+                }
                 Ok(Slot::Swap(_)) => {} // others were faster
                 Err(error) if is_sent || error.kind == Kind::UnknownOutcome => {
                     if planted(Bug::UnknownTaskTakenForDone) {
@@ -137,6 +144,7 @@ impl Step<'_> {
             (Equal, None) if !old[3].is_nil() => {
                 Slot::Swap(vec![number.into(), old[1].clone(), id.clone()].into())
             }
+            (Greater, _) => Slot::Lost,
             _ => Slot::PassOver,
         }
     }

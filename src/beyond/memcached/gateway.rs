@@ -186,11 +186,13 @@ impl Request {
             && [self.ttl, self.vivify, self.recache] == [None; 3]
     }
 
-    /// Whether it is a set or a get of the data alone, without times and conditions.
+    /// Whether it is a set or a get of the data of one key alone, without times and conditions.
     pub fn is_plain(&self) -> bool {
-        let times = [self.ttl, self.vivify, self.recache];
-        let is_known = self.verb == Verb::Set || self.verb == Verb::Get && self.wants_value;
-        is_known && self.compare.is_none() && times.iter().all(|time| time.unwrap_or(0) == 0)
+        let is_known = match self.verb {
+            Verb::Set => self.vivify.is_none() && self.ttl.unwrap_or(0) == 0,
+            _ => self.wants_value && self.only_reads() && !self.is_of_many,
+        };
+        is_known && self.compare.is_none() && !self.wants_cas
     }
 
     /// The value that is kept of the data and flags of a set.

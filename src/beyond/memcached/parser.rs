@@ -93,7 +93,9 @@ pub struct Request {
     pub wants_cas: bool,
     /// Whether the usual answer is left out.
     pub is_quiet: bool,
-    /// Whether the same command names more keys.
+    /// Whether the same command names other keys.
+    pub is_of_many: bool,
+    /// Whether some of them come after this one.
     pub goes_on: bool,
     /// The flags of a meta command, as they came.
     pub meta: Option<Vec<u8>>,
@@ -296,6 +298,7 @@ fn get(text: &[u8]) -> Result<(Request, usize), &'static str> {
     }
     let first = rest.iter().position(|byte| *byte != b' ').ok_or("ERROR")?;
     words(rest).try_for_each(|key| checked(key).map(drop))?;
+    get.is_of_many = words(rest).nth(1).is_some();
     Ok((get, text.len() - rest.len() + first))
 }
 
@@ -388,6 +391,8 @@ fn without_key(words: &[&[u8]]) -> Parsed {
             request.key = of.concat();
             Verb::Stats
         }
+        // A web page can have a browser send commands behind such a line.
+        [.., last] if last.starts_with(b"HTTP/") => Verb::said("", true),
         _ => return Err("ERROR"),
     };
     Ok(request)

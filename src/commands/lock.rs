@@ -29,6 +29,9 @@ use crate::rpc::tls;
 /// The first pause before a key is looked at again, and the longest.
 const PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(250)];
 
+/// What is said while it cannot be taken, though nobody holds it.
+const TRIES: &str = "cannot lock yet";
+
 /// Run a command while holding a key: of all that lock it, one at a time.
 ///
 /// kv54 waits until the key is absent, writes its holder there (user, host, process and a random number), runs the
@@ -36,8 +39,8 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(
 /// (INT and QUIT not where a terminal is there, which sends Ctrl-C to both). The command finds the holder in KV54_LOCK.
 /// While too few nodes answer, kv54 goes on trying to take the key, or to delete it; --timeout limits each of the two.
 ///
-/// The key stays taken if kv54 itself is killed (kill -9) or its host fails. `kv54 get KEY` shows who holds it. When
-/// that process is gone, `kv54 cas KEY HOLDER --delete` frees it.
+/// The key stays taken if kv54 itself is killed (kill -9) or its host fails, or if it gives up (and says so). `kv54 get
+/// KEY` shows who holds it. When that process is gone, `kv54 cas KEY HOLDER --delete` frees it.
 #[derive(Args)]
 #[command(after_help = "Examples:
   kv54 lock nightly -- ./backup.sh
@@ -104,6 +107,7 @@ impl Held<'_> {
     /// Waits until the key is absent, and takes it; since when it lasts at least.
     async fn take(&self, signals: &mut Signals) -> Result<Instant, Failure> {
         let (mut waiting, key) = (self.begin_waiting(), self.quoted_key());
+        let mut may_be_ours = false;
         let taken = loop {
             let begun = Instant::now();
             let (what, why) = match self.try_once().await {
@@ -112,11 +116,9 @@ impl Held<'_> {
                     let why = format!("lock failed: to take {key} takes longer than it lasts");
                     return Err(Failure { code: 3, why });
                 }
-                Ok(None) => (
-                    "cannot lock yet",
-                    "it takes longer than it lasts".to_owned(),
-                ),
+                Ok(None) => (TRIES, "it takes longer than it lasts".to_owned()),
                 Ok(Some(current)) => {
+                    may_be_ours = false;
                     let current = text::quoted(&current.value()?);
                     if waiting.is_over() {
                         let why = format!("lock failed: {current} still holds {key}");
@@ -124,13 +126,16 @@ impl Held<'_> {
                     }
                     ("waiting", format!("{current} holds {key}"))
                 }
-                Err(error) if may_get_better(&error) && !waiting.is_over() => {
-                    ("cannot lock yet", error.to_string())
+                Err(error) => {
+                    may_be_ours |= error.kind == Kind::UnknownOutcome;
+                    if !may_get_better(&error) || waiting.is_over() {
+                        return Err(self.failed("lock", error, may_be_ours).await);
+                    }
+                    (TRIES, error.to_string())
                 }
-                Err(error) => return Err(self.failed("lock", error).await),
             };
             if let Some(kind) = waiting.pause(what, &why, signals).await {
-                return Err(ended_by(kind, &why));
+                return Err(self.hinted(ended_by(kind, &why), may_be_ours));
             }
         };
         let Some(kind) = signals.next().now_or_never() else {
@@ -213,7 +218,7 @@ impl Held<'_> {
                             .await
                             .is_some()
                     {
-                        return Err(self.failed("unlock", error).await);
+                        return Err(self.failed("unlock", error, true).await);
                     }
                 }
             }
@@ -251,10 +256,14 @@ impl Held<'_> {
         }
     }
 
-    async fn failed(&self, what: &str, error: Error) -> Failure {
-        let may_be_taken = what == "unlock" || error.kind == Kind::UnknownOutcome;
+    async fn failed(&self, what: &str, error: Error, may_be_ours: bool) -> Failure {
         let failure = keys::failed(what, error, self.options).await;
-        match may_be_taken {
+        self.hinted(failure, may_be_ours)
+    }
+
+    /// Says how the key becomes free again, if it may stay taken.
+    fn hinted(&self, failure: Failure, may_be_ours: bool) -> Failure {
+        match may_be_ours {
             true => failure.with(format!(
                 "if the key stays taken, kv54 cas {} {} --delete frees it",
                 self.quoted_key(),

@@ -1,8 +1,8 @@
 //! # Exercise 5: the deleted return (20 minutes)
 //!
-//! A deleted key leaves a tombstone for good: a nil with a stamp. Somebody proposes to
-//! throw it away as soon as all three replicas have it, for then nobody has an old copy any more
-//! ([`Tea::collect`]). Be the network: tea is set, deleted, collected, and comes back.
+//! A deleted key leaves a tombstone: a nil with a stamp. Somebody proposes to throw it away as soon
+//! as all three replicas have it, for then nobody has an old copy any more ([`Tea::collect`]). Be the
+//! network: tea is set, deleted, collected, and comes back.
 //!
 //! Hint: all replicas have the tombstone. Where else can an old entry be? A set is answered when
 //! two have it; what of its third message?

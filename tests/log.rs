@@ -260,6 +260,31 @@ fn a_lost_segment_is_noticed_whichever_it_is() {
     }
 }
 
+/// One sector at the end of a base says where the log goes on: to a segment with a smaller number, if nothing was
+/// made meanwhile.
+#[test]
+fn a_lost_end_of_a_base_is_noticed() {
+    let disk = ram::Ram::default();
+    let mut segments = Segments::new(disk.clone(), "alice", 64 * 512);
+    segments.begin().unwrap();
+    while !segments.is_worn() {
+        segments.commit(b"1 1 ".repeat(100)).unwrap();
+        segments.prepare().unwrap();
+    }
+    segments.rebase().unwrap();
+    segments.add(b"1 1".to_vec()).unwrap();
+    segments.based().unwrap();
+    segments.commit(b"9 1000".to_vec()).unwrap();
+    let mut lost = disk.cut_after(disk.ops(), &mut Rng::with_seed(1));
+    let (found, kept, _) = open(&lost);
+    assert_eq!((found, kept.get(&9)), (Found::Whole, Some(&1000)));
+    let name = format!("{}.base", newest(&lost));
+    let end = written(&lost.read(&name).unwrap()) - SECTOR;
+    lost.write(&name, end, &[0; SECTOR]).unwrap();
+    let (found, ..) = open(&lost);
+    assert!(matches!(found, Found::Damaged(_)), "{found:?}");
+}
+
 fn block_on<T>(story: impl Future<Output = T>) -> T {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     runtime.enable_all().build().unwrap().block_on(story)

@@ -64,6 +64,9 @@ pub struct Segments<F> {
     left: Vec<String>, // files that were there then and are not part of it
 }
 
+/// The first segment of a log, the only base that may have no end yet.
+const FIRST: &str = "1.base";
+
 /// Where the next frame goes.
 struct End {
     number: u64,
@@ -248,6 +251,7 @@ impl<F: Files> Segments<F> {
         }
         let is_end = |body: &Body| matches!(body, Body::Closing(_));
         match segment.bodies.iter().position(is_end) {
+            None if name != FIRST && !is(name, "log") => Err(wrong("it leads nowhere")),
             None => Ok(None),
             Some(at) if at + 1 < segment.bodies.len() || segment.verdict != Verdict::Whole => {
                 Err(wrong("it goes on behind its end"))
@@ -312,8 +316,8 @@ impl<F: Files> Segments<F> {
 
     /// Begins a log in a folder that has none.
     pub fn begin(&mut self) -> io::Result<()> {
-        self.end.at = self.make("1.base", 1)?;
-        self.publish(&["1.base"])
+        self.end.at = self.make(FIRST, 1)?;
+        self.publish(&[FIRST])
     }
 
     /// Makes a segment, which is not called by its name yet, and has no frame but a header; where the next one goes.

@@ -351,7 +351,12 @@ async fn read_on(store: &Store, at: &Neighbour<'_>, scan: &mut Scan) -> Result<(
         };
         let took = asked.elapsed();
         for (key, entry, promised) in entries(&page)? {
-            at.own.take_over(key, entry, promised)?;
+            while let Err(error) = at.own.take_over(key, entry, promised) {
+                match store.journal().filter(|journal| journal.is_behind()) {
+                    Some(journal) => journal.all_settled().await,
+                    None => return Err(error),
+                }
+            }
         }
         if let Some(journal) = store.journal() {
             journal.all_settled().await; // a disk sets the pace

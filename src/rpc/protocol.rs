@@ -169,12 +169,17 @@ impl<S: Service> Protocol for MessagePackRpc<'_, S> {
             let why = format!("{method} failed inside the node; its log says where");
             Err(Error::new(Kind::UnknownOutcome, why))
         };
+        let result = answering.await.unwrap_or_else(panicked);
+        let held = match &result {
+            Ok(_) => self.0.held(method, &params), // by what the answer has just read or changed
+            Err(_) => None,                        // it reveals nothing
+        };
         Reply {
             id,
             recoverable: true,
             counted,
-            result: answering.await.unwrap_or_else(panicked),
-            held: self.0.held(method, &params).map(Box::new), // by what the answer has just read or changed
+            result,
+            held: held.map(Box::new),
         }
     }
 

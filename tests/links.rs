@@ -6,7 +6,7 @@ mod common;
 use std::io::{self, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -464,6 +464,7 @@ fn of_many_busy_connections_each_is_answered_as_often_as_the_others() {
     let mut cluster = Cluster::with_limits(&["alice"], "threads = 1");
     cluster.start_all();
     let answered: Vec<_> = (0..CONNECTIONS).map(|_| AtomicUsize::new(0)).collect();
+    let all = Barrier::new(CONNECTIONS);
     let total = || {
         answered
             .iter()
@@ -473,7 +474,9 @@ fn of_many_busy_connections_each_is_answered_as_often_as_the_others() {
     thread::scope(|scope| {
         for count in &answered {
             let mut wire = Wire::to(&cluster, "alice");
+            let all = &all;
             scope.spawn(move || {
+                all.wait();
                 while total() < 50 * CONNECTIONS {
                     wire.does("get", ["tea".into()]);
                     count.fetch_add(1, Relaxed);

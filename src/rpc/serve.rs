@@ -15,7 +15,7 @@ use bytes::BytesMut;
 use futures::channel::mpsc::UnboundedSender;
 use futures::stream::{FuturesUnordered, Stream, StreamExt as _};
 use futures::{FutureExt as _, future};
-use tokio::io::{AsyncWrite as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
 use tokio::task::{unconstrained, yield_now};
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::io::poll_read_buf;
@@ -158,24 +158,21 @@ where
     P: Protocol,
 {
     let (mut connections, spares) = (FuturesUnordered::new(), Spares::default());
-    let answering = async {
-        let mut stopped = pin!(stop.cancelled());
-        loop {
-            let open = connections.len();
-            protocol.meter().inspect(|meter| meter.open(open));
-            tokio::select! {
-                biased;
-                () = &mut stopped => break,
-                Some(()) = connections.next() => {}
-                Some(admitted) = admitted.next() => {
-                    connections.push(connection(admitted, protocol, spares.clone(), stop.clone()));
-                }
-                else => break,
+    let mut stopped = pin!(stop.cancelled());
+    loop {
+        let open = connections.len();
+        protocol.meter().inspect(|meter| meter.open(open));
+        tokio::select! {
+            biased;
+            () = &mut stopped => break,
+            // A task's budget is too small for many connections: those that it leaves out would come last each time.
+            Some(()) = unconstrained(connections.next()) => {}
+            Some(admitted) = admitted.next() => {
+                connections.push(connection(admitted, protocol, spares.clone(), stop.clone()));
             }
+            else => break,
         }
-    };
-    // A task's budget is too small for many connections: those that it leaves out would come last each time.
-    unconstrained(answering).await;
+    }
     if timeout(STOP_GRACE, connections.count()).await.is_err() {
         log::warn!("stopped with requests in flight");
     }
@@ -220,7 +217,11 @@ async fn connection<'a, P: Protocol>(
 pub(super) async fn close(mut stream: Box<dyn Connection>) {
     let read_to_end = async {
         stream.shutdown().await?;
-        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+        let mut rest = [0; 1 << 10];
+        while stream.read(&mut rest).await? > 0 {
+            yield_now().await; // who sends on and on has no more than a turn
+        }
+        Ok::<_, io::Error>(())
     };
     let _ = timeout(CLOSE_GRACE, read_to_end).await;
 }

@@ -5,17 +5,12 @@
 //! queues. What is taken from the ring is given to a worker, or put in again: also if its connection ends meanwhile.
 
 use kv54::beyond::memcached::{Cache, Item, Memcached, Outcome, Queues, Request, Turn, Verb};
-use kv54::beyond::programs::{Failed, client, words};
-use kv54::{client::Client, entry::Packed, error::Error, rpc::listen_in};
+use kv54::{beyond::programs, client::Client, entry::Packed, error::Error, rpc::listen_in};
 use std::{sync::Arc, time::Duration};
-use tokio::select;
-use tokio::sync::{Notify, oneshot::Sender, oneshot::channel};
-use tokio::time::{sleep, timeout};
+use tokio::{select, sync::Notify, sync::oneshot, time::sleep, time::timeout};
 
 /// How soon a task is seen that came through another server, and how soon is tried again what has failed.
 const POLL: Duration = Duration::from_millis(50);
-/// How long a put waits for those before it: who reads no answers would stop them all.
-const TURN: Duration = Duration::from_secs(1);
 
 /// Asks the ring, has those that put and those that take stand in lines, and tells of a new task.
 #[derive(Clone)]
@@ -24,7 +19,8 @@ struct Server(Arc<Client>, Arc<Queues>, Arc<Notify>);
 impl Server {
     async fn put(&self, queue: &[u8], task: &Packed) -> Result<Outcome, Error> {
         let line = self.1.place(&[b"put ", queue].concat());
-        let _turn = timeout(TURN, line.queue.turn(true)).await; // or all of them would want the same slot
+        // Or all of them would want the same slot. Who reads no answers does not stop them for long.
+        let _turn = timeout(20 * POLL, line.queue.turn(true)).await;
         self.0.put_task(queue, task).await?;
         self.2.notify_one();
         Ok(Outcome::Done(Item::default()))
@@ -32,29 +28,27 @@ impl Server {
 
     /// Waits for a task. This may be dropped at any time.
     async fn take(&self, queue: &[u8]) -> Result<Outcome, Error> {
-        let (worker, taken) = channel();
+        let (worker, taken) = oneshot::channel();
         tokio::spawn(self.clone().give(queue.to_owned(), worker));
-        taken
-            .await
-            .unwrap_or_else(|_| Err(Error::bad_request("the queue failed")))
+        Ok(Outcome::of(&taken.await.unwrap_or(Ok(Packed::default()))?))
     }
 
-    /// Gives a task to a worker when its turn has come, or puts it in again where the worker has gone meanwhile.
-    async fn give(self, queue: Vec<u8>, mut worker: Sender<Result<Outcome, Error>>) {
+    /// Gives a task to a worker in its turn, or puts it in again where the worker has gone meanwhile.
+    async fn give(self, queue: Vec<u8>, mut worker: oneshot::Sender<Result<Packed, Error>>) {
         let line = self.1.place(&[b"get ", &*queue].concat());
-        let _turn =
-            select! { turn = line.queue.turn(true) => turn, () = worker.closed() => return };
-        while !worker.is_closed() {
+        let turn = select! { turn = line.queue.turn(true) => turn, () = worker.closed() => return };
+        let taken = loop {
             match self.0.take_task(&queue).await {
-                Ok(Some(task)) => {
-                    let is_gone = worker.send(Ok(Outcome::of(&task))).is_err();
-                    while is_gone && self.put(&queue, &task).await.is_err() {
-                        sleep(POLL).await;
-                    }
-                    return;
-                }
-                Err(error) if error.kind.is_refusal() => return drop(worker.send(Err(error))),
+                Ok(Some(task)) => break Ok(task),
+                Err(error) if error.kind.is_refusal() => break Err(error),
+                _ if worker.is_closed() => return,
                 _ => drop(timeout(POLL, self.2.notified()).await),
+            }
+        };
+        drop(turn); // a queue may be full until somebody takes
+        if let Err(Ok(task)) = worker.send(taken) {
+            while self.put(&queue, &task).await.is_err() {
+                sleep(POLL).await;
             }
         }
     }
@@ -71,8 +65,8 @@ impl Cache for Server {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<(), Failed> {
-    let address = words().pop().unwrap_or("127.0.0.1:11300".into());
-    let server = Server(Arc::new(client()?), Arc::default(), Arc::default());
+async fn main() -> Result<(), programs::Failed> {
+    let address = programs::words().pop().unwrap_or("127.0.0.1:11300".into());
+    let server = Server(programs::client()?.into(), Arc::default(), Arc::default());
     Ok(listen_in(&Memcached::of(server), &address).await?)
 }

@@ -49,7 +49,8 @@ struct Step<'a> {
 
 impl Client {
     /// Puts a task, which is not nil, at the end of a queue, once. An error means that it is not there, but for
-    /// `unknown-outcome:`. While the outcome is unknown, this goes on until it is known, or all slots are used again: if it is dropped in the middle, the task may be there.
+    /// `unknown-outcome:`. While the outcome is unknown, this goes on until it is known, or all slots are used again: if
+    /// it is dropped in the middle, the task may be there.
     pub async fn put_task(&self, queue: &[u8], task: &Packed) -> Result<(), Error> {
         let task = task.value()?;
         let full = || format!("queue {:?} has {SLOTS} tasks that wait", plain(queue));
@@ -59,8 +60,8 @@ impl Client {
         }
     }
 
-    /// Takes the first task of a queue, if there is one. No other take gets it: if this is dropped in the middle, the
-    /// task may be lost.
+    /// Takes the first task of a queue, if there is one. No other take gets it: if this is dropped in the middle, or
+    /// ends with `unknown-outcome:`, the task may be lost.
     pub async fn take_task(&self, queue: &[u8]) -> Result<Option<Packed>, Error> {
         Ok(self.step(queue, None).await?.map(Packed::of))
     }

@@ -968,7 +968,6 @@ fn strangers_hurt_nobody() {
     gateway.client().plays(&[("get tea\r\n", tea)]);
 }
 
-/// Its answers are behind others that nobody reads, so that it does not go on.
 #[test]
 fn a_web_page_is_not_listened_to() {
     let (_cluster, gateway) = running(&[]);
@@ -978,6 +977,7 @@ fn a_web_page_is_not_listened_to() {
     client.plays(&[("get tea\r\n", "END\r\n")]);
 }
 
+/// Its answers are behind others that nobody reads, so that it does not go on.
 #[test]
 fn a_count_whose_client_reads_nothing_holds_nobody_up() {
     let (_cluster, gateway) = running(&[]);

@@ -358,15 +358,17 @@ fn a_full_ring_takes_a_delete_also_where_it_is_a_swap() {
         same.is_err_and(|error| error.starts_with("full: "))
     };
     let by_cas = keys.find(&mut is_refused).unwrap();
-    let by_gateway = keys.find(&mut is_refused).unwrap();
-    let done = wire.does("cas", [by_cas.into(), value(), Value::Nil]);
+    let mut deletes = Wire::to(&cluster, "bob");
+    let done = deletes.does("cas", [by_cas.into(), value(), Value::Nil]);
     assert_eq!(done[0], true.into());
-    assert_eq!(wire.does("get", [by_cas.into()]), Value::Nil);
+    assert_eq!(deletes.does("get", [by_cas.into()]), Value::Nil);
+    deletes.does("set", [by_cas.into(), value()]); // it is full again
+    let by_gateway = keys.find(&mut is_refused).unwrap();
     let gateway = Gateway::of(&cluster, &[]);
     gateway.client().plays(&[
+        ("delete nothing\r\n", "NOT_FOUND\r\n"),
         (&format!("delete {by_gateway}\r\n"), "DELETED\r\n"),
         (&format!("delete {by_gateway}\r\n"), "NOT_FOUND\r\n"),
-        ("delete nothing\r\n", "NOT_FOUND\r\n"),
     ]);
     assert_eq!(wire.does("get", [by_gateway.into()]), Value::Nil);
 }

@@ -14,7 +14,7 @@ use crate::rpc::codec::{self, Encoded, NIL, encode_numbers};
 pub struct Prepare {
     /// From 1.
     pub ballot: u64,
-    /// Whether it is for a get, which no memory may be lacking for.
+    /// Whether no memory may be lacking for it: for a get, a delete, or what has begun.
     pub is_read: bool,
     /// The stamp of an entry that the asker has: the same need not be sent.
     pub known: Option<Stamp>,

@@ -345,13 +345,16 @@ fn a_full_ring_takes_a_delete_also_where_it_is_a_swap() {
     let mut cluster = Cluster::with_limits(&THREE, LITTLE);
     cluster.start_all();
     let (written, _) = write_until_full(&cluster, &THREE, 6_000, 1);
-    // What was swapped takes a little more than before, until there is no room for that either.
     let (mut wire, value) = (Wire::to(&cluster, "alice"), || bin(&[0; 6_000]));
-    let counters = (0..).map(|n| format!("counter{n}"));
-    let refused = counters
-        .map(|key| wire.asks("incr", [key.into()]))
-        .find_map(Result::err);
-    assert!(refused.unwrap().starts_with("full: "));
+    let mut counters = (0..).map(|n| format!("counter{n}"));
+    let mut fill_up = || {
+        let mut wire = Wire::to(&cluster, "bob");
+        let refused = |key: String| wire.asks("incr", [key.into()]).err();
+        let error = counters.by_ref().find_map(refused).unwrap();
+        assert!(error.starts_with("full: "), "{error}");
+    };
+    fill_up();
+    // What was swapped takes a little more than before, until there is no room for that either.
     let mut keys = written.iter().map(String::as_str);
     let mut is_refused = |key: &&str| {
         let same = wire.asks("cas", [(*key).into(), value(), value()]);
@@ -362,7 +365,9 @@ fn a_full_ring_takes_a_delete_also_where_it_is_a_swap() {
     let done = deletes.does("cas", [by_cas.into(), value(), Value::Nil]);
     assert_eq!(done[0], true.into());
     assert_eq!(deletes.does("get", [by_cas.into()]), Value::Nil);
-    deletes.does("set", [by_cas.into(), value()]); // it is full again
+    // It is full again, if it is not yet.
+    let _ = deletes.asks("set", [by_cas.into(), bin(&[0; 5_500])]);
+    fill_up();
     let by_gateway = keys.find(&mut is_refused).unwrap();
     let gateway = Gateway::of(&cluster, &[]);
     gateway.client().plays(&[

@@ -41,7 +41,7 @@ const NEW: [&str; 2] = [NAMES[3], NAMES[4]];
 /// Above the ballots of the clients' swaps, which begin low.
 const HIGH: u64 = 1 << 32;
 /// So long a client tries before it says that an outcome is unknown.
-const DOUBT: Duration = Duration::from_secs(2);
+const DOUBT: Duration = Duration::from_millis(600);
 
 /// What the two who play a story share with the one who can restart a node.
 #[derive(Default)]
@@ -123,8 +123,11 @@ fn reach(who: &str, names: &[&str]) {
 
 /// Restarts a node, until it has forgotten all.
 async fn restart(stage: &Stage, name: &'static str) {
+    let asked = node(&client(), 0, name).unwrap();
+    let life = async || asked.status().await.map(|status| status.start_id);
+    let before = life().await.unwrap();
     stage.restarts.borrow_mut().push(name);
-    while load(name).await.is_ok() {
+    while life().await.map_or(true, |now| now == before) {
         sleep(TICK).await;
     }
 }
@@ -776,7 +779,7 @@ async fn task_in_doubt(takes: bool, finds_it: bool) -> Result<[usize; 2], Error>
                 None => sleep(TICK).await,
             }
         };
-        sleep(2 * DOUBT).await;
+        sleep(DOUBT + WINDOW).await; // before the nodes compare what they have
         let others = ALL.into_iter().filter(|name| *name != keeper);
         let met = match finds_it {
             true => others.take(1).chain([&**keeper]).collect::<Vec<_>>(),

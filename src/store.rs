@@ -243,11 +243,11 @@ impl Replica<'_> {
         let (_, held, _) = self.held(&mut kept)?;
         let number = held.part(key, &self.store.name)?.0;
         self.copy(&mut kept, key, entry)?;
-        self.is_settled(&mut kept, number, key)
+        self.note_settled(&mut kept, number, key)
     }
 
-    /// Only now: what could not be kept yet is still known.
-    fn is_settled(&self, kept: &mut Kept, part: usize, key: &[u8]) -> Result<(), Error> {
+    /// Once it is kept: what could not be kept yet is still known.
+    fn note_settled(&self, kept: &mut Kept, part: usize, key: &[u8]) -> Result<(), Error> {
         let (_, held, _) = self.held(kept)?;
         if let Some(part) = held.parts.get_mut(&part) {
             part.unsettled.remove(key);
@@ -426,7 +426,7 @@ impl Replica<'_> {
             .unwrap_or_default();
         for (key, entry) in clear {
             self.copy(&mut kept, &key, entry.borrow())?;
-            self.is_settled(&mut kept, part, &key)?;
+            self.note_settled(&mut kept, part, &key)?;
         }
         Ok((unclear, last))
     }

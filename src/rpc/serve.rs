@@ -217,7 +217,7 @@ async fn connection<'a, P: Protocol>(
 pub(super) async fn close(mut stream: Box<dyn Connection>) {
     let read_to_end = async {
         stream.shutdown().await?;
-        let mut rest = [0; 1 << 10];
+        let mut rest = vec![0; 8 << 10]; // not in the future of each connection
         while stream.read(&mut rest).await? > 0 {
             yield_now().await; // who sends on and on has no more than a turn
         }

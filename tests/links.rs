@@ -12,14 +12,16 @@ use std::time::{Duration, Instant};
 
 use common::wire::Wire;
 use common::{Cluster, Hiccups, block_on};
+use futures::stream;
 use kv54::cluster::{self, Limits, Node};
 use kv54::entry::{Packed, Stamp};
 use kv54::error::{Error, Kind};
 use kv54::join::{Scan, entries};
 use kv54::replicas::Replicas;
 use kv54::rpc::codec::encode_bytes;
-use kv54::rpc::{self, Answer, Dial, Peer, Service, connected, insist, tcp};
+use kv54::rpc::{self, Answer, Dial, Gate, HEDGE, Peer, Reached, Service, connected, insist, tcp};
 use kv54::store::Store;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
 
 const THREE: [&str; 3] = ["alice", "bob", "carol"];
@@ -152,6 +154,48 @@ fn a_neighbour_of_the_former_version_which_takes_no_size_is_read_to_the_end() {
         let ((), read) = tokio::join!(serving, reading);
         assert_eq!(read, (keys, true));
     });
+}
+
+/// Answers nothing before its disk is done, which it never is.
+struct Stalled(Arc<Gate>);
+
+impl Service for Stalled {
+    async fn answer(&self, _: &str, _: &[&[u8]]) -> Result<Answer, Error> {
+        Ok(().into())
+    }
+
+    fn held(&self, _: &str, _: &[&[u8]]) -> Option<Reached> {
+        self.0.reached(1)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_a_disk_never_lets_go_does_not_keep_its_connection() {
+    let stalled = Stalled(Arc::default());
+    let (mut gone, far) = tokio::io::duplex(1 << 10);
+    let (mut waits, other) = tokio::io::duplex(1 << 10);
+    let incoming = [far, other].map(|far| Ok(connected(Box::new(far))));
+    let talk = async {
+        gone.write_all(&[0x94, 0, 1, 0xa0, 0x90]).await.unwrap();
+        gone.shutdown().await.unwrap();
+        waits.write_all(&[0x94, 0, 1, 0xa0, 0x90]).await.unwrap();
+        let mut answers = Vec::new();
+        gone.read_to_end(&mut answers).await.unwrap();
+        waits.read_to_end(&mut answers).await.unwrap();
+        answers
+    };
+    let late = async {
+        loop {
+            tokio::time::sleep(HEDGE).await;
+            stalled.0.wake();
+        }
+    };
+    let limits = Limits::default();
+    tokio::select! {
+        () = rpc::serve(stream::iter(incoming), &stalled, || limits, CancellationToken::new()) => panic!("it serves on"),
+        () = late => {}
+        answers = tokio::time::timeout(Duration::from_secs(60), talk) => assert_eq!(answers.unwrap(), b""),
+    }
 }
 
 #[test]

@@ -150,21 +150,22 @@ fn history(seed: u64) -> (ram::Ram, Vec<(usize, Kept)>) {
         answered.push((disk.ops(), kept.clone()));
         if rng.bool() {
             segments.prepare().unwrap();
+            segments.remove_old().unwrap();
         }
         match page {
-            None if segments.is_worn() => {
+            None if segments.is_worn(1) => {
                 segments.rebase().unwrap();
                 page = Some(0);
             }
             None => {}
             Some(8) => {
-                segments.based().unwrap();
+                segments.based(1).unwrap();
                 page = None;
             }
             Some(key) => {
                 let number = kept.get(&key).copied().unwrap_or(0);
                 let records = format!("{key} {number} {}", "0 0 ".repeat(200));
-                segments.add(records.into_bytes()).unwrap();
+                segments.add(vec![records.into_bytes()]).unwrap();
                 page = Some(key + 1);
             }
         }
@@ -267,13 +268,13 @@ fn a_lost_end_of_a_base_is_noticed() {
     let disk = ram::Ram::default();
     let mut segments = Segments::new(disk.clone(), "alice", 64 * 512);
     segments.begin().unwrap();
-    while !segments.is_worn() {
+    while !segments.is_worn(1) {
         segments.commit(b"1 1 ".repeat(100)).unwrap();
         segments.prepare().unwrap();
     }
     segments.rebase().unwrap();
-    segments.add(b"1 1".to_vec()).unwrap();
-    segments.based().unwrap();
+    segments.add(vec![b"1 1".to_vec()]).unwrap();
+    segments.based(1).unwrap();
     segments.commit(b"9 1000".to_vec()).unwrap();
     let mut lost = disk.cut_after(disk.ops(), &mut Rng::with_seed(1));
     let (found, kept, _) = open(&lost);
@@ -283,6 +284,20 @@ fn a_lost_end_of_a_base_is_noticed() {
     lost.write(&name, end, &[0; SECTOR]).unwrap();
     let (found, ..) = open(&lost);
     assert!(matches!(found, Found::Damaged(_)), "{found:?}");
+}
+
+#[test]
+fn what_the_disk_cannot_read_is_damage() {
+    let (disk, _) = history(1);
+    disk.break_down(ram::Part::Reading);
+    let found = Segments::new(disk, "alice", 6 * 512).open(&mut |_| Ok(()));
+    let Ok(Found::Damaged(why)) = found else {
+        panic!("{found:?}");
+    };
+    assert!(
+        why.contains(".base: ") && why.contains("os error 5"),
+        "{why}"
+    );
 }
 
 fn block_on<T>(story: impl Future<Output = T>) -> T {

@@ -32,8 +32,8 @@ use files::{Files, Found, Segments, is_full};
 const SEGMENT: u32 = 4 << 20;
 /// What is written anew at a time, in bytes.
 const PAGE: usize = 256 << 10;
-/// How many such pages are written between two commits, at most.
-const AT_ONCE: usize = 4;
+/// How many such pages are written between two commits, at most, and synced together.
+const AT_ONCE: usize = 8;
 /// What handing a commit over to a thread costs, about: on a disk that needs no longer, a node of one thread makes
 /// it in place.
 const HAND_OVER: Duration = Duration::from_micros(50);
@@ -179,7 +179,7 @@ impl<F: Files> Disk<F> {
     async fn commit(&mut self) -> io::Result<()> {
         self.batch = self.batch.take().or_else(|| self.journal.take());
         let Some(batch) = &self.batch else {
-            if self.page.is_none() {
+            if self.page.is_none() && !self.segments.as_ref().is_some_and(Segments::has_old) {
                 let _ = timeout(RETRY, self.journal.grown()).await;
             }
             return Ok(());
@@ -217,6 +217,9 @@ impl<F: Files> Disk<F> {
 
     /// Makes the next segment, and writes all anew once a third of what is on disk is old.
     async fn look_ahead(&mut self, store: &Store) -> io::Result<()> {
+        if self.segments.as_ref().is_some_and(Segments::has_old) {
+            self.on(Segments::remove_old).await?;
+        }
         self.prepare().await?;
         match self.write_anew(store).await {
             Err(error) if is_full(&error) => {
@@ -258,7 +261,8 @@ impl<F: Files> Disk<F> {
     /// Some pages of what is written anew: so few that no commit waits for them long.
     async fn write_anew(&mut self, store: &Store) -> io::Result<()> {
         if self.page.is_none() {
-            let is_worn = self.segments.as_ref().is_some_and(Segments::is_worn);
+            let mut segments = self.segments.iter();
+            let is_worn = segments.any(|segments| segments.is_worn(store.bytes()));
             if !is_worn || self.begins > Instant::now() {
                 self.owed = 0;
                 return Ok(());
@@ -266,27 +270,22 @@ impl<F: Files> Disk<F> {
             self.page = Some((0, 0, 0, true));
             self.on(Segments::rebase).await?;
         }
-        for _ in 0..AT_ONCE {
-            let Some(at) = self.page else {
-                break;
-            };
-            self.write_page(store, at).await?;
-            if self.owed == 0 {
+        let mut pages = Vec::new();
+        while let Some(at) = self.page {
+            let (records, next) = store.page(at, self.most);
+            self.owed = self.owed.saturating_sub(records.len());
+            self.page = next;
+            pages.push(records);
+            if self.owed == 0 || pages.len() == AT_ONCE {
                 break;
             }
         }
-        Ok(())
-    }
-
-    async fn write_page(&mut self, store: &Store, at: crate::store::At) -> io::Result<()> {
-        let (records, next) = store.page(at, self.most);
-        self.owed = self.owed.saturating_sub(records.len());
-        self.on(move |segments| segments.add(records)).await?;
-        self.page = next;
-        match next {
-            Some(_) => Ok(()),
-            None => self.on(Segments::based).await,
-        }
+        let (is_whole, kept) = (self.page.is_none(), store.bytes());
+        let add = move |segments: &mut Segments<F>| match is_whole {
+            true => segments.add(pages).and_then(|()| segments.based(kept)),
+            false => segments.add(pages),
+        };
+        self.on(add).await
     }
 
     fn note_full(&self, error: &io::Error) {

@@ -17,7 +17,7 @@ use futures::stream::{FuturesUnordered, Stream, StreamExt as _};
 use futures::{FutureExt as _, future};
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
 use tokio::task::{unconstrained, yield_now};
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::io::poll_read_buf;
 use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
 
@@ -48,6 +48,8 @@ const PROGRESS: usize = 16 << 10;
 const STOP_GRACE: Duration = Duration::from_secs(2);
 /// The time in which a connection of the reserve must ask what only nodes ask.
 const TRIAL: Duration = Duration::from_secs(1);
+/// An answer that is held back for longer ends its connection: whoever asked has given up, or has gone.
+const HELD: Duration = Duration::from_secs(10);
 /// The time that the peer of a closed connection has to read the last answers.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
@@ -574,13 +576,20 @@ impl<'a, P: Protocol> InFlight<'a, P> {
     }
 }
 
+/// Answers that are held back until then.
+struct Held {
+    until: Reached,
+    bytes: usize,
+    since: Instant,
+}
+
 /// Answers on their way out.
 #[derive(Default)]
 struct Output {
     bytes: Vec<u8>,
-    sent: usize,                       // of the bytes
-    held: Vec<u8>,                     // answers that are held back
-    until: VecDeque<(Reached, usize)>, // how many bytes of them, one behind the other
+    sent: usize,           // of the bytes
+    held: Vec<u8>,         // answers that are held back
+    until: VecDeque<Held>, // one behind the other
 }
 
 impl Output {
@@ -595,21 +604,29 @@ impl Output {
     /// So many bytes more are held until then. None overtakes another one.
     fn note(&mut self, reached: Reached, size: usize) {
         match self.until.back_mut() {
-            Some((last, held)) if last.is_behind(&reached) => *held += size,
-            _ => self.until.push_back((reached, size)),
+            Some(last) if last.until.is_behind(&reached) => last.bytes += size,
+            _ => self.until.push_back(Held {
+                until: reached,
+                bytes: size,
+                since: Instant::now(),
+            }),
         }
     }
 
     /// Those leave for which nothing is waited any more.
-    fn release(&mut self, context: &mut Context<'_>) {
-        while let Some((reached, size)) = self.until.front_mut() {
-            if reached.poll_unpin(context).is_pending() {
-                return;
+    fn release(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        while let Some(first) = self.until.front_mut() {
+            if first.until.poll_unpin(context).is_pending() {
+                return match first.since.elapsed() > HELD {
+                    true => Err(io::ErrorKind::TimedOut.into()), // who waits is woken while it is late
+                    false => Ok(()),
+                };
             }
-            self.bytes.extend(self.held.drain(..*size));
+            self.bytes.extend(self.held.drain(..first.bytes));
             self.held.shrink_to(64 << 10);
             self.until.pop_front();
         }
+        Ok(())
     }
 
     fn poll_write(
@@ -617,7 +634,7 @@ impl Output {
         stream: &mut Box<dyn Connection>,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
-        self.release(context);
+        self.release(context)?;
         while let Some(unsent @ [_, ..]) = self.bytes.get(self.sent..) {
             match ready!(Pin::new(&mut *stream).poll_write(context, unsent))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),

@@ -174,6 +174,11 @@ impl Store {
         }
     }
 
+    /// How many bytes it keeps.
+    pub fn bytes(&self) -> usize {
+        lock(&self.kept).memory.own.bytes
+    }
+
     /// A page of all that is kept, as an array of records, and where the next one begins. Each begins with the state:
     /// a ring that is not asked any more is left out. This node's word counts in it if it did at all pages before.
     pub fn page(&self, (ring, part, cursor, ready): At, most: usize) -> (Vec<u8>, Option<At>) {

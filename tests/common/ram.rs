@@ -38,11 +38,12 @@ struct Tree {
     files: BTreeMap<usize, Vec<u8>>,
 }
 
-/// What a disk may fail to sync.
+/// What a disk may fail to do.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Part {
     Bytes,
     Names,
+    Reading,
 }
 
 #[derive(Clone)]
@@ -198,7 +199,7 @@ impl Ram {
         self.lock().is_full = is_full;
     }
 
-    /// Fails to sync once more. What it should have made to last never will, although it is still read.
+    /// Fails to read, or fails to sync once more. What it should have made to last never will, although it is still read.
     pub fn break_down(&self, part: Part) {
         self.lock().broken = Some(part);
     }
@@ -261,6 +262,9 @@ impl Files for Ram {
     }
 
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        if self.lock().broken == Some(Part::Reading) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
         let file = self.file(name)?;
         Ok(self.lock().seen.files[&file].clone())
     }

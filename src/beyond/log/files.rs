@@ -8,12 +8,15 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 
 use futures::future::BoxFuture;
+use rustix::io::Errno;
 
 use super::segment::{Body, Header, SECTOR, Segment, VERSION, Verdict, frame, read, sectors};
 use crate::sabotage::{Bug, planted};
 
 /// What a segment is filled with at first.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+/// How many files are removed at a time: each takes a fraction of a millisecond.
+const FEW: usize = 8;
 
 /// What a log asks of the folder in which it lies. Names are names of files in it.
 pub trait Files: Send + 'static {
@@ -59,10 +62,14 @@ pub struct Segments<F> {
     spare: Option<u64>,  // the segment that goes on when the current one is full
     before: Vec<String>, // the segments before the current one
     based: usize,        // how many there were when all was last written anew
+    kept: usize,         // how many bytes the store kept then
     base: Option<Base>,
-    is_torn: bool,     // its last frame, when it was read
-    left: Vec<String>, // files that were there then and are not part of it
+    is_torn: bool,    // its last frame, when it was read
+    old: Vec<String>, // files that are not part of it any more
 }
+
+/// Behind the name of a segment that does not count yet.
+const NEW: &str = ".new";
 
 /// The first segment of a log, the only base that may have no end yet.
 const FIRST: &str = "1.base";
@@ -78,7 +85,7 @@ struct End {
 struct Base {
     instead_of: usize, // so many segments
     next: u64,         // the one behind them
-    done: Vec<String>, // as they will be called
+    done: Vec<String>, // the first one has no name yet by which it counts
     end: End,
 }
 
@@ -122,6 +129,10 @@ fn parts(name: &str) -> Option<(u64, &str)> {
     Some((number.parse().ok()?, kind))
 }
 
+fn new(name: &str) -> String {
+    format!("{name}{NEW}")
+}
+
 fn is(name: &str, kind: &str) -> bool {
     parts(name).is_some_and(|(_, found)| found == kind)
 }
@@ -145,9 +156,10 @@ impl<F: Files> Segments<F> {
             spare: None,
             before: Vec::new(),
             based: 0,
+            kept: 0,
             base: None,
             is_torn: false,
-            left: Vec::new(),
+            old: Vec::new(),
         }
     }
 
@@ -155,6 +167,9 @@ impl<F: Files> Segments<F> {
     pub fn open(&mut self, take: &mut impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<Found> {
         let (mut names, mut news) = (BTreeMap::new(), Vec::new());
         for name in self.files.list()? {
+            self.newest = parts(&name)
+                .map_or(0, |(number, _)| number)
+                .max(self.newest);
             match parts(&name) {
                 Some((number, "base" | "log" | "more")) => {
                     if let Some(other) = names.insert(number, name) {
@@ -170,7 +185,7 @@ impl<F: Files> Segments<F> {
         }
         match self.follow(&mut names, take) {
             Ok(is_torn) => {
-                self.left = news.into_iter().chain(names.into_values()).collect();
+                self.old = news.into_iter().chain(names.into_values()).collect();
                 self.is_torn = is_torn;
                 Ok(Found::Whole)
             }
@@ -191,7 +206,6 @@ impl<F: Files> Segments<F> {
         let mut bases = names.iter().filter(|(_, name)| is(name, "base"));
         let base = bases.next_back().map(|(number, _)| *number);
         let base = base.ok_or_else(|| damaged("its first segment is missing"))?;
-        self.newest = names.keys().next_back().copied().unwrap_or(base);
         let (mut number, mut oldest) = (base, None);
         let is_torn = loop {
             let name = names.remove(&number);
@@ -199,7 +213,7 @@ impl<F: Files> Segments<F> {
             if is(&name, "log") {
                 oldest = oldest.or(Some(number));
             }
-            let segment = read(number, &self.files.read(&name)?);
+            let segment = read(number, &self.bytes_of(&name)?);
             let next = self.checked(&name, &segment, number == base)?;
             for body in &segment.bodies {
                 if let Body::Records(records) = body {
@@ -216,11 +230,21 @@ impl<F: Files> Segments<F> {
         };
         // Where the last one has lost its end, another one has what followed.
         for (number, name) in names.range(oldest.unwrap_or(base)..) {
-            if is(name, "log") && read(*number, &self.files.read(name)?).bodies.len() > 1 {
+            if is(name, "log") && read(*number, &self.bytes_of(name)?).bodies.len() > 1 {
                 return Err(damaged(format!("nothing leads to {name}")));
             }
         }
         Ok(is_torn)
+    }
+
+    /// What a disk cannot read any more is damage.
+    fn bytes_of(&self, name: &str) -> io::Result<Vec<u8>> {
+        self.files
+            .read(name)
+            .map_err(|error| match Errno::from_io_error(&error) {
+                Some(Errno::IO) => damaged(format!("{name}: {error}")),
+                _ => error,
+            })
     }
 
     /// Which segment goes on behind this one, if any. The log of another node, or in a later format, is no damage.
@@ -280,10 +304,7 @@ impl<F: Files> Segments<F> {
         }
         let is_based = |name: &&String| !is(name, "log");
         self.based = self.before.iter().filter(is_based).count();
-        for name in std::mem::take(&mut self.left) {
-            self.files.remove(&name)?;
-        }
-        self.files.sync_names()
+        Ok(())
     }
 
     /// What ends the node. Where its disk could not sync, the log is put aside.
@@ -316,22 +337,26 @@ impl<F: Files> Segments<F> {
 
     /// Begins a log in a folder that has none.
     pub fn begin(&mut self) -> io::Result<()> {
-        self.end.at = self.make(FIRST, 1)?;
-        self.publish(&[FIRST])
+        self.end.at = self.make(&new(FIRST), 1)?;
+        self.publish(FIRST)
     }
 
-    /// Makes a segment, which is not called by its name yet, and has no frame but a header; where the next one goes.
+    /// Makes a segment, which has no frame but a header; where the next one goes.
     fn make(&mut self, name: &str, number: u64) -> io::Result<usize> {
-        let name = format!("{name}.new");
-        let header = frame(number, 0, &Body::Header(self.header.clone()).bytes());
+        let header = self.header(number);
         let at = header.len() / SECTOR;
-        let made = self.files.write(&name, 0, &header);
-        let made = made.and_then(|()| self.write_zeros(&name, at));
-        let made = made.and_then(|()| self.files.sync(&name));
+        let made = self.files.write(name, 0, &header);
+        let made = made.and_then(|()| self.write_zeros(name, at));
+        let made = made.and_then(|()| self.files.sync(name));
         if made.is_err() {
-            let _ = self.files.remove(&name); // what is left is removed at the next start
+            let _ = self.files.remove(name); // what is left is removed at the next start
         }
         made.map(|()| at)
+    }
+
+    /// The frame with which a segment begins.
+    fn header(&self, number: u64) -> Vec<u8> {
+        frame(number, 0, &Body::Header(self.header.clone()).bytes())
     }
 
     /// Nothing, from this sector on to the end of a segment.
@@ -343,12 +368,13 @@ impl<F: Files> Segments<F> {
         Ok(())
     }
 
-    /// Gives segments that are on disk their names.
-    fn publish(&mut self, names: &[impl AsRef<str>]) -> io::Result<()> {
-        for name in names {
-            let name = name.as_ref();
-            self.files.rename(&format!("{name}.new"), name)?;
-        }
+    /// Gives a segment that is on disk its name.
+    fn publish(&mut self, name: &str) -> io::Result<()> {
+        self.files.rename(&new(name), name)?;
+        self.sync_names()
+    }
+
+    fn sync_names(&mut self) -> io::Result<()> {
         match planted(Bug::FolderNotSynced) {
             true => Ok(()),
             false => self.files.sync_names(),
@@ -366,8 +392,8 @@ impl<F: Files> Segments<F> {
         if self.spare.is_none() {
             let number = self.next_number();
             let name = format!("{number}.log");
-            self.make(&name, number)?;
-            self.publish(&[name])?;
+            self.make(&new(&name), number)?;
+            self.publish(&name)?;
             self.spare = Some(number);
         }
         Ok(())
@@ -417,7 +443,7 @@ impl<F: Files> Segments<F> {
         )?;
         let name = name.clone();
         self.sync(&name)?;
-        let at = sectors(Body::Header(self.header.clone()).bytes().len());
+        let at = self.header(next).len() / SECTOR;
         let (number, name) = (next, format!("{next}.log"));
         let before = std::mem::replace(&mut self.end, End { number, name, at });
         self.before.push(before.name);
@@ -429,18 +455,38 @@ impl<F: Files> Segments<F> {
     pub fn bytes(&self) -> usize {
         let base = self.base.as_ref().map_or(0, |base| base.done.len() + 1);
         let current = 1 + usize::from(self.spare.is_some());
-        (self.before.len() + current + base) * self.size()
+        (self.before.len() + current + base + self.old.len()) * self.size()
     }
 
-    /// Whether a third of it is old: then all that is kept should be written anew.
-    pub fn is_worn(&self) -> bool {
-        self.base.is_none() && self.before.len() > self.based + self.based / 2
+    /// Whether a third of it is old, where a store keeps so many bytes now: then all that is kept should be
+    /// written anew.
+    pub fn is_worn(&self, kept: usize) -> bool {
+        let then = self.kept.max(kept).max(1);
+        let needed = (self.based.saturating_mul(kept)).div_ceil(then);
+        let needed = needed.max(self.based.min(1));
+        self.base.is_none() && self.before.len() > needed + needed / 2
+    }
+
+    /// Whether there are files to remove.
+    pub fn has_old(&self) -> bool {
+        !self.old.is_empty()
+    }
+
+    /// Removes some of the files that are not part of it any more.
+    pub fn remove_old(&mut self) -> io::Result<()> {
+        let few = ..self.old.len().min(FEW);
+        self.old
+            .drain(few)
+            .try_for_each(|name| match self.files.remove(&name) {
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(()), // there was no room to make it
+                removed => removed,
+            })
     }
 
     /// Begins to write anew all that is kept. The current segment stands behind it, whatever it has.
     pub fn rebase(&mut self) -> io::Result<()> {
         let number = self.next_number();
-        let name = format!("{number}.base");
+        let name = new(&format!("{number}.base"));
         let at = match (self.make(&name, number), self.spare.take()) {
             (Err(error), Some(spare)) if is_full(&error) => {
                 self.files.remove(&format!("{spare}.log"))?; // a small disk has room for one of them
@@ -460,8 +506,18 @@ impl<F: Files> Segments<F> {
         Ok(())
     }
 
-    /// Writes records into the base.
-    pub fn add(&mut self, records: Vec<u8>) -> io::Result<()> {
+    /// Writes pages of records into the base.
+    pub fn add(&mut self, pages: Vec<Vec<u8>>) -> io::Result<()> {
+        for records in pages {
+            self.add_page(records)?;
+        }
+        match &self.base {
+            Some(base) => self.files.sync(&base.end.name),
+            None => Ok(()),
+        }
+    }
+
+    fn add_page(&mut self, records: Vec<u8>) -> io::Result<()> {
         let (body, count) = self.body(records)?;
         if self
             .base
@@ -469,61 +525,62 @@ impl<F: Files> Segments<F> {
             .is_some_and(|base| base.end.at + count >= self.size() / SECTOR)
         {
             let number = self.next_number();
-            let name = format!("{number}.more");
-            let at = self.make(&name, number)?;
             self.close(number)?;
+            let (name, header) = (format!("{number}.more"), self.header(number));
+            let at = header.len() / SECTOR;
             if let Some(base) = &mut self.base {
                 base.end = End { number, name, at };
+                self.files.write(&base.end.name, 0, &header)?; // and no zeros: it does not count before it is closed
             }
         }
         let Some(Base { end, .. }) = &mut self.base else {
             return Ok(());
         };
-        let name = format!("{}.new", end.name);
-        self.files
-            .write(&name, end.at * SECTOR, &frame(end.number, end.at, &body))?;
+        let bytes = frame(end.number, end.at, &body);
+        self.files.write(&end.name, end.at * SECTOR, &bytes)?;
         end.at += count;
-        self.files.sync(&name)
+        Ok(())
     }
 
     /// Ends the current segment of the base, which this one follows.
     fn close(&mut self, next: u64) -> io::Result<()> {
         if let Some(Base { done, end, .. }) = &mut self.base {
-            let (name, closing) = (format!("{}.new", end.name), Body::Closing(next).bytes());
-            self.files
-                .write(&name, end.at * SECTOR, &frame(end.number, end.at, &closing))?;
+            let End { number, name, at } = end;
+            let bytes = frame(*number, *at, &Body::Closing(next).bytes());
+            let (name, behind) = (name.clone(), *at + bytes.len() / SECTOR);
+            done.push(name.clone());
+            self.files.write(&name, *at * SECTOR, &bytes)?;
+            self.write_zeros(&name, behind)?;
             self.files.sync(&name)?;
-            done.push(end.name.clone());
         }
         Ok(())
     }
 
-    /// The base is complete. It counts once its first segment has its name, and what was before it goes.
-    pub fn based(&mut self) -> io::Result<()> {
+    /// The base is complete, and has what a store keeps in so many bytes. It counts once its first segment has its name.
+    pub fn based(&mut self, kept: usize) -> io::Result<()> {
         self.close(self.base.as_ref().map_or(0, |base| base.next))?;
         let Some(Base {
-            done, instead_of, ..
+            mut done,
+            instead_of,
+            ..
         }) = self.base.take()
         else {
             return Ok(());
         };
-        let (first, others) = done.split_at(done.len().min(1));
-        for names in [others, first] {
-            self.publish(names)?;
+        self.sync_names()?; // those of the others
+        if let Some(first) = done.first_mut() {
+            *first = first.trim_end_matches(NEW).to_owned();
+            self.publish(first)?;
         }
-        self.based = done.len();
-        for name in self.before.splice(..instead_of, done).collect::<Vec<_>>() {
-            self.files.remove(&name)?;
-        }
-        self.files.sync_names()
+        (self.based, self.kept) = (done.len(), kept);
+        self.old.extend(self.before.splice(..instead_of, done));
+        Ok(())
     }
 
     /// Gives the base up: there is no room.
     pub fn give_up(&mut self) {
         if let Some(Base { done, end, .. }) = self.base.take() {
-            for name in done.iter().chain([&end.name]) {
-                let _ = self.files.remove(&format!("{name}.new"));
-            }
+            self.old.extend(done.into_iter().chain([end.name]));
         }
     }
 }

@@ -98,7 +98,7 @@ impl Neighbour<'_> {
     }
 
     /// Whether what it says concerns this ring.
-    fn is_same(&self, theirs: &Status, place: usize) -> bool {
+    pub(crate) fn is_same(&self, theirs: &Status, place: usize) -> bool {
         let expected = self.others.get(place).and_then(|(_, ring)| *ring);
         expected == Some(theirs.ring)
     }

@@ -203,12 +203,13 @@ async fn catch_up(store: &Store, at: &Neighbour<'_>, parts: &[usize]) {
             continue; // it was read before the ring changed
         }
         while let Err(error) = read(store, at, part).await {
-            if error.kind.is_refusal() && error.kind != Kind::WrongRing {
+            if error.kind == Kind::WrongRing {
+                let _ = at.coordinator.exchange(name).await; // one of the two has missed a change
+            } else if error.kind.is_refusal() {
                 log::warn!("cannot join from {name}: {error}");
                 sleep(RETRY_REFUSED).await;
-            } else {
-                sleep(RETRY).await;
             }
+            sleep(RETRY).await;
         }
         at.look_around(part).await;
         while !at.own.mark_read(part, at.place) {
@@ -223,37 +224,50 @@ async fn catch_up(store: &Store, at: &Neighbour<'_>, parts: &[usize]) {
 
 /// Compares digests with one neighbour, and reads a part again where they stay different.
 async fn compare(store: &Store, at: &Neighbour<'_>, parts: &[usize]) {
-    let mut looks = BTreeMap::new(); // the digests of each part, and how often they were the same
+    let mut looks = BTreeMap::new(); // how the digests of each part differ, and how often they did so
     loop {
         sleep(LOOK).await;
-        let Ok(theirs) = at.look().await else {
+        let Some(theirs) = look_or_exchange(at).await else {
             continue;
         };
         let ours = store.status();
         for &part in parts {
             let owner = at.cluster.name(part);
-            let pair = [&ours, &theirs].map(|status| status.digests.get(owner).cloned());
+            let difference = ours.difference(&theirs, owner).unwrap_or(0);
             let times = match looks.get(&part) {
-                Some((seen, times)) if *seen == pair => times + 1,
+                Some((seen, times)) if *seen == difference => times + 1,
                 _ => 1,
             };
-            looks.insert(part, (pair.clone(), times));
+            looks.insert(part, (difference, times));
             // Writes in flight make digests differ for a moment, so one look is not enough. If
             // reading the part changes nothing, reading it once more will not either.
-            if pair[0] != pair[1] && times == 2 {
+            if difference != 0 && times == 2 {
                 let repaired = match read(store, at, part).await {
                     Ok(()) => settle(at, part).await,
                     failed => failed,
                 };
                 match repaired {
                     // Failed, not refused: the next look that is the same reads again.
-                    Err(error) if !error.kind.is_refusal() => drop(looks.insert(part, (pair, 1))),
+                    Err(error) if !error.kind.is_refusal() => {
+                        looks.insert(part, (difference, 1));
+                    }
                     Err(error) => log::warn!("cannot repair: {error}"),
                     Ok(()) => {}
                 }
             }
         }
     }
+}
+
+/// What a neighbour says that is in the same state of the ring. Else one of the two has missed a change, and hears of it:
+/// perhaps no guest asks it.
+async fn look_or_exchange(at: &Neighbour<'_>) -> Option<Status> {
+    let theirs = at.look().await.ok()?;
+    if at.is_same(&theirs, at.place) {
+        return Some(theirs);
+    }
+    let _ = at.coordinator.exchange(at.cluster.name(at.place)).await;
+    None
 }
 
 /// Reads one part at a neighbour to its end, and notes how that goes.

@@ -314,7 +314,7 @@ impl Operation<'_> {
                     let own = store.load(self.key, known);
                     let settling = store.settling(self.key);
                     told = match &settling {
-                        None => told.max(own.as_ref().ok().map(|own| own.stamp)),
+                        None => known.max(own.as_ref().ok().map(|own| own.stamp)),
                         Some(_) => known,
                     };
                     return Sent::own(own, settling);
@@ -352,8 +352,7 @@ impl Operation<'_> {
         taken: &mut bool,
     ) -> Result<Few<T>, Failed> {
         if phase.opened >= self.deadline {
-            let why = "no time is left to ask its replicas";
-            return Err(self.error(Kind::Unavailable, why).into());
+            return Err(self.no_time(*taken).into());
         }
         let (mut opened, mut kept) = (phase.opened, Vec::new()); // nothing is kept, but with a bug
         loop {
@@ -383,6 +382,15 @@ impl Operation<'_> {
             }
             opened = Instant::now();
         }
+    }
+
+    /// The time was over before it began. If `taken`, a replica has it from before the ring changed.
+    fn no_time(&self, taken: bool) -> Error {
+        let kind = match taken {
+            true => Kind::UnknownOutcome,
+            false => Kind::Unavailable,
+        };
+        self.error(kind, "no time is left to ask its replicas")
     }
 
     /// Whether there is no time left for another attempt.

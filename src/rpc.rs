@@ -105,18 +105,27 @@ pub fn tcp() -> Dial {
     Arc::new(|node| {
         let address = node.address.clone();
         Box::pin(async move {
-            let found: Vec<SocketAddr> = lookup_host(address).await?.collect();
-            let stream = insist(|| TcpStream::connect(&*found)).await?;
+            let stream = reach(lookup_host(address).await?.collect()).await?;
             tune(&stream)?;
             Ok(Box::new(stream) as Box<dyn Connection>)
         })
     })
 }
 
+/// Connects to whichever of these addresses answers. Each try begins with another one: the first may be silent.
+pub async fn reach(mut found: Vec<SocketAddr>) -> io::Result<TcpStream> {
+    let connect = || {
+        let tries = found.clone();
+        found.rotate_left(tries.len().min(1));
+        async move { TcpStream::connect(&*tries).await }
+    };
+    insist(connect).await
+}
+
 /// Connects. The kernel sends a lost first packet again only after 1 s, then 2 s, then 4 s: a host
 /// that is reachable again would wait for so long. So another try begins every 200 ms beside those
 /// that are open, and the first to succeed or to fail ends them all.
-pub async fn insist<S, F>(connect: impl Fn() -> F) -> io::Result<S>
+pub async fn insist<S, F>(mut connect: impl FnMut() -> F) -> io::Result<S>
 where
     F: Future<Output = io::Result<S>>,
 {

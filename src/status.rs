@@ -158,6 +158,13 @@ impl Status {
         !self.not_ready.iter().any(|name| name == owner)
     }
 
+    /// How this node's digest of the part of this owner differs from another one's: 0 where both hold the same.
+    /// Digests are sums (XOR), so a write that both have got meanwhile changes nothing.
+    pub fn difference(&self, other: &Status, owner: &str) -> Option<u64> {
+        let digest = |status: &Status| u64::from_str_radix(status.digests.get(owner)?, 16).ok();
+        Some(digest(self)? ^ digest(other)?)
+    }
+
     /// How far a joining node is: `45 %, waiting for bob (5.9 kB/s)`.
     pub fn waiting(&self) -> String {
         let names = self.waiting_for.iter();

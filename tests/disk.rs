@@ -244,6 +244,10 @@ fn a_limit_on_the_size_of_files_is_a_full_disk() {
     refused
         .exits(3)
         .says(&["full", "the disk of alice is full"]);
+    let resize = cluster.kv54(["resize", "--again"]);
+    resize
+        .exits(2)
+        .says(&["the disk of alice is full; nothing is changed"]);
     assert_eq!(cluster.kv54(["get", "tea"]).exits(0).text(), "green\n");
     limit(rlimit::INFINITY);
     node.wait_for("the disk has room again");

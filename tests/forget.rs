@@ -149,6 +149,24 @@ fn a_round_waits_for_a_node_that_is_down_and_a_resize_for_the_round() {
 }
 
 #[test]
+fn guests_that_hold_all_connections_do_not_hold_forgetting_up() {
+    let mut cluster = Cluster::with_limits(&["alice"], &format!("{LITTLE}\nconnections = 1"));
+    cluster.start_all();
+    cluster.wait_until_ready();
+    let mut only = Wire::to(&cluster, "alice");
+    for n in 0..2_000 {
+        let key = format!("session:{n}");
+        only.does("set", [key.as_str().into(), "a guest".into()]);
+        only.does("delete", [key.as_str().into()]);
+    }
+    let start = Instant::now();
+    while only.status("tombstones") > 0 {
+        assert!(start.elapsed() < PATIENCE, "nothing is forgotten");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
 fn a_client_outlives_the_memory_of_all_nodes() {
     let mut cluster = Cluster::running(&THREE);
     cluster.kv54(["resize", "--again"]).exits(0);

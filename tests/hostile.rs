@@ -43,10 +43,10 @@ const SMALL: Bounds = Bounds {
     limits: "",
     alone: true,
 };
-/// Legal messages of many values: a debug build walks over each for half a millisecond, a few of them pass
-/// before an answer, and beside other builds the node gets a fifth of a processor.
+/// Legal messages of many values: a debug build walks over each for half a millisecond or one, a few of them
+/// pass before an answer, and beside other builds the node gets a fifth of a processor.
 const WALKS: Bounds = Bounds {
-    quick: Duration::from_millis(150),
+    quick: Duration::from_millis(400),
     ..BUFFERS
 };
 /// Half a gigabyte and more at once: who comes meanwhile waits in one line with it, here or at another node.

@@ -397,6 +397,28 @@ fn a_dial_whose_first_packet_was_lost_is_begun_again_beside_it() {
     });
 }
 
+#[test]
+fn a_name_whose_first_address_is_silent_is_reached_at_its_second() {
+    let silent = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
+    silent.bind(&any.into()).unwrap();
+    silent.listen(0).unwrap();
+    let silent_at = silent.local_addr().unwrap().as_socket().unwrap();
+    let mut filling = Vec::new(); // the queue of those that nobody accepts
+    while let Ok(one) = TcpStream::connect_timeout(&silent_at, Duration::from_millis(200)) {
+        filling.push(one);
+    }
+    let there = TcpListener::bind(any).unwrap();
+    let (there_at, begun) = (there.local_addr().unwrap(), Instant::now());
+    let reached = block_on(rpc::reach(vec![silent_at, there_at])).unwrap();
+    assert_eq!(reached.peer_addr().unwrap(), there_at);
+    assert!(
+        begun.elapsed() < Duration::from_millis(900),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
 /// A node's address behind a link that carries so many bytes in a second towards the dialler, on
 /// each connection.
 fn slow_link(behind: &str, rate: u32) -> String {

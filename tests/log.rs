@@ -348,10 +348,13 @@ fn a_full_disk_refuses_sets_reads_on_and_goes_on_when_it_has_room() {
         // What is under way is taken, what is new is not, and reads go on.
         assert_eq!(new().unwrap_err().kind, Kind::Full);
         set(counter + 1).unwrap();
+        let begun = counter;
         while set(counter + 2).is_ok() {
             counter += 1; // until what it has is full, too
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(3)).await; // one in each commit
         }
+        let taken = (counter - begun) << 14;
+        assert!(taken < 4 << 20, "{taken} bytes for a segment of 2 MiB");
         assert_eq!(set(counter + 3).unwrap_err().kind, Kind::Unavailable);
         assert_eq!(
             store.at(0).load(b"tea", None).unwrap().stamp.counter,

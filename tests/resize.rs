@@ -19,6 +19,7 @@ use common::wire::{NIL, array};
 use common::{Cluster, FIVE, Node, Said, block_on};
 use futures::future::join_all;
 use kv54::client::Client;
+use kv54::cluster::{State, Told};
 use kv54::entry::Packed;
 use kv54::error::{Error, Kind};
 use kv54::rpc::codec::{decode, encode};
@@ -343,6 +344,35 @@ fn commands_work(cluster: &Cluster, file: &str, key: &str, value: &str) {
     let line = "{\"key\":\"many00007\",\"value\":7}\n";
     let import = ["import", "--config", file];
     cluster.kv54_with(import, line.as_bytes()).exits(0);
+}
+
+#[test]
+fn a_node_that_missed_the_end_of_a_change_hears_of_it_though_nobody_asks() {
+    let (cluster, patience) = (Cluster::running(&FIVE[..3]), Duration::from_secs(5));
+    let ring = cluster.ring();
+    let begun = State::of(ring.clone()).changing_to(ring.clone());
+    block_on(async {
+        let step = async |name: &str, state: &State| {
+            let node = ring.node(name).unwrap();
+            let told = Told::of(state, true).packed();
+            let answer = Peer::new(node, patience, tcp())
+                .call("ring", &[&told])
+                .await
+                .1;
+            Told::read(&answer.unwrap()).unwrap().step
+        };
+        for name in &FIVE[..3] {
+            assert_eq!(step(name, &begun).await, 1);
+        }
+        for name in &FIVE[..2] {
+            assert_eq!(step(name, &begun.changed()).await, 2);
+        }
+        let start = Instant::now();
+        while step("carol", &State::of(ring.clone())).await < 2 {
+            assert!(start.elapsed() < PATIENCE, "carol never hears of it");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
 }
 
 #[test]

@@ -757,11 +757,49 @@ fn what_a_slow_reader_has_read_is_no_longer_held_for_it() {
         .build();
     let read = runtime.unwrap().block_on(async {
         tokio::select! {
-            () = serve(incoming, &Large, || limits, CancellationToken::new()) => panic!("it serves until it is told to stop"),
+            () = serve(incoming, &Large(64 << 10), || limits, CancellationToken::new()) => panic!("it serves until it is told to stop"),
             read = timeout(PATIENCE, talk) => read.unwrap(),
         }
     });
     assert!(read > held(300), "closed after {read} bytes");
+}
+
+#[test]
+fn who_has_read_its_answers_does_not_count_as_if_it_had_not() {
+    let (count, large) = (20, Large(1 << 20));
+    let limits = Limits {
+        connections: count,
+        buffers: count * (80 << 10) + (4 << 20), // what is kept for the next ones, and what one is sent
+        ..Limits::default()
+    };
+    let (mut guests, far): (Vec<_>, Vec<_>) =
+        (0..count).map(|_| tokio::io::duplex(4 << 10)).unzip();
+    let incoming = far.into_iter().map(|far| Ok(connected(Box::new(far))));
+    let mut answer = Vec::new();
+    write_response(
+        &mut answer,
+        1,
+        &Ok(Packed::of(bin(&vec![7; large.0])).into()),
+    );
+    let talk = async {
+        for n in 0..2 * count {
+            let guest = &mut guests[n % count];
+            guest
+                .write_all(&request(1, "get", ["tea".into()]))
+                .await
+                .unwrap();
+            guest.read_exact(&mut vec![0; answer.len()]).await.unwrap();
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.unwrap().block_on(async {
+        tokio::select! {
+            () = serve(stream::iter(incoming), &large, || limits, CancellationToken::new()) => panic!("it serves on"),
+            done = timeout(PATIENCE, talk) => done.unwrap(),
+        }
+    });
 }
 
 #[test]
@@ -866,11 +904,11 @@ impl Service for Held {
     }
 }
 
-/// Answers everything with 64 KiB.
-struct Large;
+/// Answers everything with so many bytes.
+struct Large(usize);
 
 impl Service for Large {
     async fn answer(&self, _: &str, _: &[&[u8]]) -> Result<Answer, Error> {
-        Ok(Packed::of(bin(&vec![7; 64 << 10])).into())
+        Ok(Packed::of(bin(&vec![7; self.0])).into())
     }
 }

@@ -205,6 +205,7 @@ impl<F: Files> Disk<F> {
             }
             Err(error) if is_full(&error) => {
                 self.note_full(&error);
+                self.journal.note_stuck();
                 if self.page.is_none() {
                     let retry = sleep(RETRY);
                     self.journal.late(retry, &mut self.woken).await;

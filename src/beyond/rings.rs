@@ -92,7 +92,18 @@ impl<P: Fn(Progress)> Driver<'_, P> {
         if let Some(to) = &to {
             knows_both(&told, &from, to)?;
         }
-        let (keys, bytes) = self.amount(&from.ring).await;
+        let statuses = self.statuses(&from.ring).await;
+        let is_full = |status: &&Status| status.disk_full == Some(true);
+        if let (Some(full), true, None) = (statuses.iter().find(is_full), to.is_some(), &from.next)
+        {
+            let why = format!("the disk of {} is full", full.name); // and would stay so: all keys are written once more
+            return Err(Error::new(Kind::Full, why));
+        }
+        let sum = |count: fn(&Status) -> usize| {
+            let counts = statuses.iter().map(count);
+            counts.fold(0, usize::saturating_add) / from.ring.copies() // a stranger's word may be anything
+        };
+        let (keys, bytes) = (sum(|status| status.keys), sum(|status| status.bytes));
         Ok(Plan {
             from,
             to,
@@ -121,15 +132,11 @@ impl<P: Fn(Progress)> Driver<'_, P> {
         }
     }
 
-    /// How many keys and bytes a ring has, about: each counts once.
-    async fn amount(&self, ring: &Cluster) -> (usize, usize) {
+    /// What the nodes of a ring say of themselves, as far as they answer.
+    async fn statuses(&self, ring: &Cluster) -> Vec<Status> {
         let places = 0..ring.nodes().len();
         let statuses = join_all(places.map(|place| self.client.replicas.status(place))).await;
-        let sum = |count: fn(&Status) -> usize| {
-            let counts = statuses.iter().flatten().map(count);
-            counts.fold(0, usize::saturating_add) / ring.copies() // a stranger's word may be anything
-        };
-        (sum(|status| status.keys), sum(|status| status.bytes))
+        statuses.into_iter().flatten().collect()
     }
 
     /// The ring that is wanted, unless it is there already.

@@ -26,6 +26,9 @@ struct File {
     disk: Option<Disk>,
 }
 
+/// What a connection keeps of its buffers while it is idle, about, in bytes.
+const IDLE: usize = 32 << 10;
+
 /// Names and addresses.
 type Table = BTreeMap<Spanned<String>, Spanned<String>>;
 
@@ -45,20 +48,21 @@ pub struct Limits {
     /// Threads that answer. Where the file does not say it, `serve` chooses.
     #[serde(deserialize_with = "threads")]
     pub threads: Option<usize>,
-    /// How many other nodes connect. It is not in the file.
+    /// How many nodes connect, this one too. It is not in the file.
     #[serde(skip)]
-    pub others: usize,
+    pub nodes: usize,
     /// Unfinished input, requests in flight and unsent answers of all connections, in bytes. At this
-    /// limit the connection that holds the most of them is closed. It is not in the file.
+    /// limit the connection that holds the most of them is closed. It is not in the file, but follows `connections`.
     #[serde(skip)]
     pub buffers: usize,
 }
 
 impl Limits {
-    /// Connections beyond `connections`, on which other nodes are let in and clients are not: each of their threads
-    /// has one, and a node that joins one more. They are expected to have as many threads as this node.
+    /// Connections beyond `connections`, on which nodes are let in and clients are not: each of their threads has one,
+    /// a node that joins or compares one more, and one that forgets another one, to itself too. They are expected
+    /// to have as many threads as this node.
     pub fn reserve(&self) -> usize {
-        self.others * (self.threads.unwrap_or(1) + 1)
+        self.nodes * (self.threads.unwrap_or(1) + 2)
     }
 }
 
@@ -69,7 +73,7 @@ impl Default for Limits {
             memory: 1 << 30,
             connections: 1024,
             threads: None,
-            others: 0,
+            nodes: 0,
             buffers: 256 << 20,
         }
     }
@@ -193,7 +197,8 @@ fn ring(file: File, path: &Path) -> Result<Cluster, Wrong> {
         certified.map_err(|why| (table.span().start, format!("tls: {why}")))?;
     }
     let (mut limits, mut tls) = (file.limits, file.tls.map(Spanned::into_inner));
-    limits.others = nodes.len() + leaving.len() - 1;
+    limits.nodes = nodes.len() + leaving.len();
+    limits.buffers = limits.buffers.max(limits.connections * IDLE);
     if let Some(Files { ca, cert, key }) = &mut tls {
         for file in [ca, cert, key] {
             *file = path.with_file_name(&*file);

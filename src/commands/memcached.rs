@@ -88,6 +88,6 @@ fn read(options: &Options) -> Result<(Arc<Cluster>, Limits), Failure> {
     let mut limits = file.limits;
     limits.threads = Some(1);
     fit(&mut limits, 1)?;
-    limits.others = 0; // nodes do not connect
+    limits.nodes = 0; // nodes do not connect
     Ok((file, limits))
 }

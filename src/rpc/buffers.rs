@@ -13,7 +13,7 @@ use super::lock;
 /// What all connections hold together, in bytes.
 #[derive(Default)]
 pub(super) struct Buffers {
-    limit: usize,
+    limit: AtomicUsize,
     total: AtomicUsize,
     shares: Mutex<Vec<Arc<Held>>>,
 }
@@ -34,9 +34,14 @@ struct Held {
 impl Buffers {
     pub(super) fn new(limit: usize) -> Self {
         Buffers {
-            limit,
+            limit: limit.into(),
             ..Buffers::default()
         }
+    }
+
+    /// From now on they may hold so many bytes.
+    pub(super) fn limit(&self, bytes: usize) {
+        self.limit.store(bytes, Relaxed);
     }
 
     /// How many connections there are.
@@ -55,9 +60,9 @@ impl Buffers {
     fn make_room(&self) {
         let mut shares = lock(&self.shares);
         shares.sort_by_cached_key(|held| held.bytes.load(Relaxed)); // other threads change them
-        let mut total = self.total.load(Relaxed);
+        let (mut total, limit) = (self.total.load(Relaxed), self.limit.load(Relaxed));
         for held in shares.iter().rev() {
-            if total <= self.limit {
+            if total <= limit {
                 break;
             }
             total = total.saturating_sub(held.bytes.load(Relaxed));
@@ -75,7 +80,7 @@ impl Share {
         let changed = bytes.wrapping_sub(before);
         if changed != 0 {
             let total = self.buffers.total.fetch_add(changed, Relaxed);
-            if bytes > before && total + changed > self.buffers.limit {
+            if bytes > before && total + changed > self.buffers.limit.load(Relaxed) {
                 self.buffers.make_room();
             }
         }

@@ -286,10 +286,10 @@ impl Line {
             if lock(&self.state).outbox.len() < BATCH {
                 yield_now().await; // other tasks that are ready now ask too: one write for all
             }
-            batch.clear();
             std::mem::swap(&mut batch, &mut lock(&self.state).outbox);
             to.write_all(&batch).await?;
             to.flush().await?;
+            batch.clear();
             batch.shrink_to(MESSAGE.bytes);
         }
     }

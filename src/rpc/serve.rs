@@ -54,7 +54,7 @@ const HELD: Duration = Duration::from_secs(10);
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
 /// Answers every request on every connection until `stop`, then finishes what is in flight. Of the
-/// limits, those of connections and buffers count here. The former may change at any time.
+/// limits, those of connections and buffers count here. They may change at any time.
 pub async fn serve<L, S>(
     incoming: L,
     service: &S,
@@ -109,6 +109,7 @@ where
     incoming.filter_map(move |accepted| {
         let limits = limits();
         let (most, reserve) = (limits.connections, limits.reserve());
+        buffers.limit(limits.buffers);
         let open = buffers.connections();
         let on_trial = open >= most;
         if let (Ok(_), true) = (&accepted, on_trial) {
@@ -278,8 +279,6 @@ impl<P: Protocol> Session<'_, P> {
             let more_may_wait = !has_room(self);
             self.tally.as_mut().map(Tally::take_time);
             was_full |= self.is_full();
-            let buffers = self.input.capacity() + self.output.capacity();
-            self.share.hold(buffers + self.in_flight.bytes(), context)?;
             if self.read(context)? {
                 continue;
             }
@@ -287,7 +286,9 @@ impl<P: Protocol> Session<'_, P> {
                 self.protocol.ended(&mut self.state);
             }
             self.check_timer(was_full, context);
-            ready!(self.output.poll_write(&mut self.stream, context))?;
+            let written = self.output.poll_write(&mut self.stream, context);
+            self.hold(context)?;
+            ready!(written)?;
             if self.turn_is_over() {
                 // `yield_now` wakes this task only after the network was polled; `wake_by_ref` would not.
                 return pin!(yield_now()).poll(context).map(Ok);
@@ -300,6 +301,12 @@ impl<P: Protocol> Session<'_, P> {
                 false => Poll::Pending,
             };
         }
+    }
+
+    /// Notes what is held, once that is no more than what has to wait.
+    fn hold(&self, context: &Context<'_>) -> io::Result<()> {
+        let buffers = self.input.capacity() + self.output.capacity();
+        self.share.hold(buffers + self.in_flight.bytes(), context)
     }
 
     /// Whether no more requests are taken until some are answered, and answers sent.

@@ -11,6 +11,7 @@ use futures::future::OptionFuture;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
+use crate::error::Kind;
 use crate::rpc::{Gate, HEDGE, Reached, lock};
 use crate::status::micros;
 
@@ -38,6 +39,7 @@ struct Kept {
     unsettled: usize, // the bytes that are not on disk
     keys: Vec<u64>,   // by their hashes: the batch of the last record of each
     all: u64,         // that of the last one that concerns all keys
+    is_stuck: bool,   // the disk has no room for what is under way
     told: Told,
 }
 
@@ -57,6 +59,12 @@ pub struct Told {
 pub struct Batch {
     records: Vec<u8>,
     count: u32,
+}
+
+impl Kept {
+    fn is_behind(&self) -> bool {
+        self.is_stuck || self.unsettled > MOST
+    }
 }
 
 impl Batch {
@@ -113,7 +121,7 @@ impl Journal {
     /// These are on disk, which took so long and has so many bytes now.
     pub fn note_settled(&self, batch: &Batch, took: Duration, bytes: usize) {
         let mut kept = lock(&self.kept);
-        kept.unsettled -= batch.records.len();
+        (kept.unsettled, kept.is_stuck) = (kept.unsettled - batch.records.len(), false);
         let (told, took) = (&mut kept.told, micros(took));
         (told.bytes, told.commit_us) = (bytes, took.max(told.commit_us - told.commit_us / 8));
         drop(kept);
@@ -151,9 +159,25 @@ impl Journal {
         lock(&self.kept).told
     }
 
-    /// Whether more waits to be written than a disk should leave.
+    /// Whether more waits to be written than a disk should leave, or there is no room for any.
     pub fn is_behind(&self) -> bool {
-        lock(&self.kept).unsettled > MOST
+        lock(&self.kept).is_behind()
+    }
+
+    /// Why nothing more is taken, or nothing new, if so.
+    pub fn refuses(&self, is_new: bool) -> Option<(Kind, &'static str)> {
+        let kept = lock(&self.kept);
+        match (kept.told.is_full, kept.is_behind()) {
+            (true, _) if is_new => Some((Kind::Full, "is full")),
+            (true, true) => Some((Kind::Unavailable, "is full")),
+            (false, true) => Some((Kind::Unavailable, "does not keep up")),
+            (_, false) => None,
+        }
+    }
+
+    /// The disk has no room for what is to be written next: until it has, nothing more is taken.
+    pub fn note_stuck(&self) {
+        lock(&self.kept).is_stuck = true;
     }
 
     /// Notes whether the disk is full; whether it was before.

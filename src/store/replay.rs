@@ -54,16 +54,16 @@ impl Store {
 
     /// Refuses what the disk has no room for, or does not keep up with.
     pub(super) fn has_room(&self, is_new: bool) -> Result<(), Error> {
-        match self.journal.get() {
-            Some(journal) if journal.is_behind() => {
-                let why = format!("the disk of {} does not keep up", self.name);
-                Err(Error::new(Kind::Unavailable, why))
-            }
-            Some(journal) if is_new && journal.told().is_full => Err(Error::new(
-                Kind::Full,
-                format!("the disk of {} is full", self.name),
+        match self
+            .journal
+            .get()
+            .and_then(|journal| journal.refuses(is_new))
+        {
+            Some((kind, what)) => Err(Error::new(
+                kind,
+                format!("the disk of {} {what}", self.name),
             )),
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 

@@ -634,7 +634,7 @@ fn limits_are_raised_while_a_node_runs_and_keeps_its_memory() {
     Wire::to(&cluster, "alice").is_closed();
     cluster.edit("connections = 2", "connections = 3");
     cluster.reload("cluster.toml is read again: connections are 3");
-    assert!(Wire::to(&cluster, "alice").greets().is_some());
+    Wire::to(&cluster, "alice").does("get", ["tea".into()]);
     assert!(two.each_mut().map(Wire::greets).iter().all(Option::is_some));
     cluster.reload("cluster.toml is read again: nothing has changed");
 }

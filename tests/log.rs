@@ -154,7 +154,7 @@ fn history(seed: u64) -> (ram::Ram, Vec<(usize, Kept)>) {
         }
         match page {
             None if segments.is_worn(1) => {
-                segments.rebase().unwrap();
+                segments.rebase(1).unwrap();
                 page = Some(0);
             }
             None => {}
@@ -272,7 +272,7 @@ fn a_lost_end_of_a_base_is_noticed() {
         segments.commit(b"1 1 ".repeat(100)).unwrap();
         segments.prepare().unwrap();
     }
-    segments.rebase().unwrap();
+    segments.rebase(1).unwrap();
     segments.add(vec![b"1 1".to_vec()]).unwrap();
     segments.based(1).unwrap();
     segments.commit(b"9 1000".to_vec()).unwrap();

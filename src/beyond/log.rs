@@ -269,7 +269,8 @@ impl<F: Files> Disk<F> {
                 return Ok(());
             }
             self.page = Some((0, 0, 0, true));
-            self.on(Segments::rebase).await?;
+            let kept = store.bytes();
+            self.on(move |segments| segments.rebase(kept)).await?;
         }
         let mut pages = Vec::new();
         while let Some(at) = self.page {

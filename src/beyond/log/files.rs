@@ -62,7 +62,7 @@ pub struct Segments<F> {
     spare: Option<u64>,  // the segment that goes on when the current one is full
     before: Vec<String>, // the segments before the current one
     based: usize,        // how many there were when all was last written anew
-    kept: usize,         // how many bytes the store kept then
+    kept: usize,         // how many bytes the store kept then, at most
     base: Option<Base>,
     is_torn: bool,    // its last frame, when it was read
     old: Vec<String>, // files that are not part of it any more
@@ -83,6 +83,7 @@ struct End {
 
 /// A base that is being written.
 struct Base {
+    kept: usize,       // by the store when it was begun
     instead_of: usize, // so many segments
     next: u64,         // the one behind them
     done: Vec<String>, // the first one has no name yet by which it counts
@@ -304,6 +305,7 @@ impl<F: Files> Segments<F> {
         }
         let is_based = |name: &&String| !is(name, "log");
         self.based = self.before.iter().filter(is_based).count();
+        self.kept = self.based * self.size() / 2; // or more: in memory an entry is longer
         Ok(())
     }
 
@@ -483,8 +485,9 @@ impl<F: Files> Segments<F> {
             })
     }
 
-    /// Begins to write anew all that is kept. The current segment stands behind it, whatever it has.
-    pub fn rebase(&mut self) -> io::Result<()> {
+    /// Begins to write anew all that a store keeps, in so many bytes now. The current segment stands behind it, whatever
+    /// it has.
+    pub fn rebase(&mut self, kept: usize) -> io::Result<()> {
         let number = self.next_number();
         let name = new(&format!("{number}.base"));
         let at = match (self.make(&name, number), self.spare.take()) {
@@ -498,6 +501,7 @@ impl<F: Files> Segments<F> {
             }
         };
         self.base = Some(Base {
+            kept,
             instead_of: self.before.len(),
             next: self.end.number,
             done: Vec::new(),
@@ -556,10 +560,11 @@ impl<F: Files> Segments<F> {
         Ok(())
     }
 
-    /// The base is complete, and has what a store keeps in so many bytes. It counts once its first segment has its name.
+    /// The base is complete, of a store that keeps so many bytes now. It counts once its first segment has its name.
     pub fn based(&mut self, kept: usize) -> io::Result<()> {
         self.close(self.base.as_ref().map_or(0, |base| base.next))?;
         let Some(Base {
+            kept: before,
             mut done,
             instead_of,
             ..
@@ -572,7 +577,7 @@ impl<F: Files> Segments<F> {
             *first = first.trim_end_matches(NEW).to_owned();
             self.publish(first)?;
         }
-        (self.based, self.kept) = (done.len(), kept);
+        (self.based, self.kept) = (done.len(), kept.max(before));
         self.old.extend(self.before.splice(..instead_of, done));
         Ok(())
     }

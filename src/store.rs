@@ -272,7 +272,6 @@ impl Replica<'_> {
         entry: Entry<&[u8]>,
         is_vote: bool,
     ) -> Result<(), Error> {
-        self.store.has_room(false)?;
         let ballot = entry.stamp.ballot;
         let (memory, held, other) = self.held(kept)?;
         let (number, part) = held.part(key, &self.store.name)?;
@@ -283,10 +282,12 @@ impl Replica<'_> {
         let (place, old) = found.map(|found| (found.place, found.entry)).unzip();
         if old.is_some_and(|old| old.stamp >= entry.stamp) && !planted(Bug::OldEntryReplacesNew) {
             if is_vote && ballot > 0 {
+                self.store.has_room(false)?;
                 self.note_promise((memory, held), key, ballot, None)?;
             }
             return Ok(());
         }
+        self.store.has_room(false)?;
         // A value that the other ring's part has too lies in memory once.
         let twin = other.and_then(|other| other.entry(key));
         let is_twin = |entry: Entry<&[u8]>| twin.is_some_and(|twin| twin.borrow() == entry);

@@ -88,8 +88,8 @@ impl Node {
         let nodes: Result<Vec<Status>, Error> = join_all(asked).await.into_iter().collect();
         nodes.is_ok_and(|mut nodes| {
             nodes.push(own);
-            let are_ready = nodes.iter().all(|node| node.state == "ready");
-            are_ready && is_worth_it(&nodes, self.store.forgets_from())
+            let is_able = |node: &Status| node.state == "ready" && node.disk_full != Some(true);
+            nodes.iter().all(is_able) && is_worth_it(&nodes, self.store.forgets_from())
         })
     }
 

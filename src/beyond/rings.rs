@@ -89,16 +89,13 @@ impl<P: Fn(Progress)> Driver<'_, P> {
         if to.is_some() && from.next.is_none() {
             refusal().map_or(Ok(()), |why| Err(Error::bad_request(why)))?;
         }
+        if let (Some(to), None) = (&to, &from.next) {
+            self.have_room(to).await?;
+        }
         if let Some(to) = &to {
             knows_both(&told, &from, to)?;
         }
         let statuses = self.statuses(&from.ring).await;
-        let is_full = |status: &&Status| status.disk_full == Some(true);
-        if let (Some(full), true, None) = (statuses.iter().find(is_full), to.is_some(), &from.next)
-        {
-            let why = format!("the disk of {} is full", full.name); // and would stay so: all keys are written once more
-            return Err(Error::new(Kind::Full, why));
-        }
         let sum = |count: fn(&Status) -> usize| {
             let counts = statuses.iter().map(count);
             counts.fold(0, usize::saturating_add) / from.ring.copies() // a stranger's word may be anything
@@ -129,6 +126,26 @@ impl<P: Fn(Progress)> Driver<'_, P> {
                 }
             }
             sleep(RETRY).await;
+        }
+    }
+
+    /// Refuses a ring of which a disk is full: its nodes write all keys anew, and would end no change.
+    async fn have_room(&self, ring: &Cluster) -> Result<(), Error> {
+        let statuses = ring.names().into_iter().map(async |name| {
+            let status = self.client.replicas.ask_node(name, "status").await;
+            status.and_then(|status| Status::read(&status)).ok()
+        });
+        let statuses = join_all(statuses).await;
+        match statuses
+            .iter()
+            .flatten()
+            .find(|status| status.disk_full == Some(true))
+        {
+            Some(full) => Err(Error::new(
+                Kind::Full,
+                format!("the disk of {} is full", full.name),
+            )),
+            None => Ok(()),
         }
     }
 

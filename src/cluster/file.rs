@@ -52,12 +52,17 @@ pub struct Limits {
     #[serde(skip)]
     pub nodes: usize,
     /// Unfinished input, requests in flight and unsent answers of all connections, in bytes. At this
-    /// limit the connection that holds the most of them is closed. It is not in the file, but follows `connections`.
+    /// limit the connection that holds the most of them is closed. It is not in the file; see [`Limits::buffers`].
     #[serde(skip)]
     pub buffers: usize,
 }
 
 impl Limits {
+    /// What all buffers may hold: more where so many connections hold that much while they are idle.
+    pub fn buffers(&self) -> usize {
+        self.buffers.max(self.connections * IDLE)
+    }
+
     /// Connections beyond `connections`, on which nodes are let in and clients are not: each of their threads has one,
     /// a node that joins or compares one more, and one that forgets another one, to itself too. They are expected
     /// to have as many threads as this node.
@@ -198,7 +203,6 @@ fn ring(file: File, path: &Path) -> Result<Cluster, Wrong> {
     }
     let (mut limits, mut tls) = (file.limits, file.tls.map(Spanned::into_inner));
     limits.nodes = nodes.len() + leaving.len();
-    limits.buffers = limits.buffers.max(limits.connections * IDLE);
     if let Some(Files { ca, cert, key }) = &mut tls {
         for file in [ca, cert, key] {
             *file = path.with_file_name(&*file);

@@ -104,12 +104,12 @@ pub fn admit<L>(incoming: L, limits: impl Fn() -> Limits) -> impl Stream<Item = 
 where
     L: Stream<Item = io::Result<Connecting>> + Unpin,
 {
-    let buffers = Arc::new(Buffers::new(limits().buffers));
+    let buffers = Arc::new(Buffers::new(limits().buffers()));
     let refused = Rarely::every(Duration::from_secs(1));
     incoming.filter_map(move |accepted| {
         let limits = limits();
         let (most, reserve) = (limits.connections, limits.reserve());
-        buffers.limit(limits.buffers);
+        buffers.limit(limits.buffers());
         let open = buffers.connections();
         let on_trial = open >= most;
         if let (Ok(_), true) = (&accepted, on_trial) {

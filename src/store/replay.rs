@@ -174,9 +174,9 @@ impl Store {
         }
     }
 
-    /// How many bytes it keeps.
+    /// How many bytes it keeps, where a log has what two rings share once for each.
     pub fn bytes(&self) -> usize {
-        lock(&self.kept).memory.own.bytes
+        lock(&self.kept).held.iter().map(|held| held.bytes).sum()
     }
 
     /// A page of all that is kept, as an array of records, and where the next one begins. Each begins with the state:

@@ -85,7 +85,7 @@ struct World {
     busy: Cell<usize>, // failed since other sets were allowed the last memory of a node
     blameless: Cell<usize>, // failed because the one node that was asked was the failed one, or one of two
     full: Cell<usize>,      // sets refused for memory
-    outrun: Cell<usize>,    // swaps of clients that do not take turns, refused where all swap
+    outrun: Cell<usize>, // swaps that were refused, as those of clients that do not take turns are
     wronged: RefCell<Option<String>>, // for memory, what must not be
     next_value: AtomicU64,
     swaps: Swaps,
@@ -848,7 +848,7 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
             world.blameless.set(world.blameless.get() + 1);
         } else if failed && busy {
             world.busy.set(world.busy.get() + 1);
-        } else if failed && world.swaps == Swaps::All && is_swap(operation) && end == End::Refused {
+        } else if failed && is_swap(operation) && end == End::Refused {
             world.outrun.set(world.outrun.get() + 1);
         }
         tokio::time::sleep(Duration::from_millis(fastrand::u64(..world.pace))).await;
@@ -1123,8 +1123,8 @@ impl Trouble<'_> {
             world.history.fingerprint(),
         );
         // What a dying client leaves open, and what was asked of a failed node, is nobody's fault; nor
-        // is it that clients which do not take turns hide each other's swaps. Where all swap, an owner
-        // does its own without the network in between, and may outrun such a client for as long as it tries.
+        // is it that clients which do not take turns hide each other's swaps: an owner does its own
+        // without the network in between, and may outrun such a client for as long as it tries.
         let all = tally.done + tally.refused + tally.unknown;
         let outrun = world.outrun.get().min(tally.swapped / 20);
         let fair = all.saturating_sub(blameless + full + dead + tally.unknown_swaps + outrun);

@@ -8,7 +8,6 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 
 use futures::future::BoxFuture;
-use rustix::io::Errno;
 
 use super::segment::{Body, Header, SECTOR, Segment, VERSION, Verdict, frame, read, sectors};
 use crate::sabotage::{Bug, planted};
@@ -214,7 +213,7 @@ impl<F: Files> Segments<F> {
             if is(&name, "log") {
                 oldest = oldest.or(Some(number));
             }
-            let segment = read(number, &self.bytes_of(&name)?);
+            let segment = read(number, &self.files.read(&name)?);
             let next = self.checked(&name, &segment, number == base)?;
             for body in &segment.bodies {
                 if let Body::Records(records) = body {
@@ -231,21 +230,11 @@ impl<F: Files> Segments<F> {
         };
         // Where the last one has lost its end, another one has what followed.
         for (number, name) in names.range(oldest.unwrap_or(base)..) {
-            if is(name, "log") && read(*number, &self.bytes_of(name)?).bodies.len() > 1 {
+            if is(name, "log") && read(*number, &self.files.read(name)?).bodies.len() > 1 {
                 return Err(damaged(format!("nothing leads to {name}")));
             }
         }
         Ok(is_torn)
-    }
-
-    /// What a disk cannot read any more is damage.
-    fn bytes_of(&self, name: &str) -> io::Result<Vec<u8>> {
-        self.files
-            .read(name)
-            .map_err(|error| match Errno::from_io_error(&error) {
-                Some(Errno::IO) => damaged(format!("{name}: {error}")),
-                _ => error,
-            })
     }
 
     /// Which segment goes on behind this one, if any. The log of another node, or in a later format, is no damage.
@@ -288,9 +277,12 @@ impl<F: Files> Segments<F> {
         }
     }
 
-    /// Takes over a whole log that was read. After a crash it may be in memory alone, so that all of it is synced.
-    pub fn take_over(&mut self) -> io::Result<()> {
-        self.tidy().map_err(|error| self.ended(error))
+    /// Takes over a whole log that was read for a store that keeps so many bytes now. After a crash it may be in memory
+    /// alone, so that all of it is synced.
+    pub fn take_over(&mut self, kept: usize) -> io::Result<()> {
+        self.tidy().map_err(|error| self.ended(error))?;
+        self.kept = kept.max(self.based * self.size() / 2); // in memory an entry is longer
+        Ok(())
     }
 
     fn tidy(&mut self) -> io::Result<()> {
@@ -305,7 +297,6 @@ impl<F: Files> Segments<F> {
         }
         let is_based = |name: &&String| !is(name, "log");
         self.based = self.before.iter().filter(is_based).count();
-        self.kept = self.based * self.size() / 2; // or more: in memory an entry is longer
         Ok(())
     }
 

@@ -846,10 +846,10 @@ async fn client(world: Rc<World>, first: bool, coordinates: bool) -> turmoil::Re
         let was_halved = world.halved.get() >= asked;
         if failed && (!coordinates || was_halved && end == End::Refused) {
             world.blameless.set(world.blameless.get() + 1);
-        } else if failed && busy {
-            world.busy.set(world.busy.get() + 1);
         } else if failed && is_swap(operation) && end == End::Refused {
             world.outrun.set(world.outrun.get() + 1);
+        } else if failed && busy {
+            world.busy.set(world.busy.get() + 1);
         }
         tokio::time::sleep(Duration::from_millis(fastrand::u64(..world.pace))).await;
     }

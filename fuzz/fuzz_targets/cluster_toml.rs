@@ -110,7 +110,7 @@ fn is_read_as_it_is_written(cluster: &Cluster) {
             .iter()
             .map(|node| (node.name.clone(), node.address.clone()));
         let leaving = cluster.leaving().to_vec();
-        let limits = (cluster.limits.window, cluster.limits.others);
+        let limits = (cluster.limits.window, cluster.limits.nodes);
         (nodes.collect::<Vec<_>>(), leaving, prints, limits)
     };
     assert_eq!(facts(cluster), facts(&again));

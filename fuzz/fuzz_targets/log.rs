@@ -87,7 +87,7 @@ fn is_read_alike(disk: &Ram) {
         assert_eq!(again, found);
         return;
     }
-    segments.take_over().expect("it has room");
+    segments.take_over(size).expect("it has room");
     let mut rng = Rng::with_seed(54);
     let cut = disk.cut_after(disk.ops(), &mut rng);
     let (again, same, _) = read(&cut);

@@ -33,6 +33,9 @@ pub const NIL: &[u8] = &[0xc0];
 /// MessagePack on its way: what is short (a key, a stamp, most answers) needs no allocation.
 pub type Encoded = SmallVec<[u8; 36]>;
 
+/// The values of an array: those of a request or an entry need no allocation.
+pub type Items<'a> = SmallVec<[&'a [u8]; 4]>;
+
 /// Why some bytes are not a message.
 #[derive(Debug)]
 pub struct Malformed {
@@ -59,10 +62,10 @@ impl Malformed {
 /// seen so far reach.
 #[derive(Debug, Default)]
 pub struct Codec {
-    at: usize,                  // bytes done with
-    skip: usize,                // bytes of a string or number still to pass over
-    values: usize,              // values announced in arrays and maps
-    open: SmallVec<[usize; 4]>, // values still to come in each open array or map
+    at: usize,                   // where the next value begins, also if that is still to come
+    left: usize,                 // values still to come in the innermost open array or map
+    outer: SmallVec<[usize; 4]>, // the same in those around it
+    values: usize,               // values announced in arrays and maps
     /// The values that were in the message found last.
     pub last_values: usize,
 }
@@ -108,7 +111,7 @@ pub struct Request<'a> {
     /// What is asked.
     pub method: &'a str,
     /// About what: each parameter as its MessagePack.
-    pub params: SmallVec<[&'a [u8]; 3]>,
+    pub params: Items<'a>,
 }
 
 impl<'a> Request<'a> {
@@ -189,7 +192,7 @@ fn take<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
 }
 
 /// The values of an array, each as its bytes; `None` if it is no whole array.
-pub fn items(mut array: &[u8]) -> Option<SmallVec<[&[u8]; 3]>> {
+pub fn items(mut array: &[u8]) -> Option<Items<'_>> {
     let count = rmp::decode::read_array_len(&mut array).ok()?;
     (0..count).map(|_| take(&mut array)).collect()
 }
@@ -320,46 +323,40 @@ impl Codec {
     /// Goes on to the end of the value or of the bytes; `true` at the end of the value.
     fn advance(&mut self, bytes: &[u8], limits: Bounds) -> Result<bool, Error> {
         loop {
-            let passed = self.skip.min(bytes.len() - self.at);
-            self.at += passed;
-            self.skip -= passed;
-            if self.skip > 0 {
-                return Ok(false);
-            }
-            while self.open.last() == Some(&0) {
-                self.open.pop();
-            }
-            if self.at > 0 && self.open.is_empty() {
-                return Ok(true);
+            while self.left == 0 && self.at > 0 {
+                match self.outer.pop() {
+                    Some(left) => self.left = left,
+                    None => return Ok(self.at <= bytes.len()),
+                }
             }
             let rest = bytes.get(self.at..).unwrap_or_default();
-            if rest.first() == Some(&0xc1) {
-                return Err(Error::bad_request("0xc1 is no MessagePack"));
-            }
             let Some((size, children)) = header(rest) else {
-                return Ok(false);
+                return match rest.first() {
+                    Some(0xc1) => Err(Error::bad_request("0xc1 is no MessagePack")),
+                    _ => Ok(false),
+                };
             };
-            if let Some(left) = self.open.last_mut() {
-                *left -= 1;
-            }
-            self.skip = size;
             within(self.at + size, limits.bytes, "bytes")?;
+            self.left = self.left.saturating_sub(1); // the message itself is in none
             if let Some(children) = children {
                 self.values += children;
-                self.open.push(children);
+                self.outer.push(self.left);
+                self.left = children;
                 within(self.values, limits.values, "values")?;
-                within(self.open.len(), limits.depth, "levels of nesting")?;
+                within(self.outer.len(), limits.depth, "levels of nesting")?;
             }
+            self.at += size;
         }
     }
 }
 
 /// Refuses what a header announces, if it is too much.
 fn within(found: usize, most: usize, of: &str) -> Result<(), Error> {
-    let why = || format!("{found} {of}, at most {most} are taken");
     match found <= most {
         true => Ok(()),
-        false => Err(Error::too_large(why())),
+        false => Err(Error::too_large(format!(
+            "{found} {of}, at most {most} are taken"
+        ))),
     }
 }
 

@@ -283,7 +283,7 @@ impl Replica<'_> {
         if old.is_some_and(|old| old.stamp >= entry.stamp) && !planted(Bug::OldEntryReplacesNew) {
             if is_vote && ballot > 0 {
                 self.store.has_room(false)?;
-                self.note_promise((memory, held), key, ballot, None)?;
+                self.note_promise((memory, held), (number, place), key, ballot, None);
             }
             return Ok(());
         }
@@ -318,7 +318,7 @@ impl Replica<'_> {
         } = prepare;
         let mut kept = lock(&self.store.kept);
         let (memory, held, _) = self.held(&mut kept)?;
-        let (_, part) = held.part(key, &self.store.name)?;
+        let (number, part) = held.part(key, &self.store.name)?;
         if !planted(Bug::JoiningNodePromises) {
             held.is_ready(part)?;
         }
@@ -337,7 +337,7 @@ impl Replica<'_> {
             return Err(self.full(held, &Refusal::of(memory.own), added));
         }
         self.store.has_room(!is_read)?;
-        let found = found.map(|found| found.entry);
+        let (place, found) = found.map(|found| (found.place, found.entry)).unzip();
         let stamp = found.map(|entry| entry.stamp).unwrap_or_default();
         let promise = match known == Some(stamp) {
             true => Promise::Same,
@@ -347,7 +347,7 @@ impl Replica<'_> {
             }),
         };
         let moment = (now, held.cluster.limits.window / 64);
-        self.note_promise((memory, held), key, ballot, Some(moment))?;
+        self.note_promise((memory, held), (number, place), key, ballot, Some(moment));
         Ok(promise)
     }
 
@@ -377,9 +377,10 @@ impl Replica<'_> {
         let mut kept = lock(&self.store.kept);
         let (memory, held, _) = self.held(&mut kept)?;
         self.store.has_room(false)?;
-        let number = held.part(key, &self.store.name)?.0;
+        let (number, part) = held.part(key, &self.store.name)?;
         if promises > 0 && !planted(Bug::PromisesNotCopied) {
-            self.note_promise((memory, held), key, promises, None)?;
+            let place = part.find(key).map(|found| found.place);
+            self.note_promise((memory, held), (number, place), key, promises, None);
         }
         if entry.stamp == Stamp::default() {
             return Ok(()); // there is only the promise

@@ -234,13 +234,12 @@ impl Replica<'_> {
     pub(super) fn note_promise(
         &self,
         (memory, held): (&mut Memory, &mut Held),
+        (part, place): (usize, Option<usize>), // in it, if the key has an entry
         key: &[u8],
         ballot: u64,
         moment: Option<(Instant, Duration)>,
-    ) -> Result<(), Error> {
-        let (number, part) = held.part(key, &self.store.name)?;
-        let place = part.find(key).map(|found| found.place);
-        memory.own.bytes += held.promise(number, place, key, ballot, moment);
+    ) {
+        memory.own.bytes += held.promise(part, place, key, ballot, moment);
         if let Some(journal) = self.store.journal.get() {
             let (ring, name) = (encode_numbers([held.born]), encode_bytes(key));
             let nothing = [&*Stamp::default().begin(3), NIL].concat();
@@ -250,7 +249,6 @@ impl Replica<'_> {
                 &[&[0x92], &ring, &[0x93], &name, &nothing, &ballot],
             );
         }
-        Ok(())
     }
 }
 

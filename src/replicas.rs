@@ -119,14 +119,14 @@ type Attempts<'a, T> = SmallVec<[Attempt<'a, T>; 1]>;
 impl Replicas {
     /// Begins an operation on a key.
     pub fn of<'a>(&'a self, key: &'a [u8]) -> Result<Operation<'a>, Error> {
-        self.of_within(key, self.timeout)
+        self.of_until(key, Instant::now() + self.timeout)
     }
 
-    /// The same, with less time than usual.
-    pub(crate) fn of_within<'a>(
+    /// The same, with another time than usual.
+    pub(crate) fn of_until<'a>(
         &'a self,
         key: &'a [u8],
-        timeout: Duration,
+        deadline: Instant,
     ) -> Result<Operation<'a>, Error> {
         check_key(key)?;
         Ok(Operation {
@@ -135,7 +135,7 @@ impl Replicas {
             encoded_key: encode_bytes(key),
             view: Mutex::new(self.view()),
             highest: AtomicU64::new(0),
-            deadline: Instant::now() + timeout,
+            deadline,
         })
     }
 }

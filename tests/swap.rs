@@ -503,12 +503,22 @@ fn a_node_that_restarts_keeps_its_promises() {
 
 #[test]
 fn sixteen_guests_of_one_key_count_exactly_and_nearly_always_know_it() {
+    sixteen_guests_count(&Cluster::running(&THREE));
+}
+
+#[test]
+fn so_they_do_where_a_window_is_longer_than_an_operation() {
+    let mut cluster = Cluster::with_limits(&THREE, "window = \"6s\"");
+    cluster.start_all();
+    sixteen_guests_count(&cluster);
+}
+
+fn sixteen_guests_count(cluster: &Cluster) {
     const EACH: u64 = 250;
-    let cluster = Cluster::running(&THREE);
     let tally = Tally::default();
     thread::scope(|scope| {
         for guest in 0..16 {
-            let (cluster, tally) = (&cluster, &tally);
+            let tally = &tally;
             scope.spawn(move || {
                 let mut wire = Wire::to(cluster, THREE[guest % 3]);
                 for _ in 0..EACH {
@@ -519,7 +529,7 @@ fn sixteen_guests_of_one_key_count_exactly_and_nearly_always_know_it() {
         }
     });
     let unknown = tally.unknown.load(Relaxed);
-    tally.is_sum(&cluster, "cups");
+    tally.is_sum(cluster, "cups");
     println!("{tally:?}");
     assert!(unknown * 1000 < 16 * EACH, "{tally:?}");
     assert!(tally.failed.load(Relaxed) * 100 < 16 * EACH, "{tally:?}");

@@ -68,8 +68,8 @@ impl Client {
         swap: &Swap,
         node: Option<&Arc<Self>>,
     ) -> Result<Swapped, Error> {
-        let (begun, turns) = (Instant::now(), &self.replicas.turns);
-        let left = || self.replicas.timeout.saturating_sub(begun.elapsed());
+        let (end, turns) = (Instant::now() + self.replicas.timeout, &self.replicas.turns);
+        let left = || end.saturating_duration_since(Instant::now());
         let mut insists = turns.is_contended(key);
         loop {
             let at_owner = match insists {
@@ -78,9 +78,10 @@ impl Client {
             };
             let done = match (at_owner, node) {
                 (Some(answer), _) => answer.and_then(|answer| swap.read(&answer)),
-                (None, Some(node)) => node.in_turn(key, swap, insists).await,
+                (None, Some(node)) if insists => node.at_home(key, swap).await,
+                (None, Some(node)) => node.in_turn(key, swap, insists, end).await,
                 (None, None) => {
-                    let operation = self.replicas.of_within(key, left())?;
+                    let operation = self.replicas.of_until(key, end)?;
                     let ended = operation.swap(&mut |old, _| swap.made(old), insists).await;
                     ended.map(Swapped::from)
                 }
@@ -98,8 +99,10 @@ impl Client {
         }
     }
 
+    /// The ring's, or less where an operation has not much longer.
     fn window(&self) -> Duration {
-        self.replicas.cluster().limits.window
+        let window = self.replicas.cluster().limits.window;
+        window.min(self.replicas.timeout / 5)
     }
 
     async fn at_owner(&self, key: &[u8], swap: &Swap) -> Option<Result<Encoded, Error>> {
@@ -108,12 +111,18 @@ impl Client {
         self.replicas.ask_owner(key, "swap", &params).await
     }
 
+    /// Does a swap that insists when its turn has come: as the key's owner does for other nodes.
+    async fn at_home(self: &Arc<Self>, key: &[u8], swap: &Swap) -> Result<Swapped, Error> {
+        self.in_turn(key, swap, true, self.deadline(true)).await
+    }
+
     /// Does a swap when its turn has come.
     async fn in_turn(
         self: &Arc<Self>,
         key: &[u8],
         swap: &Swap,
         insists: bool,
+        deadline: Instant,
     ) -> Result<Swapped, Error> {
         let mut answered = None;
         let number = self.replicas.turns.enter(key, || {
@@ -137,7 +146,7 @@ impl Client {
             key,
             number,
         };
-        let operation = self.replicas.of_within(key, self.patience(insists))?;
+        let operation = self.replicas.of_until(key, deadline)?;
         let mut change = |old: &Packed, _| swap.made(old);
         Ok(operation.swap(&mut change, insists).await?.into())
     }
@@ -170,12 +179,13 @@ impl Client {
         Err(unknown("it has waited too long for its turn"))
     }
 
-    /// How long a swap may take here. An owner must answer before the one who asks takes it for silent.
-    fn patience(&self, insists: bool) -> Duration {
-        match insists {
+    /// By when a swap must have ended here. An owner must answer before the one who asks takes it for silent.
+    fn deadline(&self, insists: bool) -> Instant {
+        let patience = match insists {
             true => self.window() / 2,
             false => self.replicas.timeout,
-        }
+        };
+        Instant::now() + patience
     }
 
     /// Those of these swaps for which somebody still waits. Who has waited too long is told so.
@@ -209,7 +219,7 @@ impl Client {
             made.push((!is_done, swaps));
             is_done.then_some(value)
         };
-        let ended = match self.replicas.of_within(key, self.patience(insists)) {
+        let ended = match self.replicas.of_until(key, self.deadline(insists)) {
             Ok(operation) => operation.swap(&mut change, insists).await,
             Err(error) => Err(error),
         };
@@ -309,7 +319,7 @@ impl Node {
         };
         let client = &self.client;
         let swapped = match method {
-            "swap" => client.in_turn(key, &swap, true).await, // another node asks the owner
+            "swap" => client.at_home(key, &swap).await, // another node asks the owner
             _ => client.swap_anywhere(key, &swap, Some(client)).await,
         };
         swap.answer(key, swapped?)

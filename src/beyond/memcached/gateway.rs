@@ -64,10 +64,9 @@ impl Gateway {
         }
     }
 
-    /// Begins an operation that has so much time.
+    /// Begins an operation that has until then.
     fn operation<'a>(&'a self, key: &'a [u8], until: Instant) -> Result<Operation<'a>, Error> {
-        let left = until.saturating_duration_since(Instant::now());
-        self.client.replicas.of_within(key, left)
+        self.client.replicas.of_until(key, until)
     }
 
     async fn get(&self, request: &mut Request, until: Instant) -> Result<Outcome, Error> {

@@ -66,7 +66,7 @@ fn run_all(test: &str, usual: u64) -> (u64, impl Fn(&str) -> u64) {
     let runs = runs.into_inner().unwrap();
     let sum = move |field: &str| runs.iter().map(|run| world::field(run, field)).sum::<u64>();
     println!(
-        "{seeds} seeds in {:.0?}: {} operations done, {} refused, {} unknown; {} swaps done, {} unknown; {} values ended; {} for memory, {} changes of the ring, {} rounds of forgetting, {} crashes, {} blackouts, {} cuts, {} slow links, {} dead clients; \
+        "{seeds} seeds in {:.0?}: {} operations done, {} refused, {} unknown; {} swaps done, {} unknown, {} outrun; {} values ended; {} for memory, {} changes of the ring, {} rounds of forgetting, {} crashes, {} blackouts, {} cuts, {} slow links, {} dead clients; \
          {} forgetful runs, {} of them with wrong answers that a node had warned of",
         start.elapsed(),
         sum("done"),
@@ -74,6 +74,7 @@ fn run_all(test: &str, usual: u64) -> (u64, impl Fn(&str) -> u64) {
         sum("unknown"),
         sum("swapped"),
         sum("unknown swaps"),
+        sum("outrun"),
         sum("ended"),
         sum("full"),
         sum("changes"),

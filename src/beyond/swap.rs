@@ -20,6 +20,9 @@ use crate::store::Prepare;
 
 pub use crate::replicas::Swapped;
 
+/// A longer window is taken for this one: a node gives an operation twice as long.
+const LONGEST: Duration = Duration::from_millis(2500);
+
 /// A change that can travel: what a client asks of a node.
 #[derive(Clone)]
 pub(crate) enum Swap {
@@ -99,10 +102,8 @@ impl Client {
         }
     }
 
-    /// The ring's, or less where an operation has not much longer.
     fn window(&self) -> Duration {
-        let window = self.replicas.cluster().limits.window;
-        window.min(self.replicas.timeout / 5)
+        self.replicas.cluster().limits.window.min(LONGEST)
     }
 
     async fn at_owner(&self, key: &[u8], swap: &Swap) -> Option<Result<Encoded, Error>> {

@@ -1106,7 +1106,7 @@ impl Trouble<'_> {
         let (blameless, full) = (world.blameless.get(), world.full.get());
         let line = format!(
             "seed {seed}: ring of {size}{}, done {}, refused {}, unknown {}, ended {}, blameless {blameless}, \
-             swapped {}, unknown swaps {}, full {full}, changes {}, rounds {}, crashes {crashes}, cuts {cuts}, slow {slow}, dead {dead}, blackouts {blackouts}, forgetful {}, doubts {}, \
+             swapped {}, unknown swaps {}, outrun {}, full {full}, changes {}, rounds {}, crashes {crashes}, cuts {cuts}, slow {slow}, dead {dead}, blackouts {blackouts}, forgetful {}, doubts {}, \
              wrong {}, fingerprint {}",
             if world.harsh { " in harsh times" } else { "" },
             tally.done,
@@ -1115,6 +1115,7 @@ impl Trouble<'_> {
             tally.ended,
             tally.swapped,
             tally.unknown_swaps,
+            world.outrun.get(),
             world.changes.get(),
             (world.latest_step() / 2).saturating_sub(world.changes.get() as u64),
             u8::from(world.forgetful),

@@ -352,11 +352,10 @@ impl Codec {
 
 /// Refuses what a header announces, if it is too much.
 fn within(found: usize, most: usize, of: &str) -> Result<(), Error> {
+    let why = || format!("{found} {of}, at most {most} are taken");
     match found <= most {
         true => Ok(()),
-        false => Err(Error::too_large(format!(
-            "{found} {of}, at most {most} are taken"
-        ))),
+        false => Err(Error::too_large(why())),
     }
 }
 

@@ -543,31 +543,31 @@ fn swaps_as_long_as_a_message_may_be() {
 #[test]
 fn a_swap_whose_guest_reads_no_answers() {
     let cluster = Cluster::running(&RING);
-    let (mut other, mut idle) = (Wire::to(&cluster, "alice"), Wire::to(&cluster, "alice"));
+    let mut other = Wire::to(&cluster, "alice");
     let (jug, ring) = (cluster.key_on(&RING[..3]), cluster.ring());
     let is_beside = |key: &String| ring.owner(key.as_bytes()) == ring.owner(jug.as_bytes());
-    let cups = (0..10_000)
-        .map(|n| format!("cups{n}"))
-        .find(is_beside)
-        .unwrap();
+    let cups = (0..10_000).map(|n| format!("cups{n}")).filter(is_beside);
     other.does("set", [jug.as_str().into(), bin(&vec![7; MIB])]);
-    let gets = (0..25).flat_map(|id| request(id, "get", [jug.as_str().into()]));
-    let incr = request(25, "incr", [cups.as_str().into()]);
-    // What is promised comes behind the gets, which nobody reads: the swap has begun, and does not go on.
-    idle.send(&gets.chain(incr).collect::<Vec<u8>>());
-    let begun = Instant::now();
-    assert_eq!(other.does("incr", [cups.as_str().into()]), 1.into());
-    assert!(
-        begun.elapsed() > Duration::from_secs(4),
-        "it was not held up"
-    );
-    let outcome = idle.answers(26).remove(&25).unwrap();
-    let sum = other.does("get", [cups.as_str().into()]).as_u64().unwrap();
-    match outcome {
-        Ok(_) => assert_eq!(sum, 2),
-        Err(why) if why.starts_with("unknown") => assert!(sum <= 2, "{sum}"),
-        Err(why) => assert_eq!(sum, 1, "{why}"),
-    }
+    // On another thread it begins too late to hold this one up.
+    let was_held_up = cups.take(20).any(|cups| {
+        let mut idle = Wire::to(&cluster, "alice");
+        let gets = (0..25).flat_map(|id| request(id, "get", [jug.as_str().into()]));
+        let incr = request(25, "incr", [cups.as_str().into()]);
+        // What is promised comes behind the gets, which nobody reads: the swap has begun, and does not go on.
+        idle.send(&gets.chain(incr).collect::<Vec<u8>>());
+        let begun = Instant::now();
+        assert_eq!(other.does("incr", [cups.as_str().into()]), 1.into());
+        let was_held_up = begun.elapsed() > Duration::from_secs(4);
+        let outcome = idle.answers(26).remove(&25).unwrap();
+        let sum = other.does("get", [cups.as_str().into()]).as_u64().unwrap();
+        match outcome {
+            Ok(_) => assert_eq!(sum, 2),
+            Err(why) if why.starts_with("unknown") => assert!(sum <= 2, "{sum}"),
+            Err(why) => assert_eq!(sum, 1, "{why}"),
+        }
+        was_held_up
+    });
+    assert!(was_held_up, "it was never held up");
 }
 
 #[test]

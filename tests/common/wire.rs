@@ -45,7 +45,13 @@ impl Wire {
 
     /// The next answer; `None` where the node has closed the connection.
     pub fn answer(&mut self) -> Option<(u32, Outcome)> {
-        if self.stream.fill_buf().unwrap().is_empty() {
+        let come = loop {
+            match self.stream.fill_buf() {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {} // this machine has stood still
+                come => break come.unwrap(),
+            }
+        };
+        if come.is_empty() {
             return None;
         }
         let answer = rmpv::decode::read_value(&mut self.stream).unwrap();

@@ -11,7 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use msgpack_rpc::Value;
+
 use common::gateway::{Client, Gateway, PATIENCE};
+use common::wire::Wire;
 use common::{Cluster, FIVE};
 
 const THREE: [&str; 3] = ["alice", "bob", "carol"];
@@ -115,7 +118,30 @@ fn a_cas_unique_is_of_one_write() {
         (&format!("ms tea 2 MA C{unique} s\r\n!!\r\n"), "HD s5\r\n"),
         (&format!("md tea C{unique}\r\n"), "EX\r\n"),
         ("ms milk 1 C1\r\nx\r\n", "NF\r\n"),
+        // What adds to an item takes 0 for none.
+        ("set cups 0 0 2\r\n10\r\n", "STORED\r\n"),
+        ("ma cups C0 v\r\n", "VA 2\r\n11\r\n"),
+        ("ms cups 1 MA C0\r\n0\r\n", "HD\r\n"),
+        ("ms cups 1 C0\r\nx\r\n", "EX\r\n"),
+        ("get cups\r\n", "VALUE cups 0 3\r\n110\r\nEND\r\n"),
     ]);
+}
+
+/// A get that marks a stale item writes, and one behind it on the same connection sees that.
+#[test]
+fn a_get_behind_one_that_marks_the_item_comes_after_it() {
+    let (_cluster, gateway) = running(&[]);
+    let mut client = gateway.client();
+    client.plays(&[("ms rare 1\r\nx\r\n", "HD\r\n")]);
+    for _ in 0..20 {
+        client.plays(&[("md rare I\r\n", "HD\r\n")]);
+        let said = client.asks("mg rare c\r\ngets rare\r\n");
+        let unique = said
+            .strip_prefix("HD c")
+            .and_then(|said| said.split(' ').next());
+        let line = format!("VALUE rare 0 1 {}\r\n", unique.unwrap());
+        assert!(said.contains(&line), "{said}");
+    }
 }
 
 #[test]
@@ -418,6 +444,14 @@ fn others_read_what_memcached_clients_write_and_the_other_way_round() {
     ]);
     let json = cluster.kv54(["get", "menu", "--json"]).exits(0).json();
     assert_eq!(json["value"]["tea"][0], 1);
+    // Bytes stay bytes, whatever they say.
+    let (mut guest, green) = (Wire::to(&cluster, "alice"), Value::from(&b"green"[..]));
+    guest.does("set", ["tea".into(), green.clone()]);
+    client.plays(&[
+        ("touch tea 100\r\n", "TOUCHED\r\n"),
+        ("gat 200 tea\r\n", "VALUE tea 0 5\r\ngreen\r\nEND\r\n"),
+    ]);
+    assert_eq!(guest.does("get", ["tea".into()]), green);
 }
 
 #[test]

@@ -87,7 +87,8 @@ impl<C: Cache> Memcached<C> {
     /// Answers when no earlier request of the connection is in the way.
     async fn in_turn(&self, request: &mut Request, turn: Turn) -> Result<Outcome, Error> {
         let all = turn.shared.all.turn(request.verb == Verb::Flush);
-        let key = turn.key.queue.turn(!request.only_reads());
+        let may_mark = request.verb == Verb::Get && request.meta.is_some(); // that it is being made anew
+        let key = turn.key.queue.turn(!request.only_reads() || may_mark);
         // It enters both queues before any later request does. Unconstrained: who has used up a task's
         // budget would stand in no queue, and be overtaken.
         let turns = timeout_at(turn.until, unconstrained(join(all, key))).await;

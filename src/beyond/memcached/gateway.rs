@@ -15,7 +15,7 @@ use crate::entry::{Packed, Stamp, check_value};
 use crate::error::{Error, Kind};
 use crate::join::{Scan, entries};
 use crate::replicas::Operation;
-use crate::rpc::codec::NIL;
+use crate::rpc::codec::{NIL, string};
 
 /// A time to live up to this, in seconds, begins now; a longer one is a time of day.
 const RELATIVE: i64 = 30 * 86_400;
@@ -100,7 +100,7 @@ impl Gateway {
             if let (Ok(Outcome::Done(item)), false) =
                 (&mut outcome, new.as_ref().is_some_and(Packed::is_nil))
             {
-                item.data = Vec::new(); // the swap brings it, once: there may be many attempts
+                (item.data, item.other) = (Vec::new(), None); // the swap brings it, once: there may be many attempts
             }
             outcomes.push((new.is_none(), outcome));
             new
@@ -286,7 +286,8 @@ impl Request {
             Verb::Decr => number.saturating_sub(self.number),
             _ => number.wrapping_add(self.number),
         };
-        let other = old.other.as_ref().map(|_| Packed::of(number)); // it was an integer, and stays one
+        let is_integer = old.other.as_ref().is_some_and(|old| string(old).is_none());
+        let other = is_integer.then(|| Packed::of(number)); // it stays one
         let end = self.end(old, now);
         let new = old.with(number.to_string().into());
         Some(Item { end, other, ..new })

@@ -33,7 +33,7 @@ pub struct Item {
     pub(super) wins: bool,
     /// The client that asked knows it by its cas unique.
     pub(super) is_known: bool,
-    /// The value that the data shows, where others have written no string.
+    /// The value that the data shows, in the form in which it is kept.
     pub(super) other: Option<Packed>,
 }
 
@@ -54,8 +54,8 @@ impl Item {
                 let string = codec::string(&value).map(<[u8]>::to_owned);
                 let text = || value.value().map_or_else(|e| e.why, |v| v.to_string());
                 Item {
-                    other: string.is_none().then(|| value.clone()),
                     data: string.unwrap_or_else(|| text().into()),
+                    other: Some(value),
                     ..Item::default()
                 }
             }

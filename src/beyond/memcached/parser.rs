@@ -424,6 +424,9 @@ fn meta(name: &[u8], words: &[&[u8]]) -> Parsed {
         }
         seen.push(*flag);
     }
+    if let Verb::Append | Verb::Prepend | Verb::Incr | Verb::Decr = request.verb {
+        request.compare = request.compare.filter(|cas| *cas != 0); // it is none, as in memcached
+    }
     request.meta = Some(flags.join(&b' '));
     Ok(request)
 }

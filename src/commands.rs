@@ -188,7 +188,7 @@ impl Options {
         if let Some(node) = cluster.node(name) {
             return Ok((cluster.clone(), node.clone()));
         }
-        let replicas = self.client()?.replicas;
+        let replicas = self.client_of(cluster.clone())?.replicas;
         replicas.exchange_all().await; // the file may be behind
         let state = replicas.state();
         let node = state.rings().find_map(|ring| ring.node(name)).cloned();
@@ -207,7 +207,11 @@ impl Options {
     }
 
     fn client(&self) -> Result<Client, Failure> {
-        let cluster = self.cluster()?;
+        self.client_of(self.cluster()?)
+    }
+
+    /// Of a file that was read: a second time, a pipe would be empty.
+    fn client_of(&self, cluster: Arc<Cluster>) -> Result<Client, Failure> {
         let dial = tls::dial(&cluster)?;
         let replicas = Replicas::new(cluster, self.timeout(), &dial);
         Ok(Client { replicas })

@@ -105,7 +105,7 @@ fn a_time_to_live_that_is_none_writes_nothing() {
     let mut guest = Wire::to(&cluster, "alice");
     let [tea, white, black] = ["tea", "white", "black"].map(Value::from);
     guest.does("set", [tea.clone(), black.clone()]);
-    let century = 100 * 365 * 86_400_000_u64;
+    let century = 36_525 * 86_400_000_u64;
     let odd = [
         0.into(),
         (-1).into(),

@@ -267,6 +267,10 @@ fn a_lock_ends_with_its_command() {
     locked.signal("TERM");
     assert_eq!(locked.wait(), 3, "{:?}", locked.log());
     is_free();
+    // Who has started it may ignore the ends of its children; their codes are not lost.
+    let mut locked = spawn_lock(&cluster, "--ignore-signal=CHLD", "exit 7");
+    assert_eq!(locked.wait(), 7, "{:?}", locked.log());
+    is_free();
 }
 
 /// A lock waits for nodes that do not answer, and is free in the end.
@@ -296,7 +300,7 @@ fn a_lock_names_its_holder_and_can_be_freed() {
     make_fifo(&cluster);
     let mut first = spawn_lock(
         &cluster,
-        "--default-signal",
+        "USER=CORP\\ann smith",
         "echo \"runs as $KV54_LOCK\" >&2; read forever < fifo",
     );
     let holder = first.wait_for("runs as ");

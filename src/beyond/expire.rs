@@ -16,7 +16,7 @@ use crate::server::Node;
 
 /// How long a value may live.
 const TIMES: RangeInclusive<Duration> =
-    Duration::from_millis(1)..=Duration::from_secs(100 * 365 * 86_400);
+    Duration::from_millis(1)..=Duration::from_secs(36_525 * 86_400);
 
 /// Between two looks for values that have ended.
 const LOOK: Duration = Duration::from_secs(2);

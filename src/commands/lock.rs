@@ -373,6 +373,8 @@ async fn run(
     let [program, args @ ..] = command else {
         return Err(Failure::usage("there is no command"));
     };
+    // Who has started this process may have ignored the ends of its children: their codes would be lost.
+    let _ends = signal(SignalKind::child())?;
     let mut command = Command::new(program);
     let spawned = command.args(args).env("KV54_LOCK", &held.holder).spawn();
     let mut child = spawned.map_err(|error| {
@@ -396,8 +398,8 @@ async fn run(
             }
             kind = signals.next() => pass_on(kind, pid),
             why = &mut lost => {
+                pass_on(SignalKind::terminate(), pid); // first: who reads what is said may have stalled
                 remark(format!("the lock is lost: {why}; the command gets a TERM"));
-                pass_on(SignalKind::terminate(), pid);
             }
         }
     }
@@ -424,5 +426,7 @@ fn holder() -> String {
     let user = user.unwrap_or_else(|_| "someone".to_owned());
     let host = hostname::get().unwrap_or_default();
     let (host, pid, random) = (host.to_string_lossy(), process::id(), fastrand::u64(..));
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
+    let [user, host] = [&*user, &*host].map(|name| name.replace(|c| !is_plain(c), "_"));
     format!("{user}@{host}:{pid}:{random:016x}")
 }

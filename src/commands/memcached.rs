@@ -39,8 +39,9 @@ pub(super) struct Memcached {
 impl Memcached {
     pub(super) async fn run(self, options: &Options) -> Outcome {
         log_at(self.log);
-        let client = Arc::new(options.client()?);
-        let limits = watch::Sender::new(read(options)?.1);
+        let (file, limits) = read(options)?;
+        let client = Arc::new(options.client_of(file)?);
+        let limits = watch::Sender::new(limits);
         let newer = || {
             let (file, new) = read(options)?;
             check_window(options, &client.replicas.cluster(), &file)?;

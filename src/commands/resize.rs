@@ -33,7 +33,8 @@ pub(super) struct Resize {
 
 impl Resize {
     pub(super) async fn run(self, options: &Options) -> Outcome {
-        let (client, file) = (options.client()?, options.cluster()?);
+        let file = options.cluster()?;
+        let client = options.client_of(file.clone())?;
         let (bar, said) = (bar(BAR, Some(0)), RefCell::new(HashSet::new()));
         let driver = Driver {
             client: &client,

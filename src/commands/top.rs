@@ -90,7 +90,9 @@ impl Top {
                 None if as_json => json_lines(&seen),
                 None => lines(&seen, number == 1),
             };
-            match write(shown.as_bytes()) {
+            // A terminal or a reader may stop taking it, and signals are still for this process.
+            let written = spawn_blocking(move || write(shown.as_bytes())).await;
+            match written.map_err(io::Error::from)? {
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => break, // it was read enough
                 written => written?,
             }
@@ -274,7 +276,7 @@ struct Screen(Option<String>);
 impl Screen {
     fn open() -> io::Result<Self> {
         let was = io::stdin().is_terminal().then(|| stty("-g")).flatten();
-        let screen = Screen(was.filter(|_| stty("-icanon -echo -isig min 1").is_some()));
+        let screen = Screen(was.filter(|_| stty("-icanon -echo -isig -ixon min 1").is_some()));
         let tell = panic::take_hook();
         panic::set_hook(Box::new(move |why| {
             let _ = write(LEAVE); // else what it tells would vanish with the screen

@@ -8,20 +8,21 @@ use kv54::beyond::programs::{Failed, again, client, host, text, words};
 use kv54::{client::Client, entry::Packed, error::plain};
 use std::{fs, path::Path, process::Command, time::Duration};
 
-/// Has the newest version run here, unless it was reported that it has.
+/// Has the newest version run here, unless it was reported that it has, and noted beside the file which one that was.
 async fn update(client: &Client, folder: &Path, command: &mut Command) -> Result<(), Failed> {
-    let (new, current, own) = (folder.join("new"), folder.join("current"), host() + " ");
-    let now = client.get(b"deploy").await?.value()?;
-    let done = format!("{own}{} ", now[0]);
+    let (new, seen, own) = (folder.join("new"), folder.join("seen"), host() + " ");
+    let now = client.get(b"deploy").await?;
+    let done = format!("{own}{} ", now.value()?[0]);
     let told = text(&client.get(b"deploy:hosts").await?);
-    let is_done = current.exists() && told.lines().any(|told| told.starts_with(&done));
-    if is_done || now.is_nil() {
+    let is_told = told.lines().any(|told| told.starts_with(&done));
+    if now.is_nil() || is_told && fs::read(&seen).is_ok_and(|seen| seen == *now) {
         return Ok(());
     }
     let (version, bytes) = client.get_large(b"deploy").await?.ok_or("there is none")?;
     fs::write(&new, bytes)?;
     fs::File::open(&new)?.sync_all()?; // or a power cut could leave a part of it
-    fs::rename(&new, &current)?;
+    fs::rename(&new, folder.join("current"))?;
+    fs::write(&seen, &*client.get(b"deploy").await?)?; // where that is newer, it is not reported yet
     fs::File::open(folder)?.sync_all()?; // or the old one, after this has reported the new one
     let state = match command.status() {
         Ok(status) if status.success() => "ok".to_owned(),
@@ -48,8 +49,7 @@ async fn main() -> Result<(), Failed> {
             println!("version {version}");
         }
         ["agent", folder, program, args @ ..] => loop {
-            let command = &mut Command::new(program);
-            let updated = update(&client, folder.as_ref(), command.args(args)).await;
+            let updated = update(&client, folder.as_ref(), Command::new(program).args(args)).await;
             updated.unwrap_or_else(|error| eprintln!("deploy: {error:?}"));
             tokio::time::sleep(Duration::from_secs(1)).await;
         },

@@ -4,7 +4,7 @@
 //! written under this number until it is there: once, also where the outcome of a write was unknown. A number without
 //! a batch, whose pusher has died, is left out. The numbers go round, since a key whose value has expired stays.
 
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::{StreamExt as _, future::try_join_all, stream};
 use kv54::beyond::programs::{Failed, again, client, host, words};
 use kv54::{client::Client, commands::shown, entry::Packed, error::Error};
 use msgpack_rpc::Value;
@@ -34,16 +34,18 @@ async fn push(client: &Client, ttl: Duration) -> Result<(), Failed> {
 /// Prints the lines of one host, or those of all with the host before them.
 async fn show(client: &Client, host: Option<&str>) -> Result<(), Failed> {
     let last = client.get(b"logs").await?.value()?.as_i64().unwrap_or(0);
-    let numbers = stream::iter(1.max(last.saturating_sub(BATCHES - 1))..=last);
+    let mut numbers = stream::iter(1.max(last.saturating_sub(BATCHES - 1))..=last).chunks(64);
     let get = async |number| Ok::<_, Error>((number, client.get(&key(number)).await?.value()?));
-    let mut batches = numbers.map(get).buffered(64);
-    while let Some((number, batch)) = batches.try_next().await? {
-        let from = batch[1].as_str().unwrap_or_default();
-        let lines = batch[2].as_slice().unwrap_or_default();
-        if batch[0] == number.into() && host.is_none_or(|host| host == from) {
-            let head = host.map_or(format!("{from}: "), |_| String::new());
-            for line in BufRead::split(lines, b'\n') {
-                stdout().write_all(&shown([head.as_bytes(), &line?, b"\n"].concat()))?;
+    while let Some(some) = numbers.next().await {
+        // None is on its way while this waits for who reads them, or it would seem late.
+        for (number, batch) in try_join_all(some.into_iter().map(get)).await? {
+            let from = batch[1].as_str().unwrap_or_default();
+            let lines = batch[2].as_slice().unwrap_or_default();
+            if batch[0] == number.into() && host.is_none_or(|host| host == from) {
+                let head = host.map_or(format!("{from}: "), |_| String::new());
+                for line in BufRead::split(lines, b'\n') {
+                    stdout().write_all(&shown([head.as_bytes(), &line?, b"\n"].concat()))?;
+                }
             }
         }
     }

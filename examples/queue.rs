@@ -41,9 +41,9 @@ impl Server {
             match self.0.take_task(&queue).await {
                 Ok(Some(task)) => break Ok(task),
                 Err(error) if error.kind.is_refusal() => break Err(error),
-                _ if worker.is_closed() => return,
-                _ => drop(timeout(POLL, self.2.notified()).await),
+                _ => {}
             }
+            select! { () = worker.closed() => return, _ = timeout(POLL, self.2.notified()) => {} }
         };
         drop(turn); // a queue may be full until somebody takes
         if let Err(Ok(task)) = worker.send(taken) {

@@ -127,6 +127,7 @@ fn exercise_twelve() {
         None,
         "it has ended: she must take it again"
     );
+    assert_eq!(returned(alice(5), "alice"), None, "it is free at once");
     assert_eq!(
         may_work_until(3, 3, TTL),
         13,

@@ -134,6 +134,14 @@ fn play(things: u64, wakes: u64) -> (Account, bool) {
     ignore = "exercise thirteen: a task in hand"
 )]
 fn exercise_thirteen() {
+    let (number, cups, hers) = (0, 1, Some(("alice", PATIENCE)));
+    let task = |taken| Task {
+        number,
+        cups,
+        taken,
+    };
+    let by_alice = taken(&task(None), "alice", 0, PATIENCE);
+    assert_eq!(by_alice, Some(task(hers)), "her name and her time");
     for things in 0..12 {
         for wakes in (things..60).chain([u64::MAX]) {
             let (account, both) = play(things, wakes);

@@ -250,6 +250,21 @@ fn a_pusher_that_died_hides_nothing_and_old_lines_expire() {
     assert_eq!(shown.len(), 200_000, "in several lines, but all of it");
 }
 
+/// As in `logs show | less`: what is on its way to a get when the reader stops would be too late when it goes on.
+#[test]
+fn who_reads_logs_may_stop_for_a_while() {
+    let ring = Cluster::running(&["alice", "bob", "carol"]);
+    let lines = "steep for two minutes, and not for three\n".repeat(60_000);
+    push(&ring, "1h", lines.as_bytes());
+    let mut show = example_in(&ring.dir, "logs", &["show", "web1"])
+        .spawn()
+        .unwrap();
+    sleep(Duration::from_secs(7)); // more than an operation may take
+    let shown = read_to_string(show.stdout.take().unwrap()).unwrap();
+    assert_eq!(show.wait().unwrap().code(), Some(0));
+    assert!(shown == lines, "{} of {} bytes", shown.len(), lines.len());
+}
+
 #[test]
 fn the_numbers_of_batches_go_round() {
     let ring = Cluster::running(&["alice", "bob", "carol"]);
@@ -390,6 +405,37 @@ fn an_agent_takes_no_part_of_a_version() {
     assert_eq!(runs.lines().count(), 2);
 }
 
+#[test]
+fn a_command_may_move_the_file_away_and_numbers_may_begin_anew() {
+    let ring = Cluster::running(&["alice", "bob", "carol"]);
+    let script = "echo >> runs.txt; mv web1/current web1/app";
+    let _web1 = agent(&ring, "web1", script);
+    let put = |text: &str, version: &str, line: &str| {
+        ring.file("app", text);
+        let told = said(&ring.dir, "deploy", &["put", "app"]);
+        assert_eq!(told.as_deref(), Some(version));
+        until(|| fs::read_to_string(ring.dir.join("web1/app")).is_ok_and(|app| app == text));
+        until(|| said(&ring.dir, "deploy", &["status"]).as_deref() == Some(line));
+    };
+    put("one\n", "version 1", "web1 1 ok");
+    ring.kv54(["delete", "deploy"]).exits(0);
+    put("another one\n", "version 1", "web1 1 ok");
+    put("two\n", "version 2", "web1 2 ok");
+    sleep(Duration::from_secs(3)); // it looks once a second
+    let runs = fs::read_to_string(ring.dir.join("runs.txt")).unwrap();
+    assert_eq!(runs.lines().count(), 3, "once for each version");
+}
+
+#[test]
+fn a_put_that_is_refused_leaves_nothing_behind() {
+    let mut ring = Cluster::with_limits(&["alice"], "memory = \"1MiB\"");
+    ring.start_all();
+    fs::write(ring.dir.join("app"), vec![54; 3 << 20]).unwrap();
+    assert_eq!(said(&ring.dir, "deploy", &["put", "app"]), None);
+    let keys = ring.kv54(["keys", "--prefix", "deploy"]);
+    assert_eq!(keys.exits(0).text(), "");
+}
+
 /// An agent of this host, which runs this in a shell.
 fn agent(ring: &Cluster, host: &str, script: &str) -> Node {
     let _ = fs::create_dir(ring.dir.join(host));
@@ -488,6 +534,35 @@ fn a_worker_that_leaves_while_it_waits_gets_no_task() {
     drop(first);
     producer.puts("tasks", "pour");
     assert_eq!(second.line(), "VALUE tasks 0 4");
+}
+
+/// But in the moment in which the server looks for a task for it, which it does about every 50 ms.
+#[test]
+fn a_worker_that_has_left_seldom_changes_the_order() {
+    let ring = Cluster::running(&["alice", "bob", "carol"]);
+    let queue = Queue::of(&ring);
+    let mut producer = queue.client();
+    let changed = (0..20).filter(|_| {
+        let [mut first, mut second] = [queue.client(), queue.client()].map(|mut worker| {
+            worker.sends("mn\r\nget tasks\r\n");
+            assert_eq!(worker.line(), "MN");
+            worker
+        });
+        sleep(Duration::from_millis(20));
+        first.0.get_ref().shutdown(Shutdown::Write).unwrap();
+        let told = first.line();
+        assert!(told.starts_with("SERVER_ERROR unavailable: "), "{told}");
+        producer.puts("tasks", "steep");
+        producer.puts("tasks", "pour");
+        let [_, one, _] = [(); 3].map(|()| second.line());
+        let tasks = [one, second.gets("tasks")];
+        let [is_same, is_changed] =
+            [["steep", "pour"], ["pour", "steep"]].map(|as_put| tasks == as_put);
+        assert!(is_same || is_changed, "{tasks:?}");
+        is_changed
+    });
+    let changed = changed.count();
+    assert!(changed < 10, "{changed} of 20");
 }
 
 /// It has asked for more than its connection takes while it works.

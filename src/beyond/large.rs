@@ -16,14 +16,22 @@ const AT_ONCE: usize = 4;
 
 impl Client {
     /// Writes bytes as one whole; their version, which is one above the former. An error says whether the former bytes
-    /// are still there, or (`unknown-outcome:`) the new ones may be. Then, and if its process ends in the middle, pieces
-    /// may stay that belong to nothing.
+    /// are still there, or (`unknown-outcome:`) the new ones may be. Then, if its process ends in the middle, and if the
+    /// pieces of a write that fails cannot be deleted, some stay that belong to nothing.
     pub async fn set_large(&self, key: &[u8], bytes: &[u8]) -> Result<u64, Error> {
         let (id, crc32) = (fastrand::u64(..), crc32fast::hash(bytes));
         let set = async |(n, bytes)| self.set(&piece(key, id, n), &Packed::of(bytes)).await;
         let sets = stream::iter((0..).zip(bytes.chunks(PIECE))).map(set);
         let all = sets.buffer_unordered(AT_ONCE).try_collect::<()>().await;
-        all.map_err(Error::of_read)?; // nobody has heard of these pieces yet
+        if let Err(error) = all {
+            self.replicas.settle().await;
+            for (n, _) in (0..).zip(bytes.chunks(PIECE)) {
+                if self.delete(&piece(key, id, n)).await.is_err() {
+                    break;
+                }
+            }
+            return Err(error.of_read()); // nobody has heard of these pieces yet
+        }
         loop {
             let old = self.get(key).await?;
             let [former, old_id, _] = head(&old).unwrap_or_default();

@@ -12,7 +12,7 @@ use super::{Options, Outcome, export, text, write};
 ///
 /// A deleted key is left out. If not all keys could be read, the exit code is not 0, as with an
 /// export. Control characters are escaped, line breaks and tabs too, and so is the backslash, as
-/// `\\\\`. With --json, a line is `{"key": …}`, or `{"key_base64": …}` for a key that is not UTF-8,
+/// `\\`. With --json, a line is `{"key": …}`, or `{"key_base64": …}` for a key that is not UTF-8,
 /// and reads back as exactly the same key.
 #[derive(Args)]
 #[command(after_help = "Examples:

@@ -100,7 +100,7 @@ impl Gateway {
             if let (Ok(Outcome::Done(item)), false) =
                 (&mut outcome, new.as_ref().is_some_and(Packed::is_nil))
             {
-                (item.data, item.other) = (Vec::new(), None); // the swap brings it, once: there may be many attempts
+                (item.data, item.value) = (Vec::new(), None); // the swap brings it, once: there may be many attempts
             }
             outcomes.push((new.is_none(), outcome));
             new
@@ -286,11 +286,11 @@ impl Request {
             Verb::Decr => number.saturating_sub(self.number),
             _ => number.wrapping_add(self.number),
         };
-        let is_integer = old.other.as_ref().is_some_and(|old| string(old).is_none());
-        let other = is_integer.then(|| Packed::of(number)); // it stays one
+        let is_integer = old.value.as_ref().is_some_and(|old| string(old).is_none());
+        let value = is_integer.then(|| Packed::of(number)); // it stays one
         let end = self.end(old, now);
         let new = old.with(number.to_string().into());
-        Some(Item { end, other, ..new })
+        Some(Item { end, value, ..new })
     }
 
     /// When an item ends after this.

@@ -34,7 +34,7 @@ pub struct Item {
     /// The client that asked knows it by its cas unique.
     pub(super) is_known: bool,
     /// The value that the data shows, in the form in which it is kept.
-    pub(super) other: Option<Packed>,
+    pub(super) value: Option<Packed>,
 }
 
 impl Item {
@@ -55,7 +55,7 @@ impl Item {
                 let text = || value.value().map_or_else(|e| e.why, |v| v.to_string());
                 Item {
                     data: string.unwrap_or_else(|| text().into()),
-                    other: Some(value),
+                    value: Some(value),
                     ..Item::default()
                 }
             }
@@ -83,8 +83,8 @@ impl Item {
             return Packed::default();
         }
         let marks = u8::from(self.is_stale) * STALE + u8::from(self.is_being_made) * BEING_MADE;
-        if let (0, 0, Some(other)) = (self.flags, marks, &self.other) {
-            return other.clone().until(self.end);
+        if let (0, 0, Some(value)) = (self.flags, marks, &self.value) {
+            return value.clone().until(self.end);
         }
         let value = match (self.flags, marks, std::str::from_utf8(&self.data)) {
             (0, 0, Ok(text)) => text.into(),

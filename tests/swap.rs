@@ -293,6 +293,27 @@ fn a_lock_outlasts_an_outage() {
     assert_eq!(waiting.wait(), 0, "{:?}", waiting.log());
 }
 
+/// A signal ends the waiting also while nodes that are frozen are asked who holds the key.
+#[test]
+fn who_waits_for_a_lock_need_not_wait_for_an_answer() {
+    let cluster = Cluster::running(&THREE);
+    for name in ["bob", "carol"] {
+        cluster.signal(name, "STOP");
+    }
+    let mut waiting = cluster.spawn("lock jobs -- echo now".split(' '));
+    let status = format!("/proc/{}/status", waiting.pid());
+    let catches_int = |status: String| {
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        u64::from_str_radix(caught.unwrap().trim(), 16).unwrap() & 2 != 0
+    };
+    while !catches_int(fs::read_to_string(&status).unwrap()) {
+        thread::yield_now();
+    }
+    waiting.signal("INT");
+    assert_eq!(waiting.wait(), 130, "{:?}", waiting.log());
+    waiting.wait_for("a signal ended the waiting, no majority has answered");
+}
+
 /// What others see of a lock, and what is left of it after kill -9.
 #[test]
 fn a_lock_names_its_holder_and_can_be_freed() {

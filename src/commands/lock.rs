@@ -110,7 +110,14 @@ impl Held<'_> {
         let mut may_be_ours = false;
         let taken = loop {
             let begun = Instant::now();
-            let (what, why) = match self.try_once().await {
+            let looked = tokio::select! {
+                looked = self.look(waiting.deadline) => looked,
+                kind = signals.next() => {
+                    return Err(self.hinted(ended_by(kind, "no majority has answered"), may_be_ours));
+                }
+            };
+            let tried = async { self.try_once(looked?).await };
+            let (what, why) = match tried.await {
                 Ok(None) if self.ttl.is_none_or(|ttl| begun.elapsed() < ttl) => break begun,
                 Ok(None) if waiting.is_over() => {
                     let why = format!("lock failed: to take {key} takes longer than it lasts");
@@ -154,11 +161,19 @@ impl Held<'_> {
         }
     }
 
-    /// Takes the key if it is absent. The value of another holder, if it is not ours then.
-    async fn try_once(&self) -> Result<Option<Packed>, Error> {
+    /// Who holds the key. Unlike a swap, this is in nobody's way, and may end at any moment.
+    async fn look(&self, deadline: Option<Instant>) -> Result<Packed, Error> {
+        let (replicas, now) = (&self.client.replicas, Instant::now());
+        let longest = now + replicas.timeout;
+        let shortest = longest.min(now + replicas.cluster().limits.window); // also where nobody waits
+        let until = deadline.unwrap_or(longest).clamp(shortest, longest);
+        let newest = replicas.of_until(&self.key, until)?.get().await;
+        Ok(newest.map_err(Error::of_read)?.entry.value.plain())
+    }
+
+    /// Takes the key if it was absent. The value of another holder, if it is not ours then.
+    async fn try_once(&self, mut current: Packed) -> Result<Option<Packed>, Error> {
         let ours = Packed::of(&*self.holder);
-        // A get first: it is in the way of no swap.
-        let mut current = self.client.get(&self.key).await.map_err(Error::of_read)?;
         if current.is_nil() || current == ours {
             current = match self.swap(&Packed::default(), &self.lasting()?).await? {
                 Swapped::Done(current) | Swapped::Not(current) => current,

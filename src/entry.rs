@@ -9,7 +9,7 @@ use msgpack_rpc::Value;
 use crate::cluster::{MAX_KEY, MAX_VALUE};
 use crate::error::{Error, Kind};
 use crate::rpc::Answer;
-use crate::rpc::codec::{self, Encoded, MESSAGE, NIL, encode_numbers, quoted};
+use crate::rpc::codec::{self, Encoded, MESSAGE, NIL, encode_array, encode_numbers, quoted};
 use crate::sabotage::{Bug, planted};
 
 /// Where the epoch begins in a counter, which has 63 bits.
@@ -103,9 +103,7 @@ impl Stamp {
     /// The beginning of an array of so many values, of which the first two are the stamp's: with 2,
     /// all of `[counter, writer]`.
     pub fn begin(self, values: u8) -> Encoded {
-        let mut out = Encoded::from_slice(&[0x90 | values]);
-        out.extend_from_slice(&encode_numbers([self.counter, self.writer]));
-        out
+        encode_array(Some(0x90 | values), [self.counter, self.writer])
     }
 
     /// What stands before the value in an entry, and behind it, and where that begins.

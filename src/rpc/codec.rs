@@ -63,8 +63,9 @@ impl Malformed {
 #[derive(Debug, Default)]
 pub struct Codec {
     at: usize,                   // where the next value begins, also if that is still to come
-    left: usize,                 // values still to come in the innermost open array or map
-    outer: SmallVec<[usize; 4]>, // the same in those around it
+    left: u32,                   // values still to come in the innermost open array or map
+    outer: [u32; MESSAGE.depth], // the same in those around it
+    depth: usize,                // how many those are
     values: usize,               // values announced in arrays and maps
     /// The values that were in the message found last.
     pub last_values: usize,
@@ -159,9 +160,9 @@ impl<'a> Response<'a> {
             (Some(0 | 2), _) => return Err(Error::bad_request("it asks where it should answer")),
             _ => return Err(Error::bad_request("an answer is [1, msgid, error, result]")),
         };
-        let result = match (take(rest), take(rest)) {
-            (Some(NIL), Some(result)) => Ok(result),
-            (error, _) => Err(error.unwrap_or_default()),
+        let result = match take(rest) {
+            Some(NIL) => Ok(*rest), // it ends where the message ends
+            error => Err(error.unwrap_or_default()),
         };
         Ok(Response { id, result })
     }
@@ -180,7 +181,8 @@ fn id(bytes: &mut &[u8]) -> Result<u32, Error> {
 
 /// Takes one value off the front, as its bytes; `None` if it is not whole.
 fn take<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let (mut end, children) = header(bytes)?;
+    let (size, children) = header(bytes)?;
+    let mut end = size as usize;
     if children.is_some() {
         let mut codec = Codec::default();
         codec.advance(bytes, MESSAGE).ok().filter(|whole| *whole)?;
@@ -191,10 +193,16 @@ fn take<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
     Some(value)
 }
 
-/// The values of an array, each as its bytes; `None` if it is no whole array.
+/// The values of an array, each as its bytes; `None` if it is no whole array. Nothing may stand behind it.
 pub fn items(mut array: &[u8]) -> Option<Items<'_>> {
-    let count = rmp::decode::read_array_len(&mut array).ok()?;
-    (0..count).map(|_| take(&mut array)).collect()
+    let mut items = Items::new();
+    for behind in (0..rmp::decode::read_array_len(&mut array).ok()?).rev() {
+        items.push(match behind {
+            0 if !array.is_empty() => array, // the last one ends where the array ends
+            _ => take(&mut array)?,
+        });
+    }
+    Some(items)
 }
 
 /// The bytes of a string, whether it is written as str, bin or the raw of 2009.
@@ -261,11 +269,33 @@ pub fn encode_bytes(bytes: &[u8]) -> Encoded {
 
 /// Integers from 0, one after the other.
 pub fn encode_numbers<const N: usize>(numbers: [u64; N]) -> Encoded {
-    let mut encoded = Encoded::new();
+    encode_array(None, numbers)
+}
+
+/// The same, up to three, behind the first byte of their array.
+pub fn encode_array<const N: usize>(first: Option<u8>, numbers: [u64; N]) -> Encoded {
+    const { assert!(N <= 3, "there is no room for more") };
+    let (mut bytes, mut end) = (
+        [first.unwrap_or_default(); 36],
+        usize::from(first.is_some()),
+    );
     for number in numbers {
-        written(rmp::encode::write_uint(&mut encoded, number));
+        let [.., low] = number.to_be_bytes();
+        let (marker, width) = match number {
+            0..=0x7f => (low, 0),
+            0x80..=0xff => (0xcc, 1),
+            0x100..=0xffff => (0xcd, 2),
+            0x1_0000..=0xffff_ffff => (0xce, 4),
+            _ => (0xcf, 8),
+        };
+        if let Some([at, digits @ ..]) = bytes.get_mut(end..).and_then(<[u8]>::first_chunk_mut::<9>)
+        {
+            *at = marker;
+            *digits = number.rotate_right(8 * width).to_be_bytes(); // those that count come first
+        }
+        end += 1 + width as usize;
     }
-    encoded
+    Encoded::from_buf_and_len(bytes, end)
 }
 
 /// Writing to memory cannot fail.
@@ -322,80 +352,116 @@ fn widen(out: &mut Vec<u8>, start: usize) {
 impl Codec {
     /// Goes on to the end of the value or of the bytes; `true` at the end of the value.
     fn advance(&mut self, bytes: &[u8], limits: Bounds) -> Result<bool, Error> {
+        let (mut at, mut left) = (self.at, self.left); // in registers
+        let ended = self.walk(bytes, limits, &mut at, &mut left);
+        (self.at, self.left) = (at, left);
+        ended
+    }
+
+    #[inline]
+    fn walk(
+        &mut self,
+        bytes: &[u8],
+        limits: Bounds,
+        at: &mut usize,
+        left: &mut u32,
+    ) -> Result<bool, Error> {
         loop {
-            while self.left == 0 && self.at > 0 {
-                match self.outer.pop() {
-                    Some(left) => self.left = left,
-                    None => return Ok(self.at <= bytes.len()),
-                }
+            if *left == 0 && *at > 0 {
+                let Some(outer) = self.depth.checked_sub(1) else {
+                    return Ok(*at <= bytes.len());
+                };
+                self.depth = outer;
+                *left = self.outer.get(outer).copied().unwrap_or_default();
+                continue;
             }
-            let rest = bytes.get(self.at..).unwrap_or_default();
-            let Some((size, children)) = header(rest) else {
-                return match rest.first() {
+            let Some((size, children)) = header(bytes.get(*at..).unwrap_or_default()) else {
+                return match bytes.get(*at) {
                     Some(0xc1) => Err(Error::bad_request("0xc1 is no MessagePack")),
                     _ => Ok(false),
                 };
             };
-            within(self.at + size, limits.bytes, "bytes")?;
-            self.left = self.left.saturating_sub(1); // the message itself is in none
-            if let Some(children) = children {
-                self.values += children;
-                self.outer.push(self.left);
-                self.left = children;
-                within(self.values, limits.values, "values")?;
-                within(self.outer.len(), limits.depth, "levels of nesting")?;
+            let end = *at + size as usize;
+            if end > limits.bytes {
+                return Err(too_much(end, limits.bytes, "bytes"));
             }
-            self.at += size;
+            *left = left.saturating_sub(1); // the message itself is in none
+            if let Some(children) = children {
+                self.values += children as usize;
+                if self.values > limits.values {
+                    return Err(too_much(self.values, limits.values, "values"));
+                }
+                let outer = self.outer.get_mut(self.depth);
+                let outer = outer.filter(|_| self.depth < limits.depth);
+                let deeper = self.depth + 1;
+                *outer.ok_or_else(|| too_much(deeper, limits.depth, "levels of nesting"))? =
+                    std::mem::replace(left, children);
+                self.depth = deeper;
+            }
+            *at = end;
         }
     }
 }
 
-/// Refuses what a header announces, if it is too much.
-fn within(found: usize, most: usize, of: &str) -> Result<(), Error> {
-    let why = || format!("{found} {of}, at most {most} are taken");
-    match found <= most {
-        true => Ok(()),
-        false => Err(Error::too_large(why())),
-    }
+/// The error of what a header announces.
+#[cold]
+fn too_much(found: usize, most: usize, of: &str) -> Error {
+    Error::too_large(format!("{found} {of}, at most {most} are taken"))
 }
+
+/// By its first byte, how long a value is of which that says it; of any other one, 0. A table, since this is
+/// asked of each value of each message.
+#[allow(clippy::indexing_slicing)] // when it is compiled, not when it runs
+const FLAT: [u8; 256] = {
+    let (mut sizes, mut first) = ([1; 256], 0x80_u8); // before and behind these are small integers
+    while first < 0xe0 {
+        sizes[first as usize] = match first {
+            0xa0..=0xbf => 1 + first % 32,            // str
+            0xcc | 0xd0 => 2,                         // integers of 8 bits,
+            0xcd | 0xd1 => 3,                         // 16,
+            0xce | 0xd2 | 0xca => 5,                  // 32, and a float
+            0xcf | 0xd3 | 0xcb => 9,                  // 64, and a float
+            0xd4..=0xd8 => 2 + (1 << (first - 0xd4)), // ext
+            0xc0 | 0xc2 | 0xc3 => 1,                  // nil, false, true
+            _ => 0,
+        };
+        first += 1;
+    }
+    sizes
+};
 
 /// One MessagePack header, at the front of `bytes`: the bytes of the value without its children, and
 /// how many values are in it if it is an array or a map. `None` if the header is not all there yet.
-fn header(bytes: &[u8]) -> Option<(usize, Option<usize>)> {
-    let first = bytes.first()?;
+#[inline(always)] // it is most of the loop that calls it
+#[allow(clippy::inline_always)]
+fn header(bytes: &[u8]) -> Option<(u32, Option<u32>)> {
+    let first = *bytes.first()?;
+    match FLAT.get(usize::from(first)) {
+        None | Some(0) => {}
+        Some(size) => return Some((u32::from(*size), None)),
+    }
     // A length of 1, 2 or 4 bytes, big endian, after the first byte.
-    let length = |width: usize| {
-        let digits = bytes.get(1..=width)?;
+    let length = |width: u32| {
+        let digits = bytes.get(1..=width as usize)?;
         let n = digits.iter().fold(0, |n, digit| n << 8 | u32::from(*digit));
-        Some((n as usize).min(1 << 29)) // far over every limit, and sums of it fit
+        Some(n.min(1 << 29)) // far over every limit, and sums of it fit
     };
-    let flat = |size| Some((size, None));
     let sized = |width, beside| length(width).map(|n| (1 + width + beside + n, None));
-    let nested = |size, children| Some((size, Some(children)));
+    let nested = |children| Some((1, Some(u32::from(children))));
     let counted = |width, each| length(width).map(|n| (1 + width, Some(n * each)));
-    match Marker::from_u8(*first) {
-        Marker::U8 | Marker::I8 => flat(2),
-        Marker::U16 | Marker::I16 | Marker::FixExt1 => flat(3),
-        Marker::FixExt2 => flat(4),
-        Marker::U32 | Marker::I32 | Marker::F32 => flat(5),
-        Marker::FixExt4 => flat(6),
-        Marker::U64 | Marker::I64 | Marker::F64 => flat(9),
-        Marker::FixExt8 => flat(10),
-        Marker::FixExt16 => flat(18),
-        Marker::FixStr(n) => flat(1 + usize::from(n)),
-        Marker::Str8 | Marker::Bin8 => sized(1, 0),
-        Marker::Str16 | Marker::Bin16 => sized(2, 0),
-        Marker::Str32 | Marker::Bin32 => sized(4, 0),
-        Marker::Ext8 => sized(1, 1),
-        Marker::Ext16 => sized(2, 1),
-        Marker::Ext32 => sized(4, 1),
-        Marker::FixArray(n) => nested(1, usize::from(n)),
-        Marker::FixMap(n) => nested(1, 2 * usize::from(n)),
-        Marker::Array16 => counted(2, 1),
-        Marker::Array32 => counted(4, 1),
-        Marker::Map16 => counted(2, 2),
-        Marker::Map32 => counted(4, 2),
-        Marker::Reserved => None,
-        _ => flat(1), // nil, false, true, small integers
+    match first {
+        0xc4 | 0xd9 => sized(1, 0), // bin, str
+        0xc5 | 0xda => sized(2, 0),
+        0xc6 | 0xdb => sized(4, 0),
+        0xc7 => sized(1, 1), // ext
+        0xc8 => sized(2, 1),
+        0xc9 => sized(4, 1),
+        0x90..=0x9f => nested(first % 16), // array
+        0xdc => counted(2, 1),
+        0xdd => counted(4, 1),
+        0x80..=0x8f => nested(2 * (first % 16)), // map
+        0xde => counted(2, 2),
+        0xdf => counted(4, 2),
+        _ => None,
     }
 }

@@ -18,7 +18,7 @@ use kv54::entry::{Packed, Stamp};
 use kv54::error::{Error, Kind};
 use kv54::join::{Scan, entries};
 use kv54::replicas::Replicas;
-use kv54::rpc::codec::encode_bytes;
+use kv54::rpc::codec::{NIL, encode_bytes};
 use kv54::rpc::{self, Answer, Dial, Gate, HEDGE, Peer, Reached, Service, connected, insist, tcp};
 use kv54::store::Store;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -249,6 +249,28 @@ fn a_peer_is_given_up_when_no_byte_came_for_a_window_and_not_while_bytes_come() 
         let peer = Peer::new(&node, patience, tcp());
         let error = peer.ask("status", &[]).await.unwrap_err();
         assert_eq!(error.kind, Kind::UnknownOutcome, "{error}");
+    });
+}
+
+#[test]
+fn answers_that_arrive_together_are_told_apart() {
+    let (node, _) = pretend(|mut stream, _| {
+        let mut questions = Vec::new();
+        while questions.len() < 30 {
+            questions.extend(hear(&mut stream)); // two, of 15 bytes each
+        }
+        let answers = questions.chunks(15).map(answer);
+        stream
+            .write_all(&answers.collect::<Vec<_>>().concat())
+            .unwrap();
+        hear(&mut stream);
+    });
+    block_on(async {
+        let peer = Peer::new(&node, Duration::from_secs(5), tcp());
+        let calls = [peer.call("status", &[]), peer.call("status", &[])];
+        for call in calls {
+            assert_eq!(call.await.1.unwrap().as_slice(), NIL);
+        }
     });
 }
 

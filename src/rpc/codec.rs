@@ -116,7 +116,7 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Reads a whole message.
+    /// Reads a whole message, behind which nothing stands.
     pub fn read(message: &'a [u8]) -> Result<Self, Malformed> {
         Request::parse(message).map_err(|error| Malformed {
             recoverable: msgid(message).is_some(),
@@ -152,7 +152,7 @@ pub struct Response<'a> {
 }
 
 impl<'a> Response<'a> {
-    /// Reads a whole message.
+    /// Reads a whole message, behind which nothing stands.
     pub fn read(mut message: &'a [u8]) -> Result<Self, Error> {
         let rest = &mut message;
         let id = match kind(rest) {

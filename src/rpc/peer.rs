@@ -308,7 +308,8 @@ impl Line {
             loop {
                 match codec.next(&input) {
                     Ok(Some(end)) => {
-                        let response = Response::read(&input).map_err(io::Error::other)?;
+                        let message = input.get(..end).unwrap_or_default();
+                        let response = Response::read(message).map_err(io::Error::other)?;
                         self.answered(&response, arrived, &mut state)?;
                         input.advance(end);
                     }

@@ -304,7 +304,7 @@ impl From<Entry> for Answer {
 
 /// Reads `[counter, writer]`, `[counter, writer, value]` or `[counter, writer, value, ballot]`.
 fn read(bytes: &[u8]) -> Result<(Stamp, Option<&[u8]>), Error> {
-    let items = codec::items(bytes).unwrap_or_default();
+    let items = codec::items_of_whole(bytes).unwrap_or_default();
     let number = |at: usize| codec::number(items.get(at)?);
     let ballot = items.get(3).map_or(Some(0), |ballot| codec::number(ballot));
     match (items.len(), number(0), number(1), ballot) {

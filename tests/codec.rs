@@ -243,9 +243,23 @@ fn the_byte_that_messagepack_never_uses_is_refused() {
 }
 
 #[test]
-fn a_request_with_that_byte_is_no_request_however_it_came() {
-    let refused = codec::Request::read(b"\x94\x00\x07\xa3get\x91\xc1").unwrap_err();
-    assert_eq!(verdict(&refused), (Kind::BadRequest, Some(7), true));
+fn what_is_not_one_whole_array_has_no_items() {
+    let whole = [0x92, 0x01, 0xa1, b'k'];
+    assert_eq!(
+        codec::items(&whole).unwrap()[..],
+        [&whole[1..2], &whole[2..]]
+    );
+    let odd: [&[u8]; 5] = [
+        &whole[..3],
+        &[0x92, 0x01],
+        &[0x91, 0xc1],
+        &[0x91, 1, 2],
+        &[0xa1, b'k'],
+    ];
+    for bytes in odd {
+        assert_eq!(codec::items(bytes), None, "{bytes:?}");
+    }
+    assert!(codec::items(&[0x90]).unwrap().is_empty());
 }
 
 #[test]

@@ -16,7 +16,7 @@ pub struct Bounds {
     pub bytes: usize,
     /// The values in it, nested ones counted.
     pub values: usize,
-    /// How deep its arrays and maps nest.
+    /// How deep its arrays and maps nest: 16 at most.
     pub depth: usize,
 }
 
@@ -116,7 +116,7 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Reads a whole message, behind which nothing stands.
+    /// Reads a message whose end was found.
     pub fn read(message: &'a [u8]) -> Result<Self, Malformed> {
         Request::parse(message).map_err(|error| Malformed {
             recoverable: msgid(message).is_some(),
@@ -137,7 +137,7 @@ impl<'a> Request<'a> {
             return Err(Error::bad_request("a method is a string"));
         };
         let no_array = || Error::bad_request("a request's parameters are an array");
-        let params = items(rest).ok_or_else(no_array)?;
+        let params = items_of_whole(rest).ok_or_else(no_array)?;
         Ok(Request { id, method, params })
     }
 }
@@ -152,7 +152,7 @@ pub struct Response<'a> {
 }
 
 impl<'a> Response<'a> {
-    /// Reads a whole message, behind which nothing stands.
+    /// Reads a message whose end was found.
     pub fn read(mut message: &'a [u8]) -> Result<Self, Error> {
         let rest = &mut message;
         let id = match kind(rest) {
@@ -193,12 +193,18 @@ fn take<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
     Some(value)
 }
 
-/// The values of an array, each as its bytes; `None` if it is no whole array. Nothing may stand behind it.
-pub fn items(mut array: &[u8]) -> Option<Items<'_>> {
+/// The values of an array, each as its bytes; `None` if it is not one whole array.
+pub fn items(array: &[u8]) -> Option<Items<'_>> {
+    let is_whole = |last: &&[u8]| check(last, MESSAGE).is_ok();
+    items_of_whole(array).filter(|items| items.last().is_none_or(is_whole))
+}
+
+/// The same for an array that was found to be whole, so that its last value ends where the array does.
+pub fn items_of_whole(mut array: &[u8]) -> Option<Items<'_>> {
     let mut items = Items::new();
     for behind in (0..rmp::decode::read_array_len(&mut array).ok()?).rev() {
         items.push(match behind {
-            0 if !array.is_empty() => array, // the last one ends where the array ends
+            0 if !array.is_empty() => array,
             _ => take(&mut array)?,
         });
     }
@@ -385,21 +391,29 @@ impl Codec {
             if end > limits.bytes {
                 return Err(too_much(end, limits.bytes, "bytes"));
             }
-            *left = left.saturating_sub(1); // the message itself is in none
-            if let Some(children) = children {
-                self.values += children as usize;
-                if self.values > limits.values {
-                    return Err(too_much(self.values, limits.values, "values"));
-                }
-                let outer = self.outer.get_mut(self.depth);
-                let outer = outer.filter(|_| self.depth < limits.depth);
-                let deeper = self.depth + 1;
-                *outer.ok_or_else(|| too_much(deeper, limits.depth, "levels of nesting"))? =
-                    std::mem::replace(left, children);
-                self.depth = deeper;
-            }
-            *at = end;
+            let beside = left.saturating_sub(1); // the message itself is in none
+            let Some(children) = children else {
+                (*at, *left) = (end, beside);
+                continue;
+            };
+            self.enter(beside, children, limits)?;
+            (*at, *left) = (end, children);
         }
+    }
+
+    /// Notes an array or a map, beside which so many values are still to come.
+    fn enter(&mut self, beside: u32, children: u32, limits: Bounds) -> Result<(), Error> {
+        self.values += children as usize;
+        if self.values > limits.values {
+            return Err(too_much(self.values, limits.values, "values"));
+        }
+        let (outer, deeper) = (self.outer.get_mut(self.depth), self.depth + 1);
+        match outer.filter(|_| deeper <= limits.depth) {
+            Some(outer) => *outer = beside,
+            None => return Err(too_much(deeper, limits.depth, "levels of nesting")),
+        }
+        self.depth = deeper;
+        Ok(())
     }
 }
 
@@ -409,8 +423,8 @@ fn too_much(found: usize, most: usize, of: &str) -> Error {
     Error::too_large(format!("{found} {of}, at most {most} are taken"))
 }
 
-/// By its first byte, how long a value is of which that says it; of any other one, 0. A table, since this is
-/// asked of each value of each message.
+/// How long a value is, by its first byte; 0 where that alone does not say it. A table, since this is asked of each
+/// value of each message.
 #[allow(clippy::indexing_slicing)] // when it is compiled, not when it runs
 const FLAT: [u8; 256] = {
     let (mut sizes, mut first) = ([1; 256], 0x80_u8); // before and behind these are small integers

@@ -15,7 +15,7 @@ use crate::methods::AMONG_NODES;
 
 /// What a request counts for in a turn beside its bytes.
 pub const REQUEST: usize = 64;
-/// What a value in it counts for beside its bytes: it is walked over from two to five times.
+/// What a value in it counts for beside its bytes: it is walked over up to five times.
 const VALUE: usize = 8;
 /// A message longer than this takes its buffer along, so that none of its size stays behind.
 const LARGE: usize = 32 << 10;

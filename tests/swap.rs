@@ -300,18 +300,24 @@ fn who_waits_for_a_lock_need_not_wait_for_an_answer() {
     for name in ["bob", "carol"] {
         cluster.signal(name, "STOP");
     }
-    let mut waiting = cluster.spawn("lock jobs -- echo now".split(' '));
+    let mut waiting = spawn_lock(&cluster, "--default-signal", "echo now");
     let status = format!("/proc/{}/status", waiting.pid());
     let catches_int = |status: String| {
         let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-        u64::from_str_radix(caught.unwrap().trim(), 16).unwrap() & 2 != 0
+        caught.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).unwrap() & 2 != 0)
     };
+    let begun = Instant::now();
     while !catches_int(fs::read_to_string(&status).unwrap()) {
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "{:?}",
+            waiting.log()
+        );
         thread::yield_now();
     }
     waiting.signal("INT");
     assert_eq!(waiting.wait(), 130, "{:?}", waiting.log());
-    waiting.wait_for("a signal ended the waiting, no majority has answered");
+    waiting.wait_for("a signal ended the waiting, its holder was being asked for");
 }
 
 /// What others see of a lock, and what is left of it after kill -9.

@@ -110,14 +110,9 @@ impl Held<'_> {
         let mut may_be_ours = false;
         let taken = loop {
             let begun = Instant::now();
-            let looked = tokio::select! {
-                looked = self.look(waiting.deadline) => looked,
-                kind = signals.next() => {
-                    return Err(self.hinted(ended_by(kind, "no majority has answered"), may_be_ours));
-                }
-            };
-            let tried = async { self.try_once(looked?).await };
-            let (what, why) = match tried.await {
+            let looked = self.look(waiting.deadline, signals).await;
+            let looked = looked.map_err(|ended| self.hinted(ended, may_be_ours))?;
+            let (what, why) = match self.try_once(looked).await {
                 Ok(None) if self.ttl.is_none_or(|ttl| begun.elapsed() < ttl) => break begun,
                 Ok(None) if waiting.is_over() => {
                     let why = format!("lock failed: to take {key} takes longer than it lasts");
@@ -145,6 +140,15 @@ impl Held<'_> {
                 return Err(self.hinted(ended_by(kind, &why), may_be_ours));
             }
         };
+        self.unless_ended(taken, signals).await
+    }
+
+    /// Frees the key again, if a signal came while it was taken.
+    async fn unless_ended(
+        &self,
+        taken: Instant,
+        signals: &mut Signals,
+    ) -> Result<Instant, Failure> {
         let Some(kind) = signals.next().now_or_never() else {
             return Ok(taken);
         };
@@ -161,19 +165,29 @@ impl Held<'_> {
         }
     }
 
-    /// Who holds the key. Unlike a swap, this is in nobody's way, and may end at any moment.
-    async fn look(&self, deadline: Option<Instant>) -> Result<Packed, Error> {
+    /// Who holds the key, or the end by a signal. A get is in the way of no swap, and nothing is lost where it is dropped.
+    async fn look(
+        &self,
+        deadline: Option<Instant>,
+        signals: &mut Signals,
+    ) -> Result<Result<Packed, Error>, Failure> {
         let (replicas, now) = (&self.client.replicas, Instant::now());
         let longest = now + replicas.timeout;
         let shortest = longest.min(now + replicas.cluster().limits.window); // also where nobody waits
         let until = deadline.unwrap_or(longest).clamp(shortest, longest);
-        let newest = replicas.of_until(&self.key, until)?.get().await;
-        Ok(newest.map_err(Error::of_read)?.entry.value.plain())
+        let get = async {
+            let newest = replicas.of_until(&self.key, until)?.get().await;
+            Ok(newest.map_err(Error::of_read)?.entry.value.plain())
+        };
+        tokio::select! {
+            current = get => Ok(current),
+            kind = signals.next() => Err(ended_by(kind, "its holder was being asked for")),
+        }
     }
 
     /// Takes the key if it was absent. The value of another holder, if it is not ours then.
-    async fn try_once(&self, mut current: Packed) -> Result<Option<Packed>, Error> {
-        let ours = Packed::of(&*self.holder);
+    async fn try_once(&self, looked: Result<Packed, Error>) -> Result<Option<Packed>, Error> {
+        let (mut current, ours) = (looked?, Packed::of(&*self.holder));
         if current.is_nil() || current == ours {
             current = match self.swap(&Packed::default(), &self.lasting()?).await? {
                 Swapped::Done(current) | Swapped::Not(current) => current,

@@ -75,6 +75,38 @@ fn a_ring_of_one_remembers() {
     assert_eq!(cluster.kv54(["get", "tea"]).exits(0).text(), "green\n");
 }
 
+/// All nodes in one process, of a file in another folder, which is where a relative path begins.
+#[test]
+fn nodes_of_one_process_have_a_folder_each() {
+    let cluster = on_disk(&THREE);
+    let elsewhere = cluster.dir.join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    let serve_all = || {
+        let mut serve = cluster.command();
+        serve.current_dir(&elsewhere).arg("serve").arg("--all");
+        Node::spawn(serve.args(["--config", "../cluster.toml"]))
+    };
+    let all = serve_all();
+    cluster.wait_until_ready();
+    cluster.kv54(["set", "tea", "green"]).exits(0);
+    drop(all); // kill -9
+    assert!(THREE.iter().all(|name| folder(&cluster, name).is_dir()));
+    let _all = serve_all();
+    cluster.wait_until_ready();
+    assert_eq!(cluster.kv54(["get", "tea"]).exits(0).text(), "green\n");
+    let status = cluster.kv54(["status"]).exits(0);
+    assert_eq!(
+        status.text().matches("commits took ").count(),
+        3,
+        "{status:?}"
+    );
+    let status = cluster.kv54(["status", "--json"]).exits(0).json();
+    for node in status["nodes"].as_array().unwrap() {
+        assert!(node["disk"].as_u64() >= Some(4 << 20), "{node}");
+        assert!(node["commit_us"].is_u64(), "{node}");
+    }
+}
+
 #[test]
 fn a_damaged_log_is_kept_and_its_node_joins() {
     let mut cluster = on_disk(&THREE);
@@ -100,7 +132,9 @@ fn a_damaged_log_is_kept_and_its_node_joins() {
     cluster.stop("alice");
     fs::remove_dir_all(cluster.dir.join("data/alice")).unwrap();
     cluster.start("alice");
-    cluster.node("alice").wait_for("ready with 1 key");
+    let alice = cluster.node("alice");
+    alice.wait_for("warning: there is no log yet: it begins one, and this node joins");
+    alice.wait_for("ready with 1 key");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use kv54::beyond::log::files::{Files as _, Found, Segments};
 use kv54::beyond::log::segment::{Body, Header, SECTOR, Verdict, frame, read};
-use kv54::entry::{Entry, Stamp};
+use kv54::entry::{Entry, Packed, Stamp};
 use kv54::error::Kind;
 
 /// Sectors of the segment in these tests.
@@ -198,8 +198,13 @@ fn a_power_cut_after_any_operation_loses_nothing_that_was_answered() {
     for seed in 0..3 {
         let (disk, answered) = history(seed);
         let mut rng = Rng::with_seed(seed);
-        for ops in (0..=disk.ops()).flat_map(|ops| [ops; 4]) {
-            let cut = disk.cut_after(ops, &mut rng);
+        let cuts = |ops| {
+            disk.cuts_after(ops, &mut rng)
+                .into_iter()
+                .map(move |cut| (ops, cut))
+        };
+        let cuts: Vec<_> = (0..=disk.ops()).flat_map(cuts).collect();
+        for (ops, cut) in cuts {
             let behind = answered.partition_point(|(at, _)| *at <= ops);
             let (found, kept, mut segments) = open(&cut);
             let Some((_, before)) = answered[..behind].last() else {
@@ -235,6 +240,32 @@ fn newest(disk: &ram::Ram) -> u64 {
         .map(|number| number.parse::<u64>().unwrap())
         .max()
         .unwrap()
+}
+
+/// Forty keys are written again and again, faster than what is old is left behind.
+#[test]
+fn a_log_takes_three_times_the_room_of_what_is_kept_and_four_files_at_most() {
+    let disk = ram::Ram::default();
+    let (store, mut log) = disks::alone(&disk);
+    let value = Packed::of(vec![b'x'; 50_000]);
+    let goes_on = async {
+        for number in 1..=1_500_u64 {
+            let (key, stamp) = (format!("key{}", number % 40), Stamp::new(number, 1, 0));
+            let entry = Entry {
+                stamp,
+                value: &*value,
+            };
+            store.at(0).store(key.as_bytes(), entry).unwrap();
+            if number % 4 == 0 {
+                store.journal().unwrap().all_settled().await;
+            }
+            let (files, kept) = (store.journal().unwrap().told().bytes, store.bytes());
+            let most = 3 * kept + 4 * disks::SIZE as usize;
+            assert!(files <= most, "{files} bytes in files, {kept} are kept");
+        }
+    };
+    assert_eq!(disks::write_while(&store, &mut log, goes_on), None);
+    assert!(newest(&disk) > 5, "all was written anew too seldom");
 }
 
 #[test]

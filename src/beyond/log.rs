@@ -99,7 +99,10 @@ impl<F: Files> Disk<F> {
         let mut segments = Segments::new(files()?, store.name(), size);
         match segments.open(&mut |records| store.replay(records).map_err(io::Error::other))? {
             Found::Whole => take_over(&mut segments, &store, begun.elapsed())?,
-            Found::Nothing => segments.begin()?,
+            Found::Nothing => {
+                segments.begin()?;
+                log::warn!("there is no log yet: it begins one, and this node joins");
+            }
             Found::Damaged(why) => {
                 let kept = segments.files.put_aside()?;
                 log::warn!("its log is damaged: {why}; it is kept as {kept}, and this node joins");

@@ -17,6 +17,8 @@ use tokio::time::{sleep, timeout};
 use crate::ram::{Part, Ram};
 
 const TEA: &[u8] = b"tea";
+/// The size of a segment.
+pub const SIZE: u32 = 2 << 20;
 
 /// The store of alice in a ring of so many, and its log.
 pub fn opened(disk: &Ram, size: usize) -> (Store, Disk<Ram>) {
@@ -25,7 +27,7 @@ pub fn opened(disk: &Ram, size: usize) -> (Store, Disk<Ram>) {
     let lines: Vec<String> = lines.take(size).collect();
     let file = format!("[nodes]\n{}", lines.join("\n"));
     let cluster = Arc::new(Cluster::parse("cluster.toml".as_ref(), &file).unwrap());
-    Disk::open(cluster, 0, || Ok(disk.clone()), 2 << 20).unwrap()
+    Disk::open(cluster, 0, || Ok(disk.clone()), SIZE).unwrap()
 }
 
 /// The same of a node that is alone and ready.
@@ -49,7 +51,7 @@ pub async fn settle(store: &Store) {
 }
 
 /// Writes the log down while this goes on; what ended the log, if that was first.
-fn write_while(
+pub fn write_while(
     store: &Store,
     log: &mut Disk<Ram>,
     goes_on: impl Future<Output = ()>,
@@ -67,10 +69,10 @@ fn write_while(
     })
 }
 
-/// A sync fails, once: that of what was written, or that of a new segment's name. Whoever would try again would be
-/// told that all is well.
+/// A write or a sync fails, once: the sync of what was written, or that of a new segment's name. Whoever would try again
+/// would be told that all is well.
 pub fn a_sync_that_fails() -> Result<(), String> {
-    for part in [Part::Bytes, Part::Names] {
+    for part in [Part::Writing, Part::Bytes, Part::Names] {
         let disk = Ram::slow(1, Rng::with_seed(1));
         let (store, mut log) = alone(&disk);
         keep(&store, 1);

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use fastrand::Rng;
-use kv54::beyond::log::files::{Files, sync_failed};
+use kv54::beyond::log::files::{Files, disk_failed};
 
 const SECTOR: usize = 512;
 
@@ -41,6 +41,7 @@ struct Tree {
 /// What a disk may fail to do.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Part {
+    Writing,
     Bytes,
     Names,
     Reading,
@@ -99,25 +100,48 @@ fn unsynced(tree: &mut Tree, ops: &[Op]) -> Vec<Op> {
     open
 }
 
+/// The same one by one: sectors, and names.
+fn open_parts(tree: &mut Tree, ops: &[Op]) -> Vec<Op> {
+    let open = unsynced(tree, ops).into_iter();
+    let parts = open.flat_map(|op| match op {
+        Op::Write(file, at, bytes) => {
+            let sectors = bytes.chunks(SECTOR).enumerate();
+            let part =
+                |(nth, sector): (_, &[u8])| Op::Write(file, at + nth * SECTOR, sector.to_vec());
+            sectors.map(part).collect()
+        }
+        name => vec![name],
+    });
+    parts.collect()
+}
+
 /// What a power cut leaves of these operations, of which no later one was begun.
 fn left(tree: &Tree, ops: &[Op], rng: &mut Rng) -> Tree {
     let mut tree = tree.clone();
-    let open = unsynced(&mut tree, ops);
+    let open = open_parts(&mut tree, ops);
     let keeps = [0, 1, 2, 4][rng.usize(..4)]; // of four: nothing, some, or all
-    for op in &open {
-        match op {
-            Op::Write(file, at, bytes) => {
-                for (nth, sector) in bytes.chunks(SECTOR).enumerate() {
-                    if rng.u8(..4) < keeps {
-                        tree.apply(&Op::Write(*file, at + nth * SECTOR, sector.to_vec()));
-                    }
-                }
-            }
-            name if rng.u8(..4) < keeps => tree.apply(name),
-            _ => {}
-        }
+    for part in open.iter().filter(|_| rng.u8(..4) < keeps) {
+        tree.apply(part);
     }
     tree
+}
+
+/// All that it may leave where few parts are open, which is every order in which a disk may write them; else some.
+fn all_left(tree: &Tree, ops: &[Op], rng: &mut Rng) -> Vec<Tree> {
+    let mut synced = tree.clone();
+    let open = open_parts(&mut synced, ops);
+    if open.len() > 6 {
+        return (0..4).map(|_| left(tree, ops, rng)).collect();
+    }
+    let subset = |kept: usize| {
+        let mut tree = synced.clone();
+        let parts = open.iter().enumerate();
+        for (_, part) in parts.filter(|(nth, _)| kept >> nth & 1 == 1) {
+            tree.apply(part);
+        }
+        tree
+    };
+    (0..1 << open.len()).map(subset).collect()
 }
 
 impl Ram {
@@ -146,7 +170,17 @@ impl Ram {
     /// What a power cut leaves after so many of the operations.
     pub fn cut_after(&self, ops: usize, rng: &mut Rng) -> Ram {
         let disk = self.lock();
-        let tree = left(&disk.synced, &disk.done[..ops], rng);
+        Ram::of(left(&disk.synced, &disk.done[..ops], rng))
+    }
+
+    /// All that it may leave, or some of it.
+    pub fn cuts_after(&self, ops: usize, rng: &mut Rng) -> Vec<Ram> {
+        let disk = self.lock();
+        let left = all_left(&disk.synced, &disk.done[..ops], rng);
+        left.into_iter().map(Ram::of).collect()
+    }
+
+    fn of(tree: Tree) -> Ram {
         let (synced, seen) = (tree.clone(), tree);
         let disk = Disk {
             synced,
@@ -199,7 +233,7 @@ impl Ram {
         self.lock().is_full = is_full;
     }
 
-    /// Fails to read, or fails to sync once more. What it should have made to last never will, although it is still read.
+    /// Fails to read, or fails to write or to sync once more. What it should have made to last never will, although it is still read.
     pub fn break_down(&self, part: Part) {
         self.lock().broken = Some(part);
     }
@@ -209,7 +243,7 @@ impl Ram {
         self.lock().broken = None;
     }
 
-    /// Whether this sync fails, after which none of what it is about ever lasts.
+    /// Whether this fails, after which none of what it is about ever lasts.
     fn fails(&self, part: Part, is_about: impl Fn(&Op) -> bool) -> io::Result<()> {
         let mut disk = self.lock();
         if disk.broken != Some(part) {
@@ -219,7 +253,7 @@ impl Ram {
         let settled = &disk.done[..disk.settled];
         disk.settled = settled.iter().filter(|op| !is_about(op)).count();
         disk.done.retain(|op| !is_about(op));
-        Err(sync_failed(io::Error::other("it cannot be written")))
+        Err(disk_failed(io::Error::other("it cannot be written")))
     }
 
     /// All is lost.
@@ -278,6 +312,7 @@ impl Files for Ram {
             let file = last.map_or(0, |last| last + 1); // files without a name stay, so numbers are new
             self.does(Op::Name(name.to_owned(), Some(file)));
         }
+        self.fails(Part::Writing, |_| false)?;
         self.does(Op::Write(self.file(name)?, at, bytes.to_vec()));
         Ok(())
     }

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::files::{Files, sync_failed};
+use super::files::{Files, disk_failed};
+
+/// What a disk that fails answers to a write.
+const EIO: i32 = 5;
 
 /// A folder that is locked until this is dropped.
 pub(crate) struct Dir {
@@ -73,15 +76,19 @@ impl Files for Dir {
     }
 
     fn write(&mut self, name: &str, at: usize, bytes: &[u8]) -> io::Result<()> {
-        self.file(name)?.write_all_at(bytes, at as u64)
+        let written = self.file(name)?.write_all_at(bytes, at as u64);
+        written.map_err(|error| match error.raw_os_error() {
+            Some(EIO) => disk_failed(error),
+            _ => error, // full, or a file that another program took away
+        })
     }
 
     fn sync(&mut self, name: &str) -> io::Result<()> {
-        self.file(name)?.sync_data().map_err(sync_failed)
+        self.file(name)?.sync_data().map_err(disk_failed)
     }
 
     fn sync_names(&mut self) -> io::Result<()> {
-        self.folder.sync_all().map_err(sync_failed)
+        self.folder.sync_all().map_err(disk_failed)
     }
 
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {

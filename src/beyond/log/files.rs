@@ -23,11 +23,11 @@ pub trait Files: Send + 'static {
     fn list(&self) -> io::Result<Vec<String>>;
     /// All bytes of a file.
     fn read(&self, name: &str) -> io::Result<Vec<u8>>;
-    /// Writes from this byte on; the file is made if it is not there.
+    /// Writes from this byte on; the file is made if it is not there. Fails with [`disk_failed`] where the disk does.
     fn write(&mut self, name: &str, at: usize, bytes: &[u8]) -> io::Result<()>;
-    /// What was written to a file is on disk when this returns. Fails with [`sync_failed`] where the disk does.
+    /// What was written to a file is on disk when this returns. Fails like `write`.
     fn sync(&mut self, name: &str) -> io::Result<()>;
-    /// Which names there are is on disk when this returns. Fails like `sync`.
+    /// Which names there are is on disk when this returns. Fails like `write`.
     fn sync_names(&mut self) -> io::Result<()>;
     /// Gives a file another name.
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()>;
@@ -89,28 +89,28 @@ struct Base {
     end: End,
 }
 
-/// A sync that fails is never tried again: the system forgets what it could not write, and what is read
+/// A write or a sync that fails is never tried again: the system forgets what it could not write, and what is read
 /// from now on may not be on disk.
 #[derive(Debug)]
-struct SyncFailed(io::Error);
+struct DiskFailed(io::Error);
 
-impl fmt::Display for SyncFailed {
+impl fmt::Display for DiskFailed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-impl Error for SyncFailed {}
+impl Error for DiskFailed {}
 
-/// The error of a disk that could not sync.
-pub fn sync_failed(error: io::Error) -> io::Error {
-    io::Error::other(SyncFailed(error))
+/// The error of a disk that could not write or sync.
+pub fn disk_failed(error: io::Error) -> io::Error {
+    io::Error::other(DiskFailed(error))
 }
 
-fn is_of_sync(error: &io::Error) -> bool {
+fn is_of_disk(error: &io::Error) -> bool {
     error
         .get_ref()
-        .is_some_and(<dyn Error + Send + Sync>::is::<SyncFailed>)
+        .is_some_and(<dyn Error + Send + Sync>::is::<DiskFailed>)
 }
 
 fn damaged(why: impl Into<String>) -> io::Error {
@@ -300,9 +300,9 @@ impl<F: Files> Segments<F> {
         Ok(())
     }
 
-    /// What ends the node. Where its disk could not sync, the log is put aside.
+    /// What ends the node. Where its disk has failed, the log is put aside.
     pub fn ended(&mut self, error: io::Error) -> io::Error {
-        if !is_of_sync(&error) {
+        if !is_of_disk(&error) {
             return error;
         }
         let kept = match self.files.put_aside() {
@@ -314,7 +314,7 @@ impl<F: Files> Segments<F> {
 
     fn sync(&mut self, name: &str) -> io::Result<()> {
         match self.files.sync(name) {
-            Err(error) if is_of_sync(&error) && planted(Bug::FailedSyncIgnored) => Ok(()),
+            Err(error) if is_of_disk(&error) && planted(Bug::FailedSyncIgnored) => Ok(()),
             synced => synced,
         }
     }

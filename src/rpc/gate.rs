@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
@@ -10,11 +11,13 @@ use super::lock;
 
 /// Steps that are done one after the other, and who waits for which of them.
 #[derive(Default)]
-pub struct Gate(Mutex<Steps>);
+pub struct Gate {
+    done: AtomicU64, // steps; it grows under the lock
+    steps: Mutex<Steps>,
+}
 
 #[derive(Default)]
 struct Steps {
-    done: u64,
     given: u64,                           // numbers, to those who wait
     waiting: BTreeMap<(u64, u64), Waker>, // by the step, and the number of who waits for it
 }
@@ -22,21 +25,25 @@ struct Steps {
 impl Gate {
     /// Ready when this step is done, which must have begun; `None` if it is.
     pub fn reached(self: &Arc<Self>, step: u64) -> Option<Reached> {
-        let mut steps = lock(&self.0);
-        if step <= steps.done {
+        if self.has_done(step) {
             return None;
         }
+        let mut steps = lock(&self.steps);
         steps.given += 1;
         let (gate, number) = (self.clone(), steps.given);
         Some(Reached { gate, step, number })
     }
 
+    /// Whether this step is done.
+    pub fn has_done(&self, step: u64) -> bool {
+        step <= self.done.load(SeqCst)
+    }
+
     /// The next step is done.
     pub fn advance(&self) {
-        let mut steps = lock(&self.0);
-        steps.done += 1;
-        let behind = steps.done + 1;
-        let later = steps.waiting.split_off(&(behind, 0));
+        let mut steps = lock(&self.steps);
+        let done = self.done.fetch_add(1, SeqCst) + 1;
+        let later = steps.waiting.split_off(&(done + 1, 0));
         let ready = std::mem::replace(&mut steps.waiting, later);
         drop(steps);
         ready.into_values().for_each(Waker::wake);
@@ -44,7 +51,7 @@ impl Gate {
 
     /// Wakes all who wait, since what they wait for is late.
     pub fn wake(&self) {
-        let steps = lock(&self.0);
+        let steps = lock(&self.steps);
         steps.waiting.values().for_each(Waker::wake_by_ref);
     }
 }
@@ -67,8 +74,8 @@ impl Future for Reached {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let mut steps = lock(&self.gate.0);
-        if self.step <= steps.done {
+        let mut steps = lock(&self.gate.steps); // first: no step is done between
+        if self.gate.has_done(self.step) {
             return Poll::Ready(());
         }
         let waiting = steps.waiting.entry((self.step, self.number));
@@ -81,7 +88,9 @@ impl Future for Reached {
 
 impl Drop for Reached {
     fn drop(&mut self) {
-        let waker = lock(&self.gate.0).waiting.remove(&(self.step, self.number));
+        let waker = lock(&self.gate.steps)
+            .waiting
+            .remove(&(self.step, self.number));
         drop(waker); // not under the lock
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,13 +30,13 @@ const MOST: usize = 16 << 20;
 pub struct Journal {
     kept: Mutex<Kept>,
     grown: Notify,
-    gate: Arc<Gate>, // a step of it is a batch
+    gate: Arc<Gate>,   // a step of it is a batch
+    newest: AtomicU64, // batch; it grows under the lock
 }
 
 #[derive(Default)]
 struct Kept {
     batches: VecDeque<Batch>,
-    newest: u64,      // batch
     unsettled: usize, // the bytes that are not on disk
     keys: Vec<u64>,   // by their hashes: the batch of the last record of each
     all: u64,         // that of the last one that concerns all keys
@@ -85,9 +86,9 @@ impl Journal {
                 records: Vec::with_capacity(FEW),
                 count: 0,
             });
-            kept.newest += 1;
+            self.newest.fetch_add(1, SeqCst);
         }
-        let newest = kept.newest;
+        let newest = self.newest.load(SeqCst);
         kept.keys.resize(PLACES, 0);
         match key.and_then(|key| kept.keys.get_mut(place(key))) {
             Some(of_key) => *of_key = newest,
@@ -130,6 +131,9 @@ impl Journal {
 
     /// Ready when what is kept of a key now is on disk, and what concerns all keys; `None` if it is.
     pub fn settling(&self, key: Option<&[u8]>) -> Option<Reached> {
+        if self.gate.has_done(self.newest.load(SeqCst)) {
+            return None; // as always where nobody writes
+        }
         let kept = lock(&self.kept);
         let of_key = key.and_then(|key| kept.keys.get(place(key))).copied();
         self.gate.reached(kept.all.max(of_key.unwrap_or(0)))
@@ -137,7 +141,7 @@ impl Journal {
 
     /// Ready when all is on disk that is kept now.
     pub async fn all_settled(&self) {
-        let newest = lock(&self.kept).newest;
+        let newest = self.newest.load(SeqCst);
         OptionFuture::from(self.gate.reached(newest)).await;
     }
 

@@ -78,6 +78,9 @@ fn classic_commands_are_answered_as_memcached_does() {
         stats.iter().any(|line| line.starts_with("STAT pid ")),
         "{stats:?}"
     );
+    let said = client.asks("gats 100 tea honey\r\n"); // it writes when tea ends, and says the cas of that
+    let unique = client.unique("tea");
+    assert_eq!(said, format!("VALUE tea 0 5 {unique}\r\ngreen\r\nEND\r\n"));
     client.sends("quit\r\nversion\r\n");
     assert_eq!(client.rest(), b"");
 }
@@ -502,6 +505,32 @@ fn items_end_when_they_should() {
     cluster.kv54(["get", "tea"]).exits(1);
 }
 
+#[test]
+fn a_full_ring_refuses_a_set_and_answers_what_else_is_asked() {
+    let mut cluster = Cluster::with_limits(&THREE, "memory = \"1MiB\"");
+    cluster.start_all();
+    cluster.wait_until_ready();
+    let gateway = Gateway::of(&cluster, &[]);
+    let mut client = gateway.client();
+    let value = "x".repeat(100_000);
+    let set = |n: u32| format!("set key{n} 0 0 100000\r\n{value}\r\n");
+    let mut said = (0..20).map(|n| client.asks(&set(n)));
+    let refused = said.find(|said| said != "STORED\r\n").unwrap();
+    assert!(refused.starts_with("SERVER_ERROR full: "), "{refused}");
+    assert!(
+        client
+            .asks("get key0\r\n")
+            .starts_with("VALUE key0 0 100000\r\n")
+    );
+    assert_eq!(
+        client.asks(&set(0)),
+        "STORED\r\n",
+        "it is no larger than before"
+    );
+    assert_eq!(client.asks("delete key0\r\n"), "DELETED\r\n");
+    assert_eq!(client.asks(&set(20)), "STORED\r\n", "there is room again");
+}
+
 /// Four programs count through two gateways; two nodes die, one after the other.
 #[test]
 fn each_count_counts_once_while_nodes_are_killed() {
@@ -549,7 +578,8 @@ fn each_count_counts_once_while_nodes_are_killed() {
     assert!(sure > unknown, "{sure} are answered, {unknown} unknown");
 }
 
-/// A list grows by cas, as programs do it that know no other way. Two of its nodes die, one after the other.
+/// A list grows by cas, as programs do it that know no other way, and at both of its ends. Two of its nodes die, one
+/// after the other.
 #[test]
 fn each_cas_counts_once_or_not_at_all_while_nodes_are_killed() {
     let mut cluster = Cluster::running(&THREE);
@@ -572,10 +602,12 @@ fn each_cas_counts_once_or_not_at_all_while_nodes_are_killed() {
         programs.map(|program| program.join().unwrap()).concat()
     });
     let list = gateways[1].client().asks("get list\r\n");
-    let list: Vec<&str> = list.lines().nth(1).unwrap().split(' ').collect();
-    let mut answers = BTreeMap::<&str, usize>::new();
+    let (mut there, mut answers) = (BTreeMap::<&str, usize>::new(), BTreeMap::new());
+    for entry in list.lines().nth(1).unwrap().split(' ') {
+        *there.entry(entry).or_default() += 1;
+    }
     for (entry, said) in &told {
-        let times = list.iter().filter(|other| *other == entry).count();
+        let times = there.get(&**entry).copied().unwrap_or_default();
         let (answer, is_right) = match &**said {
             "STORED\r\n" => ("stored", times == 1),
             said if said.starts_with("SERVER_ERROR unknown-outcome: ") => ("unknown", times <= 1),
@@ -583,7 +615,7 @@ fn each_cas_counts_once_or_not_at_all_while_nodes_are_killed() {
             said => (said, said == "EXISTS\r\n" && times == 0),
         };
         assert!(is_right, "{entry} is there {times} times: {said}");
-        *answers.entry(answer).or_default() += 1;
+        *answers.entry(answer).or_insert(0) += 1;
     }
     println!("{answers:?}");
     assert!(answers.contains_key("stored") && answers.contains_key("EXISTS\r\n"));
@@ -601,8 +633,15 @@ fn appended(client: &mut Client, name: &str, is_over: &AtomicBool) -> Vec<(Strin
         let mut lines = said.split("\r\n");
         let unique = lines.next().unwrap().rsplit(' ').next().unwrap();
         let entry = format!("{name}{}", told.len());
-        let new = format!("{} {entry}", lines.next().unwrap());
-        let asked = format!("cas list 0 0 {} {unique}\r\n{new}\r\n", new.len());
+        let (how, new, unique) = match name {
+            "c" => ("append", format!(" {entry}"), String::new()),
+            "d" => ("prepend", format!("{entry} "), String::new()),
+            _ => {
+                let new = format!("{} {entry}", lines.next().unwrap());
+                ("cas", new, format!(" {unique}"))
+            }
+        };
+        let asked = format!("{how} list 0 0 {}{unique}\r\n{new}\r\n", new.len());
         told.push((entry, client.asks(&asked)));
     }
     told

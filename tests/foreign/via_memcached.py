@@ -27,6 +27,8 @@ def pymemcache():
     assert client.cas("milk", "cow", unique) and client.cas("milk", "x", unique) is False
     assert client.cas("honey", "x", unique) is None and set(client.gets_many(["milk", "tea"])) == {"milk", "tea"}
     assert client.delete("milk") and not client.delete("milk") and client.delete_many(["a", "b"])
+    assert client.set_multi({"a": 1}) == [] and client.get_multi(["a"]) == {"a": b"1"} and client.delete_multi(["a"])
+    assert client.raw_command("get tea", "END\r\n") == b"VALUE tea 0 5\r\ngreen\r\n"
     kill()
     assert client.set("cups", "10") and client.incr("cups", 5) == 15 and client.decr("cups", 20) == 0
     assert client.incr("nothing", 1) is None and client.touch("cups", 100) and not client.touch("nothing", 1)

@@ -875,21 +875,6 @@ fn essay(folder: &Path, words: &[&str]) -> Option<String> {
     said(folder, "essay", words)
 }
 
-#[test]
-fn the_first_step_is_twenty_lines_and_the_others_are_54() {
-    let all = [
-        (include_str!("../examples/one_node.rs"), 20),
-        (include_str!("../examples/essay.rs"), 54),
-        (include_str!("../examples/logs.rs"), 54),
-        (include_str!("../examples/deploy.rs"), 54),
-        (include_str!("../examples/queue.rs"), 54),
-    ];
-    for (source, most) in all {
-        let code = |line: &&str| !line.trim().is_empty() && !line.trim().starts_with("//");
-        assert!(source.lines().filter(code).count() <= most);
-    }
-}
-
 fn is_unreachable(answer: Result<Value, kv54::error::Error>) -> bool {
     answer.is_err_and(|error| error.kind == Kind::Unavailable)
 }

@@ -26,6 +26,20 @@ fn the_store_is_54_lines() {
 }
 
 #[test]
+fn the_first_step_is_twenty_lines_and_the_examples_are_54() {
+    let all = [
+        (include_str!("../examples/one_node.rs"), 20),
+        (include_str!("../examples/essay.rs"), 54),
+        (include_str!("../examples/logs.rs"), 54),
+        (include_str!("../examples/deploy.rs"), 54),
+        (include_str!("../examples/queue.rs"), 54),
+    ];
+    for (source, most) in all {
+        assert!(lines_of_code(source) <= most, "{source}");
+    }
+}
+
+#[test]
 fn a_key_lives_where_zlib_says() {
     // python3 -c 'import zlib; print(zlib.crc32(b"tea"), zlib.crc32(b"tea") % 5)'
     let known: [(&[u8], u32, usize); 6] = [

@@ -20,6 +20,7 @@ use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use common::gateway::Gateway;
 use common::wire::{MIB, NIL, Outcome, PATIENCE, Wire, array, bin, entry, request, says, stamp};
 use common::{Cluster, Hiccups};
 use kv54::cluster::{State, Told};
@@ -869,6 +870,24 @@ fn is_not_hurt_by(what: &str, lie: &Lie) {
         );
         assert!(most < 96, "{what}: {most} MiB");
     });
+    is_no_harm_to_a_gateway(what, &cluster);
+}
+
+/// What it says of them is one line, without a word for a terminal.
+fn is_no_harm_to_a_gateway(what: &str, cluster: &Cluster) {
+    let gateway = Gateway::of(cluster, &["--timeout", "1s"]);
+    let mut client = gateway.client();
+    for asked in ["get tea\r\n", "incr tea 1\r\n"] {
+        let said = client.asks(asked);
+        let error = said.strip_prefix("SERVER_ERROR ").unwrap_or_default();
+        let error = error.trim_end_matches("\r\n");
+        let shown: String = error.chars().take(300).collect();
+        assert!(!error.contains(char::is_control), "{what}: {shown}");
+        assert!(error.len() < 100_000, "{what}: {shown}");
+    }
+    assert!(gateway.peak() < 96 << 10, "{what}: {} KiB", gateway.peak());
+    let log = gateway.node.log().join("\n");
+    assert!(!log.contains("panicked"), "{what}: {log}");
 }
 
 #[test]

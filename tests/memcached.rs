@@ -6,7 +6,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{BufRead as _, Write as _};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -1039,6 +1039,19 @@ fn strangers_hurt_nobody() {
     assert!(!gateway.node.log().join("\n").contains("panicked"));
     let tea = "VALUE tea 0 5\r\ngreen\r\nEND\r\n";
     gateway.client().plays(&[("get tea\r\n", tea)]);
+}
+
+/// As `printf … | nc` does it.
+#[test]
+fn who_says_no_more_is_still_answered() {
+    let (_cluster, gateway) = running(&[]);
+    for _ in 0..100 {
+        let mut client = gateway.client();
+        client.sends("set tea 0 0 5\r\ngreen\r\nget tea\r\nset tea 0 0 5\r\nbl");
+        client.stream.get_ref().shutdown(Shutdown::Write).unwrap();
+        let said = String::from_utf8(client.rest()).unwrap();
+        assert_eq!(said, "STORED\r\nVALUE tea 0 5\r\ngreen\r\nEND\r\n");
+    }
 }
 
 #[test]

@@ -243,6 +243,15 @@ fn the_byte_that_messagepack_never_uses_is_refused() {
 }
 
 #[test]
+fn what_was_refused_is_refused_again() {
+    let mut codec = Codec::default();
+    for _ in 0..2 {
+        let refused = codec.next(b"\x94\x00\x07\xa3get\xdd\xff\xff\xff\xff");
+        assert_eq!(refused.unwrap_err().error.kind, Kind::TooLarge);
+    }
+}
+
+#[test]
 fn what_is_not_one_whole_array_has_no_items() {
     let whole = [0x92, 0x01, 0xa1, b'k'];
     assert_eq!(

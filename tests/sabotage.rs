@@ -20,6 +20,8 @@ mod stories;
 #[path = "common/world.rs"]
 mod world;
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
 use kv54::sabotage::Bug;
 use strum::VariantArray as _;
 
@@ -74,24 +76,28 @@ fn every_planted_bug_is_caught() {
         return world::print(seed, planted == Some(Bug::FolderNotSynced));
     }
     println!("{:<30} caught by seed, at most", "planted bug");
-    for bugs in Bug::VARIANTS.chunks(2) {
-        std::thread::scope(|scope| {
-            for bug in bugs {
-                scope.spawn(move || {
-                    let name = format!("{bug:?}");
-                    if story(*bug).is_some() {
-                        assert!(is_caught(*bug, 0), "no story shows {name}");
-                        return println!("{name:<30} {:>14}", "by a story");
-                    }
-                    let limit = limit(*bug);
-                    let caught = (0..limit).find(|seed| is_caught(*bug, *seed));
-                    let caught = caught
-                        .unwrap_or_else(|| panic!("{name} was not caught within {limit} seeds"));
-                    println!("{name:<30} {caught:>14}, {limit:>7}");
-                });
-            }
-        });
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
+            scope.spawn(|| {
+                while let Some(bug) = Bug::VARIANTS.get(next.fetch_add(1, Relaxed)) {
+                    must_be_caught(*bug);
+                }
+            });
+        }
+    });
+}
+
+fn must_be_caught(bug: Bug) {
+    let name = format!("{bug:?}");
+    if story(bug).is_some() {
+        assert!(is_caught(bug, 0), "no story shows {name}");
+        return println!("{name:<30} {:>14}", "by a story");
     }
+    let limit = limit(bug);
+    let caught = (0..limit).find(|seed| is_caught(bug, *seed));
+    let caught = caught.unwrap_or_else(|| panic!("{name} was not caught within {limit} seeds"));
+    println!("{name:<30} {caught:>14}, {limit:>7}");
 }
 
 /// Whether this seed, or the bug's story, shows an answer that no register could have given, or one that

@@ -352,7 +352,7 @@ fn check_key(asked: &[Asked], end: usize) -> Result<(), String> {
     let seen = Seen::of(asked, &told);
     let perhaps: Vec<Register> = asked.iter().flat_map(Asked::perhaps).collect();
     let (mut actions, mut any_lost, mut deletes) = (Vec::new(), false, 0);
-    let replaced = |value| replaced(value, asked, &told, &seen);
+    let there = |value| there(value, asked, &told, &seen);
     for (asked, told) in asked.iter().zip(&told) {
         let was_seen =
             |new: &u64| seen.0.contains_key(new) || asked.end == End::Replaced(Some(*new));
@@ -374,11 +374,11 @@ fn check_key(asked: &[Asked], end: usize) -> Result<(), String> {
         if let Some((mut register, mut response)) = action {
             match &mut register {
                 Register::Lost(None, number) => (*number, deletes) = (deletes, deletes + 1),
-                Register::Lost(Some(value), number) => {
-                    if let Some(place) = replaced(*value) {
-                        (*number, response) = (1, (place, 2));
-                    }
-                }
+                Register::Lost(Some(value), number) => match there(*value) {
+                    There::Never => continue, // nothing ended
+                    There::Until(Some(place)) => (*number, response) = (1, (place, 2)),
+                    There::Until(None) => {}
+                },
                 _ => {}
             }
             any_lost |= matches!(register, Register::Lost(..));
@@ -407,9 +407,14 @@ fn check_key(asked: &[Asked], end: usize) -> Result<(), String> {
     }
 }
 
-/// Where a value is certainly not there any more: at the end of an operation that began after it was seen, or
-/// written, and that left another one. No value is written twice.
-fn replaced(value: u64, asked: &[Asked], told: &[Option<Register>], seen: &Seen) -> Option<usize> {
+/// Whether a value was ever there, and where it certainly is not any more: at the end of an operation that began
+/// after it was seen, or written, and that left another one. No value is written twice.
+enum There {
+    Never,
+    Until(Option<usize>),
+}
+
+fn there(value: u64, asked: &[Asked], told: &[Option<Register>], seen: &Seen) -> There {
     let left = |register: &Register| match *register {
         Register::Read(content) | Register::Write(content) | Register::Swap(_, content) => content,
         Register::Lost(..) | Register::End => None,
@@ -420,9 +425,11 @@ fn replaced(value: u64, asked: &[Asked], told: &[Option<Register>], seen: &Seen)
     let since = its_own
         .map(|(asked, _)| asked.ended)
         .chain(seen.0.get(&value).copied());
-    let since = since.min()?;
+    let Some(since) = since.min() else {
+        return There::Never;
+    };
     let others = told.filter(|(asked, left)| asked.began > since && *left != Some(value));
-    others.map(|(asked, _)| asked.ended).min()
+    There::Until(others.map(|(asked, _)| asked.ended).min())
 }
 
 /// What happened to the register.

@@ -375,7 +375,7 @@ fn check_key(asked: &[Asked], end: usize) -> Result<(), String> {
             match &mut register {
                 Register::Lost(None, number) => (*number, deletes) = (deletes, deletes + 1),
                 Register::Lost(Some(value), number) => match there(*value) {
-                    There::Never => continue, // nothing ended
+                    There::Never => continue,
                     There::Until(Some(place)) => (*number, response) = (1, (place, 2)),
                     There::Until(None) => {}
                 },
@@ -407,10 +407,12 @@ fn check_key(asked: &[Asked], end: usize) -> Result<(), String> {
     }
 }
 
-/// Whether a value was ever there, and where it certainly is not any more: at the end of an operation that began
-/// after it was seen, or written, and that left another one. No value is written twice.
+/// How long a value may have been there.
 enum There {
+    /// Nothing that is checked leaves it: its end finds nothing.
     Never,
+    /// Not beyond the end of an operation that began after it was seen, or written, and that left another one. No
+    /// value is written twice.
     Until(Option<usize>),
 }
 

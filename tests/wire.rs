@@ -3,8 +3,11 @@
 
 mod common;
 
+use std::future::{Future, poll_fn};
 use std::io::Read as _;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,7 +20,7 @@ use kv54::error::Error;
 use kv54::rpc::codec::{encode, write_response};
 use kv54::rpc::{Answer, Service, connected, serve};
 use msgpack_rpc::Value;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -873,6 +876,110 @@ fn many_values_use_up_the_turns_of_their_connection() {
         (1..8).contains(&heavy),
         "{heavy} of 15 while 20,000 others were answered"
     );
+}
+
+#[test]
+fn who_wakes_itself_again_and_again_holds_nobody_up() {
+    let (mut spins, far) = tokio::io::duplex(1 << 10);
+    let (mut stops, other) = tokio::io::duplex(1 << 10);
+    served(Spinning::default(), [far, other], async move {
+        spins.write_all(&request(1, "spin", [])).await.unwrap();
+        stops.write_all(&request(1, "stop", [])).await.unwrap();
+        for guest in [&mut stops, &mut spins] {
+            guest.read_exact(&mut [0; 5]).await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn who_was_answered_long_ago_and_is_woken_still_changes_nothing() {
+    let (mut guest, far) = tokio::io::duplex(1 << 20);
+    let bells = Arc::new(Bells::default());
+    let rung = bells.clone();
+    thread::spawn(move || {
+        while Arc::strong_count(&rung) > 1 {
+            rung.answered.store(rung.asked.load(SeqCst), SeqCst);
+            rung.wakers
+                .lock()
+                .unwrap()
+                .iter()
+                .for_each(Waker::wake_by_ref);
+            thread::yield_now();
+        }
+    });
+    served(Waits(bells), [far], async move {
+        for count in [1, 20, 100].repeat(20) {
+            let asked = request(1, "wait", []).repeat(count);
+            guest.write_all(&asked).await.unwrap();
+            guest.read_exact(&mut vec![0; 5 * count]).await.unwrap();
+        }
+    });
+}
+
+/// Serves these connections until this is done.
+fn served<const N: usize>(
+    service: impl Service + Send + 'static,
+    far: [DuplexStream; N],
+    talk: impl Future<Output = ()> + Send + 'static,
+) {
+    let (done, is_done) = mpsc::channel();
+    thread::spawn(move || {
+        let incoming = far.map(|far| Ok(connected(Box::new(far))));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build();
+        runtime.unwrap().block_on(async {
+            tokio::select! {
+                () = serve(stream::iter(incoming), &service, Limits::default, CancellationToken::new()) => panic!("it serves on"),
+                () = talk => done.send(()).unwrap(),
+            }
+        });
+    });
+    is_done.recv_timeout(PATIENCE).unwrap();
+}
+
+/// Is busy with `spin` until it is told to stop.
+#[derive(Default)]
+struct Spinning(AtomicBool);
+
+impl Service for Spinning {
+    async fn answer(&self, method: &str, _: &[&[u8]]) -> Result<Answer, Error> {
+        self.0.fetch_or(method == "stop", SeqCst);
+        poll_fn(|context| match self.0.load(SeqCst) {
+            true => Poll::Ready(Ok(().into())),
+            false => {
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+        })
+        .await
+    }
+}
+
+/// Answers when somebody else says so.
+struct Waits(Arc<Bells>);
+
+#[derive(Default)]
+struct Bells {
+    asked: AtomicUsize,
+    answered: AtomicUsize,
+    wakers: Mutex<Vec<Waker>>, // of all who ever waited
+}
+
+impl Service for Waits {
+    async fn answer(&self, _: &str, _: &[&[u8]]) -> Result<Answer, Error> {
+        let Waits(bells) = self;
+        let number = bells.asked.fetch_add(1, SeqCst);
+        poll_fn(|context| {
+            let mut wakers = bells.wakers.lock().unwrap();
+            if bells.answered.load(SeqCst) > number {
+                return Poll::Ready(Ok(().into()));
+            }
+            wakers.push(context.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
 }
 
 /// Notes in which order it is asked.

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -19,12 +19,13 @@ use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
 use tokio::task::{unconstrained, yield_now};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::io::poll_read_buf;
-use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
+use tokio_util::sync::CancellationToken;
 
 use super::buffers::{Buffers, Share};
 use super::meter::{Meter, Tally};
 use super::protocol::{MessagePackRpc, Protocol};
-use super::{Connecting, Connection, Rarely, Reached, Service, lock};
+use super::tasks::{Spares, Tasks};
+use super::{Connecting, Connection, Rarely, Reached, Service};
 use crate::cluster::Limits;
 use crate::error::{Error, Kind};
 
@@ -171,7 +172,8 @@ where
             // A task's budget is too small for many connections: those that it leaves out would come last each time.
             Some(()) = unconstrained(connections.next()) => {}
             Some(admitted) = admitted.next() => {
-                connections.push(connection(admitted, protocol, spares.clone(), stop.clone()));
+                let answering = (protocol, P::answer as Answering<_, _>);
+                connections.push(connection(admitted, answering, spares.clone(), stop.clone()));
             }
             else => break,
         }
@@ -181,10 +183,10 @@ where
     }
 }
 
-async fn connection<'a, P: Protocol>(
+async fn connection<'a, P: Protocol, F: Future<Output = P::Reply>>(
     admitted: Admitted,
-    protocol: &'a P,
-    spares: Spares<'a, P::Reply>,
+    (protocol, answer): (&'a P, Answering<'a, P, F>),
+    spares: Spares<F>,
     stop: CancellationToken,
 ) {
     let Admitted {
@@ -201,6 +203,7 @@ async fn connection<'a, P: Protocol>(
     let session = Session {
         stream,
         protocol,
+        answer,
         state: P::Stream::default(),
         input: BytesMut::new(),
         on_trial,
@@ -230,14 +233,15 @@ pub(super) async fn close(mut stream: Box<dyn Connection>) {
 }
 
 /// One connection: what came in, what is being answered, what goes out.
-struct Session<'a, P: Protocol> {
+struct Session<'a, P: Protocol, F> {
     stream: Box<dyn Connection>,
     protocol: &'a P,
+    answer: Answering<'a, P, F>,
     state: P::Stream,
     input: BytesMut,
     on_trial: bool, // only the first request shows whether this is another node
     ended: bool,    // nothing more is read
-    in_flight: InFlight<'a, P>,
+    in_flight: InFlight<P, F>,
     output: Output,
     turn: usize, // what it has used of its turn, and what it owes from those before, in bytes
     timer: Option<Pin<Box<Sleep>>>, // runs while a message is unfinished
@@ -246,7 +250,10 @@ struct Session<'a, P: Protocol> {
     tally: Option<Tally<'a>>, // where it is counted
 }
 
-impl<P: Protocol> Session<'_, P> {
+/// [`Protocol::answer`], whose futures are of this type.
+type Answering<'a, P, F> = fn(&'a P, <P as Protocol>::Request) -> F;
+
+impl<P: Protocol, F: Future<Output = P::Reply>> Session<'_, P, F> {
     async fn serve(mut self, stop: CancellationToken) {
         let (mut stopped, mut trial) = (pin!(stop.cancelled()), pin!(sleep(TRIAL)));
         let end = future::poll_fn(|context| {
@@ -265,7 +272,7 @@ impl<P: Protocol> Session<'_, P> {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.turn = self.turn.saturating_sub(TURN);
         loop {
-            self.take_requests(context);
+            self.take_requests();
             let mut was_full = self.is_full();
             // Also while the peer reads nothing: only here is an answer counted. What does not fit
             // into the output stays where it is, in a store or with another node.
@@ -336,7 +343,7 @@ impl<P: Protocol> Session<'_, P> {
     }
 
     /// Begins to answer the requests that have arrived.
-    fn take_requests(&mut self, context: &mut Context<'_>) {
+    fn take_requests(&mut self) {
         if let Some(tally) = &self.tally {
             tally.meter.begin_batch();
         }
@@ -352,8 +359,8 @@ impl<P: Protocol> Session<'_, P> {
                 self.on_trial = false;
             }
             self.turn += found.bytes + found.work;
-            let (weight, answer) = (found.bytes + FUTURE, self.protocol.answer(found.request));
-            if let Some(reply) = self.in_flight.start(answer, weight, context) {
+            let answer = (self.answer)(self.protocol, found.request);
+            if let Some(reply) = self.in_flight.start(answer, found.bytes + FUTURE) {
                 self.reply(reply);
             }
         }
@@ -423,50 +430,9 @@ impl<P: Protocol> Session<'_, P> {
     }
 }
 
-/// An answer, and what was counted for its request.
-struct Done<'a, R> {
-    number: usize, // of the request among those of the connection
-    weight: usize,
-    reply: R,
-    spare: Option<ReusableBoxFuture<'a, R>>, // its memory, for the next one
-}
-
-/// An answer that is awaited. What belongs to it stands beside its future: that is long, and each wrapper
-/// would move it once more.
-struct Awaited<'a, R> {
-    number: usize,
-    weight: usize,
-    answer: Option<ReusableBoxFuture<'a, R>>, // until it is there
-}
-
-/// Memory for the futures of answers, which all connections of a thread share: one is so large that the
-/// allocator would look for a place each time.
-type Spares<'a, R> = Arc<Mutex<Vec<ReusableBoxFuture<'a, R>>>>;
-
-/// So many are kept.
-const MAX_SPARES: usize = 256;
-
-impl<'a, R> Future for Awaited<'a, R> {
-    type Output = Done<'a, R>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let answer = self.answer.as_mut().map(|answer| answer.poll(context));
-        let Some(Poll::Ready(reply)) = answer else {
-            return Poll::Pending;
-        };
-        Poll::Ready(Done {
-            number: self.number,
-            weight: self.weight,
-            reply,
-            spare: self.answer.take(),
-        })
-    }
-}
-
 /// The requests of one connection that wait for their answers.
-struct InFlight<'a, P: Protocol> {
-    answers: FuturesUnordered<Awaited<'a, P::Reply>>,
-    spares: Spares<'a, P::Reply>,
+struct InFlight<P: Protocol, F> {
+    answers: Tasks<Request, F>,
     weight: usize,                     // of the requests, in bytes
     estimate: usize, // of one answer, in bytes: a decaying maximum of recent answers
     queue: VecDeque<Option<P::Reply>>, // where answers leave in order: one for each request, once it is there
@@ -474,11 +440,16 @@ struct InFlight<'a, P: Protocol> {
     early: usize,                      // bytes of the answers in the queue
 }
 
-impl<'a, P: Protocol> InFlight<'a, P> {
-    fn new(spares: Spares<'a, P::Reply>) -> Self {
+/// A request that waits for its answer.
+struct Request {
+    number: usize, // among those of the connection
+    weight: usize,
+}
+
+impl<P: Protocol, F: Future<Output = P::Reply>> InFlight<P, F> {
+    fn new(spares: Spares<F>) -> Self {
         InFlight {
-            answers: FuturesUnordered::new(),
-            spares,
+            answers: Tasks::new(spares),
             weight: 0,
             estimate: UNKNOWN_ANSWER,
             queue: VecDeque::new(),
@@ -488,35 +459,16 @@ impl<'a, P: Protocol> InFlight<'a, P> {
     }
 
     /// Polls an answer once. If it is not ready, or others come before it, it stays here.
-    fn start(
-        &mut self,
-        answer: impl Future<Output = P::Reply> + Send + 'a,
-        weight: usize,
-        context: &mut Context<'_>,
-    ) -> Option<P::Reply> {
-        let spare = lock(&self.spares).pop();
-        let mut answering = match spare {
-            None => ReusableBoxFuture::new(answer),
-            Some(mut spare) => {
-                spare.set(answer);
-                spare
-            }
-        };
-        let Poll::Ready(reply) = answering.poll(context) else {
-            let number = self.left + self.queue.len();
-            if P::IN_ORDER {
-                self.queue.push_back(None);
-            }
-            self.weight += weight;
-            self.answers.push(Awaited {
-                number,
-                weight,
-                answer: Some(answering),
-            });
-            return None;
-        };
-        self.keep(Some(answering));
-        self.end_at_once(reply)
+    fn start(&mut self, answer: F, weight: usize) -> Option<P::Reply> {
+        let number = self.left + self.queue.len();
+        if let Some((_, reply)) = self.answers.start(Request { number, weight }, answer) {
+            return self.end_at_once(reply);
+        }
+        if P::IN_ORDER {
+            self.queue.push_back(None);
+        }
+        self.weight += weight;
+        None
     }
 
     /// An answer that was ready at once, if it may leave now. Else it is kept, and counted.
@@ -541,23 +493,13 @@ impl<'a, P: Protocol> InFlight<'a, P> {
                 self.early -= P::size(&reply);
                 return Some(reply);
             }
-            let Poll::Ready(Some(done)) = self.answers.poll_next_unpin(context) else {
-                return None;
+            let (request, reply) = self.answers.next(context)?;
+            self.weight -= request.weight;
+            let Some(place) = self.queue.get_mut(request.number - self.left) else {
+                return Some(reply);
             };
-            self.weight -= done.weight;
-            self.keep(done.spare);
-            let Some(place) = self.queue.get_mut(done.number - self.left) else {
-                return Some(done.reply);
-            };
-            self.early += P::size(&done.reply);
-            *place = Some(done.reply);
-        }
-    }
-
-    fn keep(&self, spare: Option<ReusableBoxFuture<'a, P::Reply>>) {
-        let mut spares = lock(&self.spares);
-        if spares.len() < MAX_SPARES {
-            spares.extend(spare);
+            self.early += P::size(&reply);
+            *place = Some(reply);
         }
     }
 

@@ -31,6 +31,7 @@ mod meter;
 mod peer;
 mod protocol;
 mod serve;
+mod tasks;
 pub mod tls;
 
 pub use gate::{Gate, Reached};

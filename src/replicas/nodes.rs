@@ -476,6 +476,12 @@ impl View {
         let ring = self.rings.get(ring);
         ring.is_some_and(|ring| ring.own == Some(place))
     }
+
+    /// Whether the coordinator's own node is all that is asked.
+    pub(super) fn is_alone(&self) -> bool {
+        let rings = self.rings.as_slice();
+        matches!(rings, [ring] if ring.nodes.len() == 1 && self.is_own((0, 0)))
+    }
 }
 
 impl Ring {

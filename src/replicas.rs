@@ -354,8 +354,7 @@ impl Operation<'_> {
         if phase.opened >= self.deadline {
             return Err(self.no_time(*taken).into());
         }
-        // This node is the whole ring: its own answer is the majority, also if it comes late. Its store has looked
-        // at the ring under its lock.
+        // The whole ring is this node: its own answer is the majority, however late.
         let mut own = match phase.view.is_alone().then(|| ask((0, 0))) {
             Some(Sent::Answered(Ok(answer))) => return Ok(Few::from_iter([answer])),
             own => own,
@@ -366,12 +365,7 @@ impl Operation<'_> {
             let mut attempts = self.attempts(phase, opened, &mut kept);
             future::poll_fn(|context| poll_all(&mut attempts, ask, read, context)).await;
             if attempts.iter().all(Attempt::has_majority) {
-                // Where they lie: an attempt is long, and moving it costs more than the answers.
-                let mut answers = Few::new();
-                for attempt in &mut attempts {
-                    answers.extend(attempt.answers.drain(..).map(|(_, answer)| answer));
-                }
-                return Ok(answers);
+                return Ok(counted(&mut attempts));
             }
             *taken |= self.give_up(phase.view, &mut attempts);
             let told = Box::pin(self.follow(phase.view, &attempts)).await; // it is long, and rare
@@ -567,6 +561,13 @@ fn target(now: &View, chosen: &View) -> Option<Target> {
         2 if now.state.born(0) == newest(chosen) => Some(OldRing),
         _ => None,
     }
+}
+
+/// The answers, where they lie: an attempt is long, and moving it costs more than they do.
+fn counted<T>(attempts: &mut [Attempt<'_, T>]) -> Few<T> {
+    let all = attempts.iter_mut();
+    let answers = all.flat_map(|attempt| attempt.answers.drain(..));
+    answers.map(|(_, answer)| answer).collect()
 }
 
 /// The answers of one attempt that count in the next one: none.

@@ -354,7 +354,7 @@ impl Operation<'_> {
         if phase.opened >= self.deadline {
             return Err(self.no_time(*taken).into());
         }
-        // The whole ring is this node: its own answer is the majority, however late.
+        // The whole ring is this node, and its store looks at the ring under its lock: its answer is the majority.
         let mut own = match phase.view.is_alone().then(|| ask((0, 0))) {
             Some(Sent::Answered(Ok(answer))) => return Ok(Few::from_iter([answer])),
             own => own,

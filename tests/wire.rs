@@ -893,17 +893,24 @@ fn who_wakes_itself_again_and_again_holds_nobody_up() {
 
 #[test]
 fn who_was_answered_long_ago_and_is_woken_still_changes_nothing() {
+    answers_when_woken(|wakers| wakers.iter().rev().take(300).cloned().collect());
+}
+
+#[test]
+fn who_is_woken_once_while_it_is_polled_is_answered() {
+    answers_when_woken(std::mem::take);
+}
+
+/// Another thread wakes some of those who wait or waited, again and again.
+fn answers_when_woken(some: fn(&mut Vec<Waker>) -> Vec<Waker>) {
     let (mut guest, far) = tokio::io::duplex(1 << 20);
     let bells = Arc::new(Bells::default());
     let rung = bells.clone();
     thread::spawn(move || {
         while Arc::strong_count(&rung) > 1 {
             rung.answered.store(rung.asked.load(SeqCst), SeqCst);
-            rung.wakers
-                .lock()
-                .unwrap()
-                .iter()
-                .for_each(Waker::wake_by_ref);
+            let wakers = some(&mut rung.wakers.lock().unwrap());
+            wakers.into_iter().for_each(Waker::wake);
             thread::yield_now();
         }
     });
@@ -945,12 +952,12 @@ struct Spinning(AtomicBool);
 impl Service for Spinning {
     async fn answer(&self, method: &str, _: &[&[u8]]) -> Result<Answer, Error> {
         self.0.fetch_or(method == "stop", SeqCst);
-        poll_fn(|context| match self.0.load(SeqCst) {
-            true => Poll::Ready(Ok(().into())),
-            false => {
-                context.waker().wake_by_ref();
-                Poll::Pending
+        poll_fn(|context| {
+            if self.0.load(SeqCst) {
+                return Poll::Ready(Ok(().into()));
             }
+            context.waker().wake_by_ref();
+            Poll::Pending
         })
         .await
     }
@@ -976,6 +983,8 @@ impl Service for Waits {
                 return Poll::Ready(Ok(().into()));
             }
             wakers.push(context.waker().clone());
+            drop(wakers);
+            thread::yield_now(); // a waker may come now
             Poll::Pending
         })
         .await

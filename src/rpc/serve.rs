@@ -250,7 +250,7 @@ struct Session<'a, P: Protocol, F> {
     tally: Option<Tally<'a>>, // where it is counted
 }
 
-/// [`Protocol::answer`], whose futures are of this type.
+/// [`Protocol::answer`], whose futures are of this type: the trait has no name for it, and a set keeps one type.
 type Answering<'a, P, F> = fn(&'a P, <P as Protocol>::Request) -> F;
 
 impl<P: Protocol, F: Future<Output = P::Reply>> Session<'_, P, F> {

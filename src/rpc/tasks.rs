@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::{AcqRel, Release};
+use std::sync::atomic::Ordering::AcqRel;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 
@@ -46,7 +46,7 @@ struct Woken {
 /// Wakes the task of a place. A waker that an earlier one has left behind may do so too: that is one poll in vain.
 struct Alarm {
     at: usize,            // its place
-    is_woken: AtomicBool, // or free: then nobody need be
+    is_woken: AtomicBool, // or its place is free: then nobody need poll it
     woken: Arc<Woken>,
 }
 
@@ -116,15 +116,18 @@ impl<T, F: Future> Tasks<T, F> {
         };
         let (belongs, mut memory) = place.task.take()?;
         memory.set(None);
-        place.alarm.is_woken.store(true, Release);
+        let is_woken = place.alarm.is_woken.swap(true, AcqRel);
         let mut spares = lock(&self.spares);
         if spares.len() < MAX_SPARES {
             spares.push(memory);
         }
         drop(spares);
         self.free.push(at);
+        if is_woken && self.len() == 0 {
+            lock(&self.woken.places).clear(); // by those who wake themselves, and are ready
+        }
         if self.len() == 0 && self.places.len() > MAX_PLACES {
-            (self.places, self.free, self.woken) = Default::default();
+            *self = Tasks::new(self.spares.clone());
         }
         Some((belongs, output))
     }

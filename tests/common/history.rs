@@ -411,8 +411,8 @@ fn check_key(asked: &[Asked], end: usize) -> Result<(), String> {
 enum There {
     /// Nothing that is checked leaves it: its end finds nothing.
     Never,
-    /// Not beyond the end of an operation that began after it was seen, or written, and that left another one. No
-    /// value is written twice.
+    /// Not beyond the end of an operation that began after it was seen, or written, and that left another one; to the
+    /// end where there is none. No value is written twice.
     Until(Option<usize>),
 }
 

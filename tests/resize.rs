@@ -165,6 +165,22 @@ fn of_two_changes_at_the_same_moment_one_is_made() {
 }
 
 #[test]
+fn who_waits_for_a_node_that_is_gone_hears_that_another_change_was_made() {
+    let mut cluster = three_and_others("window = \"2s\"");
+    cluster.ring_file("four.toml", &SEVEN[..4], &[]);
+    cluster.ring_file("two.toml", &SEVEN[..2], &["carol"]);
+    newcomers(&mut cluster, &["dave"], "four.toml");
+    cluster.kill("bob");
+    cluster.start("bob"); // both wait until it has caught up, and the first one for dave then
+    let mut first = drive(&cluster, "four.toml");
+    first.wait_for("waiting for bob");
+    cluster.kill("dave");
+    resize(&cluster, "two.toml").exits(0);
+    assert_eq!(first.wait(), 2, "{:?}", first.log());
+    assert_eq!(ring_now(&cluster, "cluster.toml"), SEVEN[..2]);
+}
+
+#[test]
 fn from_one_node_to_seven_and_back_every_key_stays() {
     let mut cluster = Cluster::with_limits(&SEVEN, "window = \"500ms\"");
     let file = |names: usize| format!("{names}.toml");

@@ -193,8 +193,8 @@ impl<P: Fn(Progress)> Driver<'_, P> {
             None => plan.from.changing_to(to.clone()),
         };
         if plan.from.next.is_none() {
-            self.wait_until_ready(&changing).await;
-            self.propose(&changing).await?;
+            self.wait_until_ready(&changing, &plan.from).await?;
+            self.propose(&changing, &plan.from).await?;
         }
         if planted(Bug::HandOverBeforeAllKnow) {
             self.hand_over(&changing).await?;
@@ -214,7 +214,7 @@ impl<P: Fn(Progress)> Driver<'_, P> {
     }
 
     /// Waits until no node is joining: in the new ring, its word counts at once then.
-    async fn wait_until_ready(&self, changing: &State) {
+    async fn wait_until_ready(&self, changing: &State, from: &State) -> Result<(), Error> {
         let joining = |told: &Told| {
             told.joining
                 .then(|| Error::new(Kind::Joining, "it is joining"))
@@ -225,22 +225,32 @@ impl<P: Fn(Progress)> Driver<'_, P> {
                 Err(error) => Some(error),
             } {
                 (self.progress)(Progress::Waits(name.to_owned(), error));
+                self.still_begins(from, changing).await?;
                 sleep(RETRY).await;
             }
+        }
+        Ok(())
+    }
+
+    /// Fails if the ring has changed in another way: who is waited for may have left it since.
+    async fn still_begins(&self, from: &State, changing: &State) -> Result<(), Error> {
+        self.client.replicas.exchange_all().await;
+        let now = self.client.replicas.state();
+        match now.is(from) || now.is(changing) {
+            true => Ok(()),
+            false => Err(changed_meanwhile()),
         }
     }
 
     /// Tells the first node of the old ring alone: of two changes that begin at once it takes one. Nobody else
     /// must hear of the other one.
-    async fn propose(&self, changing: &State) -> Result<(), Error> {
+    async fn propose(&self, changing: &State, from: &State) -> Result<(), Error> {
         let names = changing.ring.names();
         let first = names.first().copied().unwrap_or_default();
         loop {
             let error = match self.client.replicas.propose(first, changing).await {
                 Ok(told) if told.state(self.file)?.is(changing) => return self.hear(changing),
-                Ok(told) if told.certain => {
-                    return Err(Error::new(Kind::Busy, "the ring has changed meanwhile"));
-                }
+                Ok(told) if told.certain => return Err(changed_meanwhile()),
                 Ok(_) => Error::new(Kind::Joining, "it does not know yet how the ring is"),
                 Err(error) if error.kind == Kind::WrongRing => {
                     return Err(Error::new(Kind::Busy, another(first, &error.why).why));
@@ -249,6 +259,7 @@ impl<P: Fn(Progress)> Driver<'_, P> {
                 Err(error) => error,
             };
             (self.progress)(Progress::Waits(first.to_owned(), error));
+            self.still_begins(from, changing).await?;
             sleep(RETRY).await;
         }
     }
@@ -446,6 +457,11 @@ fn strange(node: &Node, told: &Result<Told, Error>) -> Option<Error> {
 fn another(name: &str, why: &str) -> Error {
     let why = format!("{name}: {why}: another change has begun, end that first, with its file");
     Error::bad_request(why)
+}
+
+/// Another driver was quicker.
+fn changed_meanwhile() -> Error {
+    Error::new(Kind::Busy, "the ring has changed meanwhile")
 }
 
 /// Refuses where no node is certain of its ring.

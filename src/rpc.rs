@@ -36,7 +36,7 @@ pub mod tls;
 
 pub use gate::{Gate, Reached};
 pub use meter::Meter;
-pub use peer::{Call, HEDGE, Peer};
+pub use peer::{Call, HEDGE, Peer, Turn};
 pub use protocol::{Found, Protocol, REQUEST, take};
 pub use serve::{Admitted, admit, hand_out, serve, serve_counted, serve_protocol};
 

@@ -14,8 +14,8 @@ use kv54::client::Client;
 use kv54::entry::Packed;
 use kv54::error::Error;
 use kv54::replicas::Replicas;
-use kv54::rpc::codec::{decode, encode};
-use kv54::rpc::tcp;
+use kv54::rpc::codec::{decode, encode, encode_bytes};
+use kv54::rpc::{Peer, tcp};
 use msgpack_rpc::Value;
 
 #[test]
@@ -75,6 +75,43 @@ fn a_restarted_node_says_that_it_is_joining_serves_its_guests_and_catches_up() {
         (&carol["waiting_for"], &carol["progress"]),
         (&serde_json::json!([]), &100.into())
     );
+}
+
+#[test]
+fn a_node_that_has_said_that_it_is_joining_is_asked_last_for_a_while() {
+    let mut cluster = Cluster::with_limits(&FIVE, "window = \"5s\"");
+    cluster.start_all();
+    let key = cluster.key_on(&["bob", "carol", "dave"]);
+    cluster.kill("carol");
+    cluster.start("carol");
+    // Bob asks himself first, and then who comes next: carol, until she has refused.
+    let get = || {
+        block_on(async {
+            let patience = Duration::from_secs(30);
+            let bob = Peer::new(cluster.ring().node("bob").unwrap(), patience, tcp());
+            let key = encode_bytes(key.as_bytes());
+            bob.ask("get", &[&key]).await.unwrap();
+        });
+    };
+    let loads = || {
+        let carol = status(&cluster, "carol");
+        carol["answered"]["load"].as_u64().unwrap()
+    };
+    poll("bob has asked carol", || {
+        get();
+        loads() > 0
+    });
+    let (before, mut gets, mut asked) = (loads(), 0, 0);
+    for _ in 0..10 {
+        (0..20).for_each(|_| get());
+        if status(&cluster, "carol")["state"] != "joining" {
+            break;
+        }
+        (gets, asked) = (gets + 20, loads() - before);
+    }
+    // Once in a second, and where dave was slow.
+    let asked_little = gets > 0 && asked < gets * 3 / 4;
+    assert!(asked_little, "{asked} of {gets} gets have asked her");
 }
 
 #[test]

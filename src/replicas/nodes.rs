@@ -16,7 +16,7 @@ use crate::cluster::{Cluster, Node, Rings, State, Told};
 use crate::entry::Stamp;
 use crate::error::{Error, Kind};
 use crate::rpc::codec::{Encoded, encode_bytes, encode_numbers};
-use crate::rpc::{Dial, HEDGE, Peer, lock};
+use crate::rpc::{Dial, HEDGE, Peer, Turn, lock};
 use crate::sabotage::{Bug, planted};
 use crate::status::Status;
 use crate::store::Store;
@@ -401,8 +401,8 @@ impl Replicas {
         let ring = view.rings.len().checked_sub(1)?;
         let cluster = &view.rings.get(ring)?.cluster;
         let mut places: Few<usize> = cluster.replicas(cluster.owner(key)).collect();
-        let is_late =
-            |place| matches!(view.node((ring, place)), Ok((peer, _)) if peer.turn(begun) > 1);
+        let is_late = |(peer, _): &(Peer, _)| peer.turn(begun) == Turn::Late;
+        let is_late = |place| view.node((ring, place)).is_ok_and(is_late);
         places.sort_by_key(|place| is_late(*place));
         for place in places {
             if view.is_own((ring, place)) {

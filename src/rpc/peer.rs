@@ -31,6 +31,8 @@ pub const HEDGE: Duration = Duration::from_millis(10);
 const SUSPICION: Duration = Duration::from_secs(1);
 /// How long a node that had no memory for a set is asked first by the next ones.
 const FULL: Duration = Duration::from_secs(1);
+/// How long a node that was still joining is asked after those who were not.
+const JOINING: Duration = Duration::from_secs(1);
 /// How long a node that could not be dialled is not dialled again.
 const REDIAL: Duration = Duration::from_millis(50);
 /// A connection that is silent for this long, and for twice the time that its last answer took, may
@@ -68,7 +70,7 @@ struct Line {
     patience: Duration,
     longest: Duration, // that a question may stay open
     state: Mutex<State>,
-    out_of_turn: AtomicBool, // maybe, being late or full: only then is the state looked at for that
+    out_of_turn: AtomicBool, // maybe, being late, full or joining: only then is the state looked at for that
     to_write: Notify,
     to_watch: Notify,
 }
@@ -81,10 +83,24 @@ struct State {
     questions: VecDeque<Question>, // by msgid; the oldest one is open
     suspect_until: Option<Instant>,
     full_until: Option<Instant>,
+    joining_until: Option<Instant>,
     heard: Option<Instant>, // when bytes last arrived, or the dial ended; not while it is dialled
     received: usize,        // bytes since somebody asked for it
     took: Option<Duration>, // to the last answer
     down: Option<(Instant, Error)>, // not dialled before then, and why
+}
+
+/// When a node is asked, of those who are.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Turn {
+    /// A moment ago it had no memory for a set, and may refuse the next.
+    Full,
+    /// Nothing is known that speaks against it.
+    Usual,
+    /// A moment ago it was still joining.
+    Joining,
+    /// A moment ago it was late or out of reach.
+    Late,
 }
 
 /// When an open question was asked, and where its answer goes. It stays open until the answer has
@@ -178,20 +194,22 @@ impl Peer {
         Call(slot)
     }
 
-    /// The turn of this node among those who are asked, the lowest first. The last one was late or
-    /// out of reach a moment ago. The first one had no memory for a set, and may refuse the next.
-    pub fn turn(&self, now: Instant) -> u8 {
+    /// The turn of this node among those who are asked.
+    pub fn turn(&self, now: Instant) -> Turn {
         let line = lock(&self.0.newest);
         if !line.out_of_turn.load(Relaxed) {
-            return 1;
+            return Turn::Usual;
         }
         let state = lock(&line.state);
-        let [late, full] = [state.suspect_until, state.full_until].map(|until| until > Some(now));
-        line.out_of_turn.store(late || full, Relaxed);
-        match late {
-            true => 2,
-            false => u8::from(!full),
-        }
+        let until = [state.suspect_until, state.full_until, state.joining_until];
+        let turn = match until.map(|until| until > Some(now)) {
+            [true, ..] => Turn::Late,
+            [_, true, _] => Turn::Full,
+            [.., true] => Turn::Joining,
+            _ => Turn::Usual,
+        };
+        line.out_of_turn.store(turn != Turn::Usual, Relaxed);
+        turn
     }
 
     /// Whether anything has come from it since then.
@@ -413,8 +431,12 @@ impl Line {
             state.first = state.first.wrapping_add(1);
         }
         state.suspect_until = None;
-        if matches!(&answer, Err(error) if error.kind == Kind::Full) {
-            state.full_until = Some(arrived + FULL);
+        if let Err(error) = &answer {
+            match error.kind {
+                Kind::Full => state.full_until = Some(arrived + FULL),
+                Kind::Joining => state.joining_until = Some(arrived + JOINING),
+                _ => {}
+            }
             self.out_of_turn.store(true, Relaxed);
         }
         slot.answer((arrived, answer));

@@ -176,6 +176,7 @@ fn who_waits_for_a_node_that_is_gone_hears_that_another_change_was_made() {
     first.wait_for("waiting for bob");
     cluster.kill("dave");
     resize(&cluster, "two.toml").exits(0);
+    first.wait_for("nothing is changed");
     assert_eq!(first.wait(), 2, "{:?}", first.log());
     assert_eq!(ring_now(&cluster, "cluster.toml"), SEVEN[..2]);
 }

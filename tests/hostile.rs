@@ -550,9 +550,12 @@ fn a_swap_whose_guest_reads_no_answers() {
     let is_beside = |key: &String| ring.owner(key.as_bytes()) == ring.owner(jug.as_bytes());
     let cups = (0..10_000).map(|n| format!("cups{n}")).filter(is_beside);
     other.does("set", [jug.as_str().into(), bin(&vec![7; MIB])]);
-    // On another thread it begins too late to hold this one up.
+    // On another thread it begins too late to hold this one up: who stays makes the next one come to the other.
+    let mut stay = vec![];
     let was_held_up = cups.take(20).any(|cups| {
+        stay.push(stranger(&cluster));
         let mut idle = Wire::to(&cluster, "alice");
+        idle.does("get", ["tea".into()]); // it is being served
         let gets = (0..25).flat_map(|id| request(id, "get", [jug.as_str().into()]));
         let incr = request(25, "incr", [cups.as_str().into()]);
         // What is promised comes behind the gets, which nobody reads: the swap has begun, and does not go on.
@@ -655,13 +658,11 @@ impl Healthy {
             let mut latencies = Vec::new();
             for n in 1_u64 << 40.. {
                 // one width, so that a full node takes each of them
-                let (start, before) = (Instant::now(), hiccups.sum());
+                let (before, start) = (hiccups.sum(), Instant::now());
                 wire.does("set", [key.clone(), n.into()]);
                 let set = start.elapsed();
                 assert_eq!(wire.does("get", [key.clone()]), n.into());
                 let get = start.elapsed().saturating_sub(set);
-                // A moment of rest, in which a hiccup is noted that has just ended.
-                thread::sleep(Duration::from_millis(2));
                 let hiccup = hiccups.sum().saturating_sub(before);
                 latencies.extend([set, get].map(|took| took.saturating_sub(hiccup)));
                 if leave.load(Relaxed) {
@@ -781,7 +782,7 @@ fn lies_of_every_kind() {
         ("the zero stamp", value(entry(0, 0, "green"))),
         ("60,000 items", value(items(60_000))),
         ("a value of 65,000 items", value(entry(1, 1, items(65_000)))),
-        ("a value of 3 MiB", value(entry(1, 1, bin(&vec![7; 3 * MIB])))),
+        ("a value of 3 MiB", value(entry(1, 1, "x".repeat(3 * MIB)))),
         ("an error that is no text", error(items(60_000))),
         ("an error of many lines", error("full: a\nb\r\n\x1b[31mc".into())),
         ("an error of 4 MiB", error("x".repeat(4 * MIB - 100).into())),
@@ -821,6 +822,14 @@ fn is_not_hurt_by(what: &str, lie: &Lie) {
     let three = ["alice", "bob", "carol"];
     let cluster = Cluster::of(&three);
     let _liars = Liars::at(&cluster, &three, lie);
+    // One that is late by itself is late each time; a busy machine is not.
+    let is_in_time = |_| all_commands_take(what, &cluster) < Duration::from_secs(3);
+    assert!((0..3).any(is_in_time), "{what}: not in time");
+    is_no_harm_to_a_gateway(what, &cluster);
+}
+
+/// How long it takes until all of them have ended that are run at once.
+fn all_commands_take(what: &str, cluster: &Cluster) -> Duration {
     let commands = [
         "get tea",
         "set tea green",
@@ -831,7 +840,7 @@ fn is_not_hurt_by(what: &str, lie: &Lie) {
         "set tea green --via alice",
     ];
     thread::scope(|scope| {
-        let (start, hiccups) = (Instant::now(), Hiccups::watch());
+        let start = Instant::now();
         let commands = commands.map(|line| {
             let mut command = cluster.command();
             command.args(line.split(' ')).args(["--timeout", "2s"]);
@@ -865,13 +874,9 @@ fn is_not_hurt_by(what: &str, lie: &Lie) {
                 "{what}: {line}: {shown}"
             );
         }
-        assert!(
-            took < Duration::from_secs(3) + hiccups.sum(),
-            "{what}: {took:?}"
-        );
         assert!(most < 96, "{what}: {most} MiB");
-    });
-    is_no_harm_to_a_gateway(what, &cluster);
+        took
+    })
 }
 
 /// What it says of them is one line, without a word for a terminal.

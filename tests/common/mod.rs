@@ -61,7 +61,14 @@ struct Log {
 
 /// How long this machine has kept a thread from running that asked for a millisecond of sleep,
 /// all such times together, and the longest of them.
-pub struct Hiccups(Arc<Mutex<[Duration; 2]>>, Arc<AtomicBool>);
+pub struct Hiccups(Arc<Mutex<Late>>, Arc<AtomicBool>);
+
+#[derive(Clone, Copy, Default)]
+struct Late {
+    sum: Duration,
+    longest: Duration,
+    sleeps: u64,
+}
 
 /// What a command printed, and its exit code.
 #[derive(Debug)]
@@ -405,10 +412,11 @@ impl Hiccups {
                 let start = Instant::now();
                 std::thread::sleep(asked);
                 let late = start.elapsed().saturating_sub(asked);
+                let mut seen = seen.lock().unwrap();
+                seen.sleeps += 1;
                 if late > usual {
-                    let [sum, longest] = &mut *seen.lock().unwrap();
-                    *sum += late;
-                    *longest = late.max(*longest);
+                    seen.sum += late;
+                    seen.longest = late.max(seen.longest);
                 }
             }
         });
@@ -416,11 +424,23 @@ impl Hiccups {
     }
 
     pub fn sum(&self) -> Duration {
-        self.0.lock().unwrap()[0]
+        self.until_now().sum
     }
 
     pub fn longest(&self) -> Duration {
-        self.0.lock().unwrap()[1]
+        self.until_now().longest
+    }
+
+    /// Where the machine has stood still, others may run before the thread that notices.
+    fn until_now(&self) -> Late {
+        let look = || *self.0.lock().unwrap();
+        let begun = look();
+        loop {
+            match look() {
+                late if late.sleeps > begun.sleeps => return late,
+                _ => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! An agent writes a new version beside the file that is there, renames it, runs the command that it was started with,
 //! and reports. What comes from the ring is written into that one file or printed: none of it is run or names a file.
 
-use kv54::beyond::programs::{Failed, again, client, host, text, words};
+use kv54::beyond::programs::{Failed, again, client, host, say, text, words};
 use kv54::{client::Client, entry::Packed, error::plain};
 use std::{fs, path::Path, process::Command, time::Duration};
 
@@ -46,7 +46,7 @@ async fn main() -> Result<(), Failed> {
     match &words.iter().map(|word| &**word).collect::<Vec<_>>()[..] {
         ["put", file] => {
             let version = client.set_large(b"deploy", &fs::read(file)?).await?;
-            println!("version {version}");
+            say(format!("version {version}\n"))?;
         }
         ["agent", folder, program, args @ ..] => loop {
             let updated = update(&client, folder.as_ref(), Command::new(program).args(args)).await;
@@ -55,7 +55,7 @@ async fn main() -> Result<(), Failed> {
         },
         ["status"] => {
             let told = text(&client.get(b"deploy:hosts").await?);
-            told.lines().for_each(|told| println!("{}", plain(told)));
+            told.lines().try_for_each(|told| say(plain(told) + "\n"))?;
         }
         _ => return Err("deploy put FILE, deploy agent DIRECTORY COMMAND, deploy status".into()),
     }

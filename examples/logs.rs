@@ -5,10 +5,10 @@
 //! a batch, whose pusher has died, is left out. The numbers go round, since a key whose value has expired stays.
 
 use futures::{StreamExt as _, future::try_join_all, stream};
-use kv54::beyond::programs::{Failed, again, client, host, words};
+use kv54::beyond::programs::{Failed, again, client, host, say, words};
 use kv54::{client::Client, commands::shown, entry::Packed, error::Error};
 use msgpack_rpc::Value;
-use std::io::{BufRead, BufReader, Read as _, Write as _, stdin, stdout};
+use std::io::{BufRead, BufReader, Read as _, stdin};
 use std::{mem::take, time::Duration};
 
 /// So many batches are kept. A batch, or a long line, is cut at so many bytes.
@@ -44,7 +44,7 @@ async fn show(client: &Client, host: Option<&str>) -> Result<(), Failed> {
             if batch[0] == number.into() && host.is_none_or(|host| host == from) {
                 let head = host.map_or(format!("{from}: "), |_| String::new());
                 for line in BufRead::split(lines, b'\n') {
-                    stdout().write_all(&shown([head.as_bytes(), &line?, b"\n"].concat()))?;
+                    say(shown([head.as_bytes(), &line?, b"\n"].concat()))?;
                 }
             }
         }

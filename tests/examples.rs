@@ -265,6 +265,21 @@ fn who_reads_logs_may_stop_for_a_while() {
     assert!(shown == lines, "{} of {} bytes", shown.len(), lines.len());
 }
 
+/// As `logs show | head -1` has.
+#[test]
+fn a_reader_may_have_seen_enough() {
+    let ring = Cluster::running(&["alice", "bob", "carol"]);
+    push(&ring, "1h", &b"steep for two minutes\n".repeat(10_000));
+    ring.kv54(["set", "deploy:hosts", "web1 1 ok"]).exits(0);
+    for (program, words) in [("logs", &["show"][..]), ("deploy", &["status"])] {
+        let mut program = example_in(&ring.dir, program, words);
+        let mut shows = program.stderr(Stdio::piped()).spawn().unwrap();
+        drop(shows.stdout.take());
+        let ended = shows.wait_with_output().unwrap();
+        assert_eq!((ended.status.code(), &*ended.stderr), (Some(0), &b""[..]));
+    }
+}
+
 #[test]
 fn the_numbers_of_batches_go_round() {
     let ring = Cluster::running(&["alice", "bob", "carol"]);

@@ -550,7 +550,7 @@ fn a_swap_whose_guest_reads_no_answers() {
     let is_beside = |key: &String| ring.owner(key.as_bytes()) == ring.owner(jug.as_bytes());
     let cups = (0..10_000).map(|n| format!("cups{n}")).filter(is_beside);
     other.does("set", [jug.as_str().into(), bin(&vec![7; MIB])]);
-    // On another thread it begins too late to hold this one up: who stays makes the next one come to the other.
+    // On another thread it begins too late to hold this one up: each that stays brings the next one to the other.
     let mut stay = vec![];
     let was_held_up = cups.take(20).any(|cups| {
         stay.push(stranger(&cluster));
@@ -783,6 +783,7 @@ fn lies_of_every_kind() {
         ("60,000 items", value(items(60_000))),
         ("a value of 65,000 items", value(entry(1, 1, items(65_000)))),
         ("a value of 3 MiB", value(entry(1, 1, "x".repeat(3 * MIB)))),
+        ("a value of controls", value(entry(1, 1, bin(&vec![7; MIB])))),
         ("an error that is no text", error(items(60_000))),
         ("an error of many lines", error("full: a\nb\r\n\x1b[31mc".into())),
         ("an error of 4 MiB", error("x".repeat(4 * MIB - 100).into())),
@@ -817,18 +818,22 @@ fn lies_of_every_kind() {
     }
 }
 
-/// Every command ends in time, and says what is wrong in one line; it takes little memory and does not panic.
+/// Every command ends in time and as it should, and a gateway goes on.
 fn is_not_hurt_by(what: &str, lie: &Lie) {
     let three = ["alice", "bob", "carol"];
     let cluster = Cluster::of(&three);
     let _liars = Liars::at(&cluster, &three, lie);
-    // One that is late by itself is late each time; a busy machine is not.
-    let is_in_time = |_| all_commands_take(what, &cluster) < Duration::from_secs(3);
-    assert!((0..3).any(is_in_time), "{what}: not in time");
+    // Where the machine had no time for them, they are run again: who is late by itself is late each time.
+    let (mut took, enough) = (Vec::new(), Duration::from_secs(3));
+    while took.last().is_none_or(|took| *took >= enough) {
+        assert!(took.len() < 3, "{what}: {took:?}");
+        took.push(all_commands_take(what, &cluster));
+    }
     is_no_harm_to_a_gateway(what, &cluster);
 }
 
-/// How long it takes until all of them have ended that are run at once.
+/// How long commands take that are run at once, but for the machine's hiccups. Each says what is wrong in one line,
+/// takes little memory, and does not panic.
 fn all_commands_take(what: &str, cluster: &Cluster) -> Duration {
     let commands = [
         "get tea",
@@ -840,7 +845,7 @@ fn all_commands_take(what: &str, cluster: &Cluster) -> Duration {
         "set tea green --via alice",
     ];
     thread::scope(|scope| {
-        let start = Instant::now();
+        let (start, hiccups) = (Instant::now(), Hiccups::watch());
         let commands = commands.map(|line| {
             let mut command = cluster.command();
             command.args(line.split(' ')).args(["--timeout", "2s"]);
@@ -875,7 +880,7 @@ fn all_commands_take(what: &str, cluster: &Cluster) -> Duration {
             );
         }
         assert!(most < 96, "{what}: {most} MiB");
-        took
+        took.saturating_sub(hiccups.sum())
     })
 }
 

@@ -166,7 +166,7 @@ fn of_two_changes_at_the_same_moment_one_is_made() {
 
 #[test]
 fn who_waits_for_a_node_that_is_gone_hears_that_another_change_was_made() {
-    let mut cluster = three_and_others("window = \"2s\"");
+    let mut cluster = three_and_others("window = \"5s\"");
     cluster.ring_file("four.toml", &SEVEN[..4], &[]);
     cluster.ring_file("two.toml", &SEVEN[..2], &["carol"]);
     newcomers(&mut cluster, &["dave"], "four.toml");
@@ -176,6 +176,7 @@ fn who_waits_for_a_node_that_is_gone_hears_that_another_change_was_made() {
     first.wait_for("waiting for bob");
     cluster.kill("dave");
     resize(&cluster, "two.toml").exits(0);
+    first.wait_for("the ring has changed meanwhile");
     first.wait_for("nothing is changed");
     assert_eq!(first.wait(), 2, "{:?}", first.log());
     assert_eq!(ring_now(&cluster, "cluster.toml"), SEVEN[..2]);

@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use std::{env, fmt};
+use std::{env, fmt, process};
 
 use msgpack_rpc::Value;
 use tokio::time::sleep;
@@ -46,6 +46,14 @@ pub fn words() -> Vec<String> {
     words
         .map(|word| word.to_string_lossy().into_owned())
         .collect()
+}
+
+/// Writes to standard output, and ends the program where nobody reads on, as behind `head`.
+pub fn say(what: impl AsRef<[u8]>) -> io::Result<()> {
+    match io::stdout().write_all(what.as_ref()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => process::exit(0),
+        said => said,
+    }
 }
 
 /// A value that is text; an absent one, or another one, is none.

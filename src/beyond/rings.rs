@@ -243,7 +243,7 @@ impl<P: Fn(Progress)> Driver<'_, P> {
     }
 
     /// Tells the first node of the old ring alone: of two changes that begin at once it takes one. Nobody else
-    /// must hear of the other one.
+    /// must hear of a change that it has not taken.
     async fn propose(&self, changing: &State, from: &State) -> Result<(), Error> {
         let names = changing.ring.names();
         let first = names.first().copied().unwrap_or_default();
@@ -260,6 +260,9 @@ impl<P: Fn(Progress)> Driver<'_, P> {
             };
             (self.progress)(Progress::Waits(first.to_owned(), error));
             self.still_begins(from, changing).await?;
+            if self.client.replicas.state().is(changing) {
+                return Ok(()); // it has taken it, and its answer came too late
+            }
             sleep(RETRY).await;
         }
     }

@@ -36,6 +36,11 @@ impl Resize {
         let file = options.cluster()?;
         let client = options.client_of(file.clone())?;
         let (bar, said) = (bar(BAR, Some(0)), RefCell::new(HashSet::new()));
+        let say = |line: String| {
+            if said.borrow_mut().insert(line.clone()) {
+                bar.suspend(|| remark(line));
+            }
+        };
         let driver = Driver {
             client: &client,
             file: &file,
@@ -43,34 +48,29 @@ impl Resize {
             rest: 1,
             progress: |progress| match progress {
                 Progress::Keys(keys) => bar.set_position(keys as u64),
-                Progress::Waits(name, error) => {
-                    let line = format!("waiting for {name}: {}", error.why);
-                    if said.borrow_mut().insert(line.clone()) {
-                        bar.suspend(|| remark(line));
-                    }
-                }
+                Progress::Waits(name, error) => say(format!("waiting for {name}: {}", error.why)),
             },
         };
         let mut told = String::new();
-        loop {
-            let refused = |error: Error| Failure::usage(error.why).with("nothing is changed");
+        let plan = loop {
             let plan = driver.plan().await.map_err(refused)?;
             let words = in_words(&plan);
             if !options.json && words != told {
                 print(&words)?;
             }
             told = words;
-            if !self.dry_run {
-                bar.set_length(plan.keys as u64);
-                match driver.carry_out(&plan).await {
-                    // A round came first, or another resize.
-                    Err(error) if error.kind == Kind::Busy => continue,
-                    ended => ended.map_err(failed)?,
-                }
-                bar.finish_and_clear();
+            if self.dry_run {
+                break plan;
             }
-            return self.report(options, &plan);
-        }
+            bar.set_length(plan.keys as u64);
+            match driver.carry_out(&plan).await {
+                // A round came first, or another resize.
+                Err(error) if error.kind == Kind::Busy => say(error.why),
+                ended => break ended.map(|()| plan).map_err(failed)?,
+            }
+        };
+        bar.finish_and_clear();
+        self.report(options, &plan)
     }
 
     /// Says what was done.
@@ -93,6 +93,11 @@ impl Resize {
 }
 
 const BAR: &str = "{wide_bar} {percent} %  {per_sec}, {eta} left";
+
+/// What is to be changed first.
+fn refused(error: Error) -> Failure {
+    Failure::usage(error.why).with("nothing is changed")
+}
 
 /// A change that stops in the middle: how the nodes are need not be said again.
 fn failed(error: Error) -> Failure {

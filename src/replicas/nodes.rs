@@ -401,8 +401,8 @@ impl Replicas {
         let ring = view.rings.len().checked_sub(1)?;
         let cluster = &view.rings.get(ring)?.cluster;
         let mut places: Few<usize> = cluster.replicas(cluster.owner(key)).collect();
-        let is_late = |(peer, _): &(Peer, _)| peer.turn(begun) == Turn::Late;
-        let is_late = |place| view.node((ring, place)).is_ok_and(is_late);
+        let late = |(peer, _): &(Peer, _)| peer.turn(begun) == Turn::Late;
+        let is_late = |place| view.node((ring, place)).is_ok_and(late);
         places.sort_by_key(|place| is_late(*place));
         for place in places {
             if view.is_own((ring, place)) {

@@ -31,7 +31,7 @@ pub const HEDGE: Duration = Duration::from_millis(10);
 const SUSPICION: Duration = Duration::from_secs(1);
 /// How long a node that had no memory for a set is asked first by the next ones.
 const FULL: Duration = Duration::from_secs(1);
-/// How long a node that was still joining is asked after those who were not.
+/// How long a node that was still joining is asked last, but for those that are late.
 const JOINING: Duration = Duration::from_secs(1);
 /// How long a node that could not be dialled is not dialled again.
 const REDIAL: Duration = Duration::from_millis(50);
@@ -90,7 +90,7 @@ struct State {
     down: Option<(Instant, Error)>, // not dialled before then, and why
 }
 
-/// When a node is asked, of those who are.
+/// A node's turn among those that are asked: the lowest comes first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Turn {
     /// A moment ago it had no memory for a set, and may refuse the next.

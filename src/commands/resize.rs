@@ -94,7 +94,7 @@ impl Resize {
 
 const BAR: &str = "{wide_bar} {percent} %  {per_sec}, {eta} left";
 
-/// What is to be changed first.
+/// A change that cannot begin.
 fn refused(error: Error) -> Failure {
     Failure::usage(error.why).with("nothing is changed")
 }

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
-cargo build --locked --features tls
+cargo test --locked --features tls --test tls --no-run # which builds kv54, too
 venv=$target/foreign-tls
 [ -x "$venv/bin/pip" ] || python3 -m venv "$venv"
 "$venv/bin/pip" install --quiet --disable-pip-version-check aio-msgpack-rpc==0.2.0

@@ -21,6 +21,8 @@ use msgpack_rpc::Value;
 
 const THREE: [&str; 3] = ["alice", "bob", "carol"];
 const LITTLE: &str = "memory = \"1MiB\"";
+/// What so little a memory forgets at once, in bytes: what is left is less, or was carried on by a round.
+const WORTH_IT: u64 = 64 << 10;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `KV54_SESSIONS=1000000` is many times what the memory of the nodes could hold as tombstones.
@@ -64,10 +66,13 @@ fn sessions_come_and_go_for_ever_and_a_node_is_killed_among_them() {
         );
     }
     assert_eq!(wire.does("get", ["session:0:7".into()]), NIL);
+    let left = |node: &serde_json::Value| {
+        let (garbage, carried) = (node["garbage"].as_u64()?, node["carried"].as_u64()?);
+        Some(garbage.saturating_sub(carried))
+    };
     until(|| {
-        nodes(&cluster)
-            .iter()
-            .all(|node| field(node, "garbage") < 64 << 10)
+        let all = nodes(&cluster).iter().map(left).sum::<Option<u64>>();
+        all.is_some_and(|bytes| bytes < 3 * WORTH_IT)
     });
     cluster.wait_until_equal();
     let said = cluster.kv54(["status"]).exits(0);
@@ -159,8 +164,9 @@ fn guests_that_hold_all_connections_do_not_hold_forgetting_up() {
         only.does("set", [key.as_str().into(), "a guest".into()]);
         only.does("delete", [key.as_str().into()]);
     }
+    // A round may have come in between: then so little may be left that no other one is worth it.
     let start = Instant::now();
-    while only.status("tombstones") > 0 {
+    while only.status("garbage") >= WORTH_IT + only.status("carried") {
         assert!(start.elapsed() < PATIENCE, "nothing is forgotten");
         thread::sleep(Duration::from_millis(100));
     }

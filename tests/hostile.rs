@@ -230,11 +230,11 @@ fn a_value_from_a_slow_link() {
         ..SMALL
     };
     attack(shared, |cluster| {
-        let value = bin(&vec![7; 25 << 10]);
+        let value = bin(&vec![7; 50 << 10]);
         let set = request(7, "set", ["tea".into(), value.clone()]);
         let mut wire = Wire::to(cluster, "alice");
         let (start, pause) = (Instant::now(), Duration::from_millis(100));
-        assert_eq!(drips(&mut wire, &set, 200, pause), Ok(NIL));
+        assert_eq!(drips(&mut wire, &set, 400, pause), Ok(NIL));
         assert!(start.elapsed() > Duration::from_secs(12));
         assert_eq!(wire.does("get", ["tea".into()]), value);
     });

@@ -238,7 +238,9 @@ fn a_set_that_comes_before_anybody_is_ready_waits_and_succeeds() {
     for name in FIVE {
         all.wait_for(&format!("{name}: listening on"));
     }
-    cluster.kv54(["set", "tea", "green"]).exits(0);
+    cluster
+        .kv54(["set", "tea", "green", "--timeout", "30s"])
+        .exits(0);
     assert_eq!(cluster.kv54(["get", "tea"]).exits(0).text(), "green\n");
     for name in FIVE {
         all.wait_for(&format!("{name}: ready with"));
@@ -379,13 +381,15 @@ fn a_ring_of_one_is_ready_after_two_windows() {
     });
     let refused = load(&cluster, "solo", "tea").unwrap_err();
     assert_eq!(refused.to_string(), "joining: waiting for solo");
-    cluster.kv54(["set", "tea", "green"]).exits(0);
+    cluster
+        .kv54(["set", "tea", "green", "--timeout", "30s"])
+        .exits(0);
     assert!(status(&cluster, "solo")["uptime_s"].as_u64().unwrap() >= 4);
     assert_eq!(cluster.kv54(["get", "tea"]).exits(0).text(), "green\n");
     cluster.node("solo").wait_for("ready with");
     cluster.kill("solo"); // nobody else has it
     cluster.start("solo");
-    cluster.kv54(["get", "tea"]).exits(1);
+    cluster.kv54(["get", "tea", "--timeout", "30s"]).exits(1);
 }
 
 #[test]

@@ -218,7 +218,7 @@ fn several_keys_are_deleted_at_once() {
     );
     cluster.kill("bob");
     cluster.kill("carol");
-    let delete = ["delete", &lost, &kept, "--timeout", "300ms"];
+    let delete = ["delete", &lost, &kept, "--timeout", "3s"];
     let said = cluster.kv54(delete).exits(3);
     said.says(&[
         "delete failed: unavailable:",

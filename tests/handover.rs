@@ -172,7 +172,7 @@ fn an_export_without_a_majority_says_that_it_is_not_complete() {
     cluster.kill("bob");
     cluster.kill("carol");
     let (bob, carol) = (cluster.address("bob"), cluster.address("carol"));
-    let export = ["export", "--timeout", "300ms"];
+    let export = ["export", "--timeout", "3s"];
     cluster.kv54(export).exits(3).says(&[
         "not complete",
         "1 of the 3 replicas of alice's keys",
@@ -191,7 +191,9 @@ fn an_export_without_a_majority_says_that_it_is_not_complete() {
     assert!(all.text().contains(&tea), "{all:?}");
     cluster.kill("bob");
     cluster.kill("carol");
-    let said = cluster.kv54(export).exits(3);
+    // The last attempt may have a few milliseconds, too little for a machine that does other things.
+    let mut said = (0..5).map(|_| cluster.kv54(export).exits(3));
+    let said = said.find(|said| said.err.contains("1 of 3")).unwrap();
     said.says(&[
         "not complete",
         &tea,
@@ -374,7 +376,7 @@ fn an_import_without_a_majority_names_the_first_line_not_written() {
     let mut others = (0..).map(|n| format!("other{n}"));
     let other = others.find(|key| cluster.replicas(key) == cluster.replicas(&cut));
     let lines = [&sound, &cut, &other.unwrap(), &sound].map(|key| line(key, &"green".into()));
-    let args = ["import", "--timeout", "300ms"];
+    let args = ["import", "--timeout", "3s"];
     let said = cluster.kv54_with(args, lines.concat().as_bytes()).exits(3);
     said.says(&["line 2: ", &cut, "2 needed", "--from 2"]);
     assert_eq!(cluster.kv54(["get", &sound]).exits(0).text(), "green\n");

@@ -224,11 +224,11 @@ fn pages_are_small_at_first_and_grow_while_they_come_quickly() {
 
 #[test]
 fn a_peer_is_given_up_when_no_byte_came_for_a_window_and_not_while_bytes_come() {
-    let patience = Duration::from_millis(300);
+    let patience = Duration::from_secs(1);
     let (node, _) = pretend(|mut stream, _| {
         let question = hear(&mut stream);
         for byte in answer(&question).chunks(1) {
-            thread::sleep(Duration::from_millis(100)); // nine bytes, more than a window in all
+            thread::sleep(Duration::from_millis(200)); // nine bytes, more than a window in all
             stream.write_all(byte).unwrap();
         }
         hear(&mut stream); // and no word more
@@ -342,7 +342,7 @@ fn a_node_that_moves_while_its_old_address_is_dialled_afresh_stays_at_the_new_on
         })
     });
     block_on(async {
-        let asked = Peer::new(&old, Duration::from_millis(700), dial);
+        let asked = Peer::new(&old, Duration::from_secs(3), dial);
         *moving.lock().unwrap() = Some(asked.clone());
         asked.call("status", &[]).await.1.unwrap();
         asked.call("status", &[]).await.1.unwrap_err();
